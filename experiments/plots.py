@@ -1,0 +1,428 @@
+"""Pictures of a pose training: curves, mined joints, per-joint accuracy, skeletons on photographs.
+
+Images are u8 `[H, W, 3]` RGB, keypoints `[K, 2]` are `(x, y)` pixels of that image, the centre of its first
+pixel at 0. Every plot is a function of plain numbers and returns a `matplotlib.figure.Figure`; `png(figure)`
+gives its bytes. Nothing here touches pyplot, so no window, backend or figure outlives a call. Colours follow
+Okabe and Ito (2008), which stay apart for colour-blind readers: left orange, right blue, middle yellow.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from hardmine_jax.pose import Skeleton
+
+BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
+INK, FAINT = "#1f2933", "#9aa5b1"
+LEFT, RIGHT, MIDDLE = (230, 120, 0), (0, 130, 215), (240, 228, 66)
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 12,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 13,
+    "figure.facecolor": "white",
+    "font.size": 12,
+    "grid.color": "#e4e7eb",
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "text.color": INK,
+    # A joint or a file called "$x" is a name, not a formula.
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "xtick.labelsize": 11,
+    "ytick.color": INK,
+    "ytick.labelsize": 11,
+}
+_MAX_COLUMNS = 60
+
+
+class Example(NamedTuple):
+    """One validation crop with what was predicted and what is true, all in pixels of `image`."""
+
+    image: np.ndarray  # u8 [H, W, 3] RGB
+    predicted: np.ndarray  # [K, 2]
+    target: np.ndarray  # [K, 2]
+    visibility: np.ndarray  # [K] 0 unlabelled, 1 occluded, 2 visible
+    correct: np.ndarray  # [K] bool, False where not labelled
+    name: str
+
+
+def png(figure: Figure, *, dpi: int = 130) -> bytes:
+    """The figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one metric; of a step there twice (a resumed run) the later counts.
+
+    >>> series([{"step": 1, "loss": 4.0}, {"step": 2, "pck": 0.1}, {"step": 1, "loss": 3.0}], "loss")
+    (array([1]), array([3.]))
+    """
+    found = {int(line["step"]): float(line[key]) for line in lines if line.get(key) is not None}
+    steps = np.array(sorted(step for step, value in found.items() if np.isfinite(value)), dtype=int)
+    return steps, np.array([found[step] for step in steps], dtype=float)
+
+
+def report_pictures(
+    lines: Sequence[dict], result: dict, skeleton: Skeleton, hardest: Sequence[Example]
+) -> list[tuple[str, bytes]]:
+    """What `report.write_report` shows, as (caption, PNG); what a run does not have is left out.
+
+    Args:
+      lines: the lines of `metrics.jsonl`.
+      result: what `result.json` holds.
+      skeleton: of the K joints.
+      hardest: the validation examples with the fewest joints right, hardest first; may be empty.
+    """
+    curves = learning_curves(lines, baseline=result.get("mean_pose_pck"))
+    pictures = [("Learning curves", png(curves))]
+    if any(line.get("mined") is not None for line in lines):
+        mined = png(mined_over_training(lines, skeleton.names))
+        pictures.append(("Which joints were mined, and how often, as training went on", mined))
+    pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
+    if hardest:
+        caption = (
+            "The hardest validation images: each true skeleton, and beside it the predicted one. "
+            "Left limbs are orange, right limbs blue, occluded joints hollow; "
+            "a red line leads from a wrong joint to its true place"
+        )
+        pictures.append((caption, png(hardest_images(hardest, skeleton))))
+    return pictures
+
+
+def learning_curves(
+    lines: Sequence[dict],
+    *,
+    baseline: float | None = None,
+    loss_key: str = "loss",
+    rate_key: str = "learning_rate",
+    pck_key: str = "validation/pck",
+) -> Figure:
+    """Training loss, learning rate and validation PCK over steps.
+
+    Args:
+      lines: what `training.read_metrics` gives, each with `step` and whichever of the keys it knows.
+      baseline: PCK of predicting the mean pose, drawn as a dashed line.
+      loss_key, rate_key, pck_key: names of the metrics in `lines`.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(12, 3.9), layout="constrained")
+        loss_axes, rate_axes, pck_axes = figure.subplots(1, 3)
+        _loss_panel(loss_axes, *series(lines, loss_key))
+        steps, rates = series(lines, rate_key)
+        _line(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
+        rate_axes.yaxis.set_major_formatter("{x:g}")
+        steps, values = series(lines, pck_key)
+        _line(
+            pck_axes,
+            steps,
+            values,
+            colour=ORANGE,
+            title="Validation accuracy",
+            label="PCK@0.1 (share of joints)",
+            marker="o",
+        )
+        pck_axes.set_ylim(0, 1)
+        if baseline is not None:
+            pck_axes.axhline(baseline, color=INK, linestyle="--", linewidth=1.3)
+            pck_axes.text(
+                0.98,
+                baseline + 0.02,
+                f"mean pose {baseline:.3f}",
+                ha="right",
+                transform=pck_axes.get_yaxis_transform(),
+            )
+        return figure
+
+
+def mined_over_training(lines: Sequence[dict], names: Sequence[str], *, key: str = "mined") -> Figure:
+    """Heat map, joints by training progress: share of the images in which a joint was among the kept ones.
+
+    Args:
+      lines: the lines of `metrics.jsonl`; those with `key` carry K shares in 0..1.
+      names: the K joint names.
+
+    Raises:
+      ValueError: no line carries `key`, or a line has another number of joints.
+    """
+    steps, shares = _mined(lines, names, key)
+    groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
+    table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
+    edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(12, 1.6 + 0.3 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        mesh = axes.pcolormesh(
+            edges, np.arange(len(names) + 1), 100 * table, cmap="cividis", vmin=0, vmax=100
+        )
+        axes.invert_yaxis()
+        axes.set_yticks(np.arange(len(names)) + 0.5, [_words(name) for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("training step")
+        figure.colorbar(mesh, ax=axes, label="images in which the joint was kept (%)", pad=0.01)
+        return figure
+
+
+def per_joint_bars(per_joint: dict[str, dict]) -> Figure:
+    """PCK of every joint, over all, over visible and over occluded examples; a None is left out.
+
+    Args:
+      per_joint: `{joint: {"pck", "pck_visible", "pck_occluded", ...}}`, shares in 0..1 or None.
+    """
+    kinds = [
+        ("pck", "all labelled", INK),
+        ("pck_visible", "visible", BLUE),
+        ("pck_occluded", "occluded", ORANGE),
+    ]
+    kinds = [kind for kind in kinds if any(row.get(kind[0]) is not None for row in per_joint.values())]
+    height = 0.8 / max(len(kinds), 1)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(12, 1.5 + (0.16 + 0.13 * len(kinds)) * len(per_joint)), layout="constrained")
+        axes = figure.subplots()
+        for shift, (key, label, colour) in enumerate(kinds):
+            rows = [
+                (index, row[key]) for index, row in enumerate(per_joint.values()) if row.get(key) is not None
+            ]
+            places = [index + (shift - (len(kinds) - 1) / 2) * height for index, _ in rows]
+            bars = axes.barh(
+                places, [value for _, value in rows], height=0.9 * height, color=colour, label=label
+            )
+            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        axes.set_yticks(range(len(per_joint)), [_words(name) for name in per_joint])
+        axes.set(
+            xlim=(0, 1.04),
+            ylim=(len(per_joint) - 0.4, -0.6),
+            xlabel="PCK@0.1 (share of joints within a tenth of the subject)",
+        )
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper right", ncols=3)
+        return figure
+
+
+def draw_skeleton(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    where: np.ndarray,
+    skeleton: Skeleton,
+    *,
+    occluded: np.ndarray | None = None,
+    thickness: int | None = None,
+) -> np.ndarray:
+    """A copy of the image with the skeleton on it: left orange, right blue, middle yellow, occluded hollow.
+
+    Args:
+      image: u8 `[H, W, 3]` RGB.
+      keypoints: `[K, 2]` pixels of the image.
+      where: `[K]` bool, True = draw this joint; a limb is drawn when both its ends are.
+      skeleton: names, flip pairs and edges of the K joints.
+      occluded: `[K]` bool, drawn as rings.
+      thickness: of a limb in pixels; None suits a subject that fills the image.
+
+    Returns:
+      u8 `[H, W, 3]` RGB. Joints that are not finite are left out.
+
+    Raises:
+      ValueError: the number of keypoints is not the skeleton's.
+    """
+    keypoints = np.asarray(keypoints, dtype=float)
+    if keypoints.shape != (skeleton.num_keypoints, 2):
+        raise ValueError(
+            f"keypoints of shape {keypoints.shape}: this skeleton needs ({skeleton.num_keypoints}, 2)"
+        )
+    canvas = np.ascontiguousarray(image).copy()
+    where = np.asarray(where, dtype=bool) & np.isfinite(keypoints).all(axis=-1)
+    occluded = np.zeros_like(where) if occluded is None else np.asarray(occluded, dtype=bool)
+    colours = joint_colours(skeleton)
+    if thickness is None:
+        thickness = max(1, round(max(image.shape[:2]) / 110))
+    for start, end in skeleton.edges:
+        if where[start] and where[end]:
+            _limb(
+                canvas,
+                keypoints[start],
+                keypoints[end],
+                _limb_colour(colours[start], colours[end]),
+                thickness,
+            )
+    for index in np.flatnonzero(where):
+        _joint(canvas, keypoints[index], colours[index], thickness, hollow=bool(occluded[index]))
+    return canvas
+
+
+def joint_colours(skeleton: Skeleton) -> list[tuple[int, int, int]]:
+    """RGB of each joint. Names tell the side; a pair whose names do not say it counts as (left, right)."""
+    colours = [MIDDLE] * skeleton.num_keypoints
+    for first, second in skeleton.flip_pairs:
+        names = skeleton.names[first].lower(), skeleton.names[second].lower()
+        swapped = (
+            "right" in names[0]
+            or "left" in names[1]
+            or (names[0][:2] in ("r_", "r-") and names[1][:2] in ("l_", "l-"))
+        )
+        colours[first], colours[second] = (RIGHT, LEFT) if swapped else (LEFT, RIGHT)
+    return colours
+
+
+def hardest_images(
+    examples: Sequence[Example], skeleton: Skeleton, *, pairs_in_row: int = 2, tile: int = 400
+) -> Figure:
+    """Pairs of pictures: the true skeleton, and beside it the predicted one.
+
+    From a wrong joint a thin red line leads to where it belongs. Crops are enlarged before they are
+    drawn on, so that lines stay crisp on small ones.
+
+    Args:
+      examples: hardest first.
+      pairs_in_row: how many examples stand side by side.
+      tile: height of a picture in pixels.
+    """
+    tiles, captions = [], []
+    for example in examples:
+        right, labelled = int(np.sum(example.correct)), int((np.asarray(example.visibility) > 0).sum())
+        tiles += _true_and_predicted(example, skeleton, tile)
+        captions += [f"{_shorten(example.name)}: true", f"predicted: {right} of {labelled} right"]
+    return montage(tiles, captions=captions, columns=2 * pairs_in_row)
+
+
+def montage(
+    images: Sequence[np.ndarray], *, captions: Sequence[str] | None = None, columns: int = 4
+) -> Figure:
+    """A grid of u8 `[H, W, 3]` images, each with a caption above it.
+
+    Raises:
+      ValueError: there is no image, or not one caption for each.
+    """
+    if not images:
+        raise ValueError("a montage of 0 images: give at least one")
+    captions = [""] * len(images) if captions is None else captions
+    if len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images: give one each")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    aspect = max(image.shape[0] / image.shape[1] for image in images)
+    with rc_context(_STYLE):
+        height = rows * (12 / columns * aspect + 0.35)
+        figure = Figure(figsize=(12, height), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, image, caption in zip(grid, images, captions, strict=False):
+            axes.imshow(image, interpolation="lanczos")
+            axes.set_title(caption, fontsize=11)
+        return figure
+
+
+def _loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
+    _line(
+        axes,
+        steps,
+        losses,
+        colour=BLUE,
+        title="Training loss",
+        label="loss",
+        alpha=0.3 if len(losses) > 20 else 1,
+    )
+    if len(losses) > 20:
+        width = max(3, len(losses) // 25)
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axes.plot(steps[(width - 1) // 2 :][: len(smooth)], smooth, color=BLUE, linewidth=2.2)
+    if len(losses) and losses.min() > 0 and losses.max() > 20 * losses.min():
+        axes.set_yscale("log")
+
+
+def _line(axes, steps, values, *, colour: str, title: str, label: str, **style) -> None:
+    if len(steps):
+        axes.plot(steps, values, color=colour, linewidth=1.8, **style)
+    else:
+        axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes)
+    axes.set(title=title, xlabel="training step", ylabel=label)
+    axes.set_xlim(left=0)
+
+
+def _mined(lines: Sequence[dict], names: Sequence[str], key: str) -> tuple[np.ndarray, np.ndarray]:
+    found = {int(line["step"]): line[key] for line in lines if line.get(key) is not None}
+    if not found:
+        raise ValueError(
+            f"none of {len(lines)} metric lines carries {key!r}: was the training run without mining?"
+        )
+    for step, shares in found.items():
+        if len(shares) != len(names):
+            raise ValueError(
+                f"step {step} has {len(shares)} mined shares for {len(names)} joints: another run's metrics?"
+            )
+    steps = sorted(found)
+    return np.array(steps), np.array([found[step] for step in steps], dtype=float)
+
+
+def _true_and_predicted(example: Example, skeleton: Skeleton, tile: int) -> list[np.ndarray]:
+    factor = tile / example.image.shape[0]
+    image = cv2.resize(example.image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    # Pixel centres are at integers, so enlarging moves them by half a pixel.
+    target, predicted = (
+        (np.asarray(points, float) + 0.5) * factor - 0.5 for points in (example.target, example.predicted)
+    )
+    visibility = np.asarray(example.visibility)
+    labelled = visibility > 0
+    true = draw_skeleton(image, target, labelled, skeleton, occluded=visibility == 1)
+    guess = draw_skeleton(image, predicted, np.ones_like(labelled), skeleton)
+    for index in np.flatnonzero(labelled & ~np.asarray(example.correct, dtype=bool)):
+        cv2.line(guess, *_fixed(target[index], predicted[index]), (220, 20, 60), 2, cv2.LINE_AA, _BITS)
+    return [true, guess]
+
+
+_BITS = 4
+
+
+def _fixed(*points: np.ndarray) -> list[tuple[int, int]]:
+    """OpenCV's fixed-point coordinates, kept in the range where they do not overflow."""
+    return [
+        tuple(int(value) for value in np.clip(np.round(point * 2**_BITS), -(2**24), 2**24))
+        for point in points
+    ]
+
+
+def _limb(
+    canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple[int, int, int], thickness: int
+) -> None:
+    start, end = _fixed(start, end)
+    cv2.line(canvas, start, end, (0, 0, 0), thickness + 2, cv2.LINE_AA, _BITS)
+    cv2.line(canvas, start, end, colour, thickness, cv2.LINE_AA, _BITS)
+
+
+def _joint(
+    canvas: np.ndarray, point: np.ndarray, colour: tuple[int, int, int], thickness: int, *, hollow: bool
+) -> None:
+    (centre,), unit = _fixed(point), 2**_BITS
+    radius = round(1.5 * thickness * unit)
+    cv2.circle(canvas, centre, radius + unit // 2, (0, 0, 0), -1, cv2.LINE_AA, _BITS)
+    cv2.circle(canvas, centre, radius - unit // 2, colour, -1, cv2.LINE_AA, _BITS)
+    if hollow:
+        cv2.circle(canvas, centre, round(0.85 * thickness * unit), (255, 255, 255), -1, cv2.LINE_AA, _BITS)
+
+
+def _limb_colour(start: tuple[int, int, int], end: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A limb from the middle to a side has the side's colour; one that joins both sides has the middle's."""
+    if start == end or end == MIDDLE:
+        return start
+    return end if start == MIDDLE else MIDDLE
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shorten(name: str, limit: int = 26) -> str:
+    return name if len(name) <= limit else "..." + name[3 - limit :]

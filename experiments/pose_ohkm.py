@@ -1,0 +1,505 @@
+"""OHKM: keypoint heatmaps trained on each person's k worst keypoints (CPN, arXiv 1711.07319, section 3.3).
+
+    python experiments/pose_ohkm.py                                              # made-up people, under 5 minutes
+    python experiments/pose_ohkm.py --dataset lspet --data-dir DIR               # Leeds Sports Pose, 20 minutes
+    python experiments/pose_ohkm.py --dataset coco --annotations A.json --images DIR   # your own keypoints
+    python experiments/pose_ohkm.py --preset hrnet_w32 --dataset coco --data-dir DIR   # COCO 2017 on TPU or GPU
+
+The first two are measured on 2 CPU cores (README has the scores). The published presets carry the papers'
+schedules: 210 epochs of COCO, Adam at 1e-3 with steps at 170 and 200 (140 epochs, 90 and 120, for
+SimpleBaseline); their AP on val2017 is 74.4 (HRNet-W32), 75.1 (HRNet-W48) and 70.4 (SimpleBaseline-50) at
+256x192, with ImageNet weights and without mining. Stopped or killed, the same command goes on to the same bits.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+import tyro
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import plots  # noqa: E402
+import pose_task  # noqa: E402
+import report  # noqa: E402
+
+from hardmine_jax import models, training  # noqa: E402
+from hardmine_jax.data import coco_keypoints, lspet, synthetic_pose  # noqa: E402
+from hardmine_jax.data.augment import AugmentConfig, evaluate_crop  # noqa: E402
+from hardmine_jax.data.pipeline import evaluation_batches, train_batches  # noqa: E402
+from hardmine_jax.data.records import DataError, PoseDataset  # noqa: E402
+from hardmine_jax.pose import Skeleton  # noqa: E402
+from hardmine_jax.pose.affine import apply_affine, invert_affine  # noqa: E402
+from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
+
+ModelName = Literal[
+    "laptop", "hrnet_w32", "hrnet_w48", "simple_baseline_18", "simple_baseline_34", "simple_baseline_50",
+    "simple_baseline_101", "simple_baseline_152",
+]  # fmt: skip
+PresetName = Literal["laptop", "hrnet_w32", "hrnet_w48", "simple_baseline_50"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a keypoint network on hard keypoints, evaluate it, and write a report.
+
+    Attributes:
+      preset: gives the defaults of everything else.
+      dataset: synthetic (made here), lspet (from --data-dir) or coco (--annotations and --images of any COCO
+        keypoint file; or --data-dir in COCO 2017's layout; or neither, which downloads COCO 2017).
+      data_dir: folder of lspet or of COCO 2017.
+      annotations: COCO keypoint JSON.
+      images: folder that the JSON's file names are relative to.
+      validation_annotations: a second JSON to validate on; without it a tenth of the images.
+      validation_images: its folder, if not --images.
+      category: which category of the JSON, by name or id, if several have keypoints.
+      sigmas: OKS constants, one a keypoint, over the file's own.
+      flip_pairs: names that a mirror swaps, two by two, over those found by left/right in the names.
+      edges: names that a line joins, two by two, over the file's own.
+      cache_dir: where prepared data lies; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      workdir: everything that the run writes; runs/pose_<dataset>_<preset> by default.
+      model: the network.
+      image_size: height and width of the crops, multiples of 32.
+      mining: which labelled keypoints of each image carry the gradient.
+      k: how many (ohkm, random), or at least how many (threshold).
+      min_loss: of threshold mining, as a share of what an empty heatmap costs.
+      heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
+      batch_size: images a step, over all devices.
+      accumulate: micro-batches a step is split into, to save memory.
+      steps: length of the run; by default the preset's for the dataset.
+      seed: of weights, order and augmentation.
+      dtype: of the computation; weights stay float32.
+      ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
+      sync_batch_norm: batch statistics over all devices (jit always does).
+      parallel: how the step runs on the devices.
+      num_workers: input processes; 0 reads in two threads.
+      resume: go on from the last checkpoint in --workdir.
+      eval_only: no training, evaluate the last checkpoint.
+      evaluate_every: steps between evaluations on --evaluate-people people; 0 only at the end.
+      evaluate_people: validation people in those; the last evaluation takes all.
+      checkpoint_every: steps between checkpoints; 0 with evaluations only.
+      log_every: steps between log lines.
+      keep_last: latest checkpoints kept, beside the best.
+      decode: heatmap maxima to coordinates.
+      flip_test: average with the mirrored image's heatmaps when evaluating.
+      optimizer: optimizer and learning rate.
+      augment: how training examples are varied.
+    """
+
+    preset: PresetName = "laptop"
+    dataset: Literal["synthetic", "lspet", "coco"] = "synthetic"
+    data_dir: pathlib.Path | None = None
+    annotations: pathlib.Path | None = None
+    images: pathlib.Path | None = None
+    validation_annotations: pathlib.Path | None = None
+    validation_images: pathlib.Path | None = None
+    category: str | None = None
+    sigmas: tuple[float, ...] | None = None
+    flip_pairs: tuple[tuple[str, str], ...] | None = None
+    edges: tuple[tuple[str, str], ...] | None = None
+    cache_dir: pathlib.Path | None = None
+    workdir: pathlib.Path | None = None
+    model: ModelName = "laptop"
+    image_size: tuple[int, int] = (128, 128)
+    mining: Literal["none", "ohkm", "random", "threshold"] = "ohkm"
+    k: int = 8
+    min_loss: float = 0.25
+    heatmap_sigma: float = 1.5
+    batch_size: int = 32
+    accumulate: int = 1
+    steps: int | None = None
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = 0.998
+    sync_batch_norm: bool = True
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    num_workers: int = 0
+    resume: bool = True
+    eval_only: bool = False
+    evaluate_every: int = 200
+    evaluate_people: int = 200
+    checkpoint_every: int = 200
+    log_every: int = 20
+    keep_last: int = 2
+    decode: Literal["dark", "quarter", "argmax"] = "dark"
+    flip_test: bool = True
+    optimizer: training.OptimizerConfig = training.OptimizerConfig(
+        name="adamw", learning_rate=2e-3, warmup_steps=50, weight_decay=0.01, clip_norm=1.0
+    )
+    augment: AugmentConfig = AugmentConfig(scale=0.25, rotation=30.0, half_body_probability=0.0)
+
+
+def _published(model: ModelName, *, epochs: int, milestones: tuple[int, int]) -> Config:
+    """COCO at 256x192, 8 times a batch of 32 (16 in SimpleBaseline's release), 149,813 people an epoch."""
+    return Config(
+        preset=model, model=model, image_size=(256, 192), heatmap_sigma=2.0, batch_size=256, mining="none",
+        steps=epochs * 149_813 // 256, dtype="bfloat16", ema_decay=0.0, evaluate_every=5850,
+        evaluate_people=2000, checkpoint_every=1000, log_every=100, num_workers=16,
+        optimizer=training.OptimizerConfig(
+            name="adam", learning_rate=1e-3, schedule="step",
+            milestones=tuple(epoch / epochs for epoch in milestones),
+        ),
+        augment=AugmentConfig(colour=0.0),
+    )  # fmt: skip
+
+
+PRESETS: Mapping[PresetName, Config] = {
+    "laptop": Config(),
+    "hrnet_w32": _published("hrnet_w32", epochs=210, milestones=(170, 200)),
+    "hrnet_w48": _published("hrnet_w48", epochs=210, milestones=(170, 200)),
+    "simple_baseline_50": _published("simple_baseline_50", epochs=140, milestones=(90, 120)),
+}
+# Steps of the laptop preset: what 2 CPU cores do in under 5 minutes (synthetic) and in 20 (real photographs).
+LAPTOP_STEPS = {"synthetic": 700, "lspet": 3000, "coco": 3000}
+
+
+def make_model(config: Config, num_keypoints: int, *, axis_name: str | None = None) -> nn.Module:
+    """The network that `config.model` names."""
+    common = dict(num_keypoints=num_keypoints, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
+    if config.model == "laptop":
+        return models.HRNet(width=32, stem_features=16, stem_blocks=0, modules=(1, 1, 1), blocks=1, **common)
+    kind, _, number = config.model.rpartition("_")
+    if kind == "hrnet":
+        return models.HRNet(width=int(number.removeprefix("w")), **common)
+    return models.SimpleBaseline(depth=int(number), **common)
+
+
+def make_predict(config: Config, skeleton: Skeleton):
+    """`(variables, images) -> keypoints and scores` as the config asks for; see `pose_task.make_predict`."""
+    model = make_model(config, skeleton.num_keypoints)
+    return pose_task.make_predict(
+        model, skeleton, sigma=config.heatmap_sigma, decode=config.decode, flip_test=config.flip_test
+    )
+
+
+def load_dataset(config: Config) -> PoseDataset:
+    """The dataset that the flags name, prepared."""
+    if config.dataset == "synthetic":
+        return synthetic_pose.load(cache_dir=config.cache_dir)
+    if config.dataset == "lspet":
+        return lspet.load(config.data_dir, cache_dir=config.cache_dir)
+    if config.annotations is None and config.images is None:
+        return coco_keypoints.load_official(config.data_dir, cache_dir=config.cache_dir)
+    return coco_keypoints.load(
+        config.annotations,
+        config.images,
+        validation_annotations=config.validation_annotations,
+        validation_images=config.validation_images,
+        category=config.category,
+        sigmas=config.sigmas,
+        flip_pairs=config.flip_pairs,
+        edges=config.edges,
+        cache_dir=config.cache_dir,
+    )
+
+
+def check_config(config: Config, num_keypoints: int) -> None:
+    """What can be known to fail before anything is compiled."""
+    if not 1 <= config.k <= num_keypoints:
+        raise ValueError(f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
+    if config.batch_size < 1 or config.batch_size % jax.device_count():
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not split over {jax.device_count()} devices: "
+            f"use a multiple of {jax.device_count()}"
+        )
+    if any(side < 32 or side % 32 for side in config.image_size):
+        raise ValueError(f"--image-size {config.image_size}: height and width must be multiples of 32")
+    if config.steps < 1 or config.log_every < 1:
+        raise ValueError(f"--steps {config.steps} and --log-every {config.log_every} must be at least 1")
+    if config.heatmap_sigma <= 0 or not 0 <= config.ema_decay < 1:
+        raise ValueError(
+            f"--heatmap-sigma {config.heatmap_sigma} must be above 0 and --ema-decay {config.ema_decay} in [0, 1)"
+        )
+
+
+def make_trainer(config: Config, skeleton: Skeleton) -> tuple[training.Parallel, training.TrainState]:
+    """The compiled step on the devices, and the state it starts from."""
+    ema_decay = config.ema_decay or None
+
+    def make_step(axis_name: str | None):
+        synchronised = axis_name if config.sync_batch_norm else None
+        loss = pose_task.make_loss(
+            make_model(config, skeleton.num_keypoints, axis_name=synchronised),
+            mining=config.mining,
+            k=config.k,
+            min_loss=config.min_loss,
+            sigma=config.heatmap_sigma,
+        )
+        return training.make_train_step(
+            loss, axis_name=axis_name, accumulate=config.accumulate, ema_decay=ema_decay
+        )
+
+    parallel = training.parallelise(make_step, kind=config.parallel)
+    model = make_model(config, skeleton.num_keypoints)
+    weights_key, run_key = jax.random.split(jax.random.key(config.seed))
+    variables = jax.jit(model.init)(weights_key, jnp.zeros((1, *config.image_size, 3)))
+    optimizer = training.make_optimizer(config.optimizer, steps=config.steps)
+    state = training.create_state(
+        variables, apply_fn=model.apply, optimizer=optimizer, key=run_key, ema_decay=ema_decay
+    )
+    return parallel, state
+
+
+class Evaluator:
+    """Scores of a state on the validation split, in the pixels of the original images."""
+
+    def __init__(self, config: Config, dataset: PoseDataset, parallel: training.Parallel):
+        predict = make_predict(config, dataset.skeleton)
+        self._predict = parallel.evaluate_step(
+            lambda state, batch: predict(training.evaluation_variables(state), batch["image"])
+        )
+        self._config, self._dataset = config, dataset
+        self._num_people = len(dataset.validation)
+        # Evenly spaced: neighbours in a dataset are often frames of one scene.
+        some = np.linspace(0, self._num_people - 1, min(config.evaluate_people, self._num_people)).astype(int)
+        self._some = np.unique(some)
+
+    def run(self, state: training.TrainState, rows: np.ndarray | None = None):
+        """(people, keypoints, scores) over all of the split, or some rows of it."""
+        source = self._dataset.validation if rows is None else _Rows(self._dataset.validation, rows)
+        batches = evaluation_batches(
+            source,
+            batch_size=self._config.batch_size,
+            size=self._config.image_size,
+            skeleton=self._dataset.skeleton,
+            padding=self._config.augment.padding,
+        )
+        found, keypoints, scores = pose_task.predict_people(
+            lambda batch: self._predict(state, {"image": batch["image"]}), batches
+        )
+        found = found if rows is None else rows[found]
+        return pose_task.read_people(self._dataset.validation, found), keypoints, scores
+
+    def quick(self, state: training.TrainState) -> dict[str, float]:
+        """The numbers to watch while training, on a fixed part of the split."""
+        people, keypoints, scores = self.run(state, self._some)
+        result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
+        return {name: result[name] for name in ("pck", "pck@0.2", "pck_visible", "ap") if result[name] is not None}
+
+
+class _Rows:
+    """Some records of a source, renumbered from 0."""
+
+    def __init__(self, source, rows: np.ndarray):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self._source[int(self._rows[index])], "index": index}
+
+
+def train(config: Config, dataset: PoseDataset) -> dict:
+    """Trains (or restores, with --eval-only), evaluates on everybody, writes the report; gives result.json."""
+    skeleton = dataset.skeleton
+    check_config(config, skeleton.num_keypoints)
+    if not len(dataset.validation):
+        raise DataError(f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations")
+    parallel, state = make_trainer(config, skeleton)
+    batches = train_batches(
+        dataset.train,
+        batch_size=config.batch_size,
+        size=config.image_size,
+        skeleton=skeleton,
+        config=config.augment,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    if not (config.resume or config.eval_only):
+        training.set_aside(config.workdir)
+    checkpoints = training.Checkpoints(config.workdir, keep_last=config.keep_last, best_metric="pck")
+    restored = checkpoints.restore_latest(state)
+    if restored is not None:
+        print(f"resuming from step {restored.step} of {config.workdir}")
+        state = restored.state
+        batches.set_state(restored.iterator_state)
+    elif config.eval_only:
+        raise training.CheckpointError(f"{config.workdir} has no checkpoint to evaluate: train there first")
+    save_config(config, skeleton)
+    evaluator = Evaluator(config, dataset, parallel)
+    fitted = training.fit(
+        state,
+        parallel=parallel,
+        batches=batches,
+        batch_size=config.batch_size,
+        steps=int(state.step) if config.eval_only else config.steps,
+        workdir=config.workdir,
+        checkpoints=checkpoints,
+        evaluate=evaluator.quick,
+        learning_rate=training.make_schedule(config.optimizer, steps=config.steps),
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every or None,
+        checkpoint_every=config.checkpoint_every or None,
+    )
+    batches.close()
+    checkpoints.close()
+    if fitted.stopped:
+        print(f"stopped at step {fitted.step}, saved: the same command goes on from there")
+        return {}
+    return finish(config, dataset, evaluator, fitted, sorted(batches.unreadable))
+
+
+def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, unreadable: list[int]) -> dict:
+    """The last evaluation, the table, result.json and report.html."""
+    skeleton = dataset.skeleton
+    people, keypoints, scores = evaluator.run(fitted.state)
+    result = pose_task.score(keypoints, scores, people, skeleton)
+    baseline = pose_task.place_pose(mean_pose(dataset.train), people)
+    result["mean_pose_pck"] = float(pose_task.correct_keypoints(baseline, people, fraction=0.1)[people.labelled].mean())
+    lines = training.read_metrics(config.workdir / "metrics.jsonl")
+    for name, share in zip(skeleton.names, mined_shares(lines, skeleton.num_keypoints), strict=True):
+        result["per_joint"][name]["mined"] = share
+    speed = fitted.images_per_second or _last(lines, "images_per_second")
+    result |= {"steps": fitted.step, "images_per_second": speed, "people": len(people.names)}
+    _write_json(config.workdir / "result.json", result)
+    hardest = hardest_examples(config, dataset, people, keypoints)
+    notes = [dataset.skipped.report()] if dataset.skipped.count else []
+    if unreadable:
+        notes.append(f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}")
+    path = report.write_report(
+        config.workdir / "report.html",
+        title=f"Pose on {dataset.name}: {config.model}, {config.mining}",
+        config=_plain(config),
+        result=result,
+        pictures=plots.report_pictures(lines, result, skeleton, hardest),
+        notes=notes,
+    )
+    rich.print(report.result_table(result))
+    print(f"wrote {path} (open it in a browser) and result.json beside it")
+    return result
+
+
+def mean_pose(source, *, num_people: int = 5000) -> np.ndarray:
+    """The training set's average pose in the box, over at most so many evenly spaced people."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(num_people, len(source))).astype(int))
+    return pose_task.mean_pose(pose_task.read_people(source, rows))
+
+
+def mined_shares(lines: list[dict], num_keypoints: int) -> list[float | None]:
+    """Share of all training images in which each keypoint was kept; a log line speaks for its steps."""
+    lines = [line for line in lines if line.get("mined") is not None]
+    if not lines:
+        return [None] * num_keypoints
+    weights = np.diff([0] + [line["step"] for line in lines])
+    return np.average([line["mined"] for line in lines], axis=0, weights=weights).tolist()
+
+
+def hardest_examples(
+    config: Config, dataset: PoseDataset, people: pose_task.People, keypoints: np.ndarray, *, count: int = 8
+) -> list[plots.Example]:
+    """The validation people with the lowest OKS, in the crops that the network saw."""
+    correct = pose_task.correct_keypoints(keypoints, people, fraction=0.1)
+    order = np.argsort(pose_task.mean_oks(keypoints, people, dataset.skeleton), kind="stable")[:count]
+    examples = []
+    for row in order:
+        crop = evaluate_crop(
+            dataset.validation[int(people.rows[row])],
+            size=config.image_size,
+            skeleton=dataset.skeleton,
+            padding=config.augment.padding,
+        )
+        to_crop = invert_affine(crop["inverse"].astype(np.float64))
+        predicted, target = (apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints))
+        examples.append(
+            plots.Example(crop["image"], predicted, target, people.visibility[row], correct[row], people.names[row])
+        )
+    return examples
+
+
+def save_config(config: Config, skeleton: Skeleton) -> None:
+    """config.json: all that prediction needs beside the weights. Says so where a resumed run changes something."""
+    path = config.workdir / "config.json"
+    new = {"config": _plain(config), "skeleton": _plain(skeleton)}
+    if path.exists():
+        old = json.loads(path.read_text())["config"]
+        free = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
+        changed = [name for name in new["config"] if name not in free and old.get(name) != new["config"][name]]
+        if changed and config.resume:
+            was = ", ".join(f"{name}={old.get(name)!r}" for name in changed)
+            print(f"note: {path} was trained with {was} until here", file=sys.stderr)
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(path, new)
+
+
+def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
+    """What `save_config` wrote.
+
+    Raises:
+      DataError: no config.json there, or not one of this script.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        config, skeleton = dict(content["config"]), content["skeleton"]
+        nested = {"optimizer": training.OptimizerConfig, "augment": AugmentConfig}
+        for name, kind in nested.items():
+            config[name] = kind(**{key: _tuples(value) for key, value in config[name].items()})
+        for name in ("data_dir", "annotations", "images", "validation_annotations", "validation_images",
+                     "cache_dir", "workdir"):  # fmt: skip
+            config[name] = None if config[name] is None else pathlib.Path(config[name])
+        config = Config(**{name: _tuples(value) for name, value in config.items()})
+        return config, Skeleton(**{name: _tuples(value) for name, value in skeleton.items()})
+    except FileNotFoundError as error:
+        raise DataError(f"no {path}: give the --workdir of a pose_ohkm run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no config.json of pose_ohkm ({error}): give the --workdir of a run") from error
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """The command line: --preset gives the defaults, the other flags change them."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS, default="laptop")
+    preset = first.parse_known_args(arguments)[0].preset
+    config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
+    steps = LAPTOP_STEPS[config.dataset] if config.steps is None else config.steps
+    workdir = config.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
+    return dataclasses.replace(config, steps=steps, workdir=workdir)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when done or stopped by a signal, 2 after one line about what is wrong."""
+    config = parse(arguments)
+    keep_freed_memory()
+    try:
+        dataset = load_dataset(config)
+        if dataset.skipped.count:
+            print(dataset.skipped.report(), file=sys.stderr)
+        train(config, dataset)
+    except (ValueError, OSError) as error:
+        # DataError, CheckpointError, NonFiniteError and every argument check are ValueErrors with one line to say.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _last(lines: list[dict], name: str) -> float | None:
+    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+
+
+def _plain(value) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    # Renamed into place: a reader, or a run killed here, never meets half a file.
+    temporary = path.with_suffix(".json.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

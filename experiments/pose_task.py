@@ -1,0 +1,240 @@
+"""Top-down pose as a task: the mined loss, prediction, and scores in the pixels of the original images.
+
+Crops are `[B, H, W, 3]`, keypoints `[..., K, 2]` (x, y). A network's heatmaps are `[B, H/4, W/4, K]`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hardmine_jax.mining import masked_mean, random_k, threshold, top_k
+from hardmine_jax.models import normalise_images
+from hardmine_jax.pose import (
+    Skeleton,
+    decode_heatmaps,
+    encode_heatmaps,
+    flip_heatmaps,
+    heatmap_mse,
+    heatmap_to_image,
+    image_to_heatmap,
+    oks,
+    pck_correct,
+)
+from hardmine_jax.pose.affine import apply_affine
+from hardmine_jax.pose.coco_eval import coco_average_precision
+
+STRIDE = 4
+MININGS = ("none", "ohkm", "random", "threshold")
+
+
+def make_loss(
+    model: nn.Module, *, mining: str, k: int, min_loss: float, sigma: float
+) -> Callable[..., tuple[jax.Array, tuple[dict, dict]]]:
+    """The training loss `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
+
+    Args:
+      model: `model.apply(variables, images, train=True)` -> heatmaps.
+      mining: what is kept of each image's labelled keypoints: "ohkm" the k hardest, "random" k of them,
+        "threshold" those above `min_loss` and at least the k hardest, "none" all. Every sum is over a fixed
+        denominator (k an image; K for "none" and "threshold"), so that devices average exactly.
+      min_loss: share of what an empty heatmap costs.
+      sigma: of the target Gaussians, heatmap pixels.
+
+    Returns:
+      The function. Its metrics: `mse`, over all labelled keypoints whatever was kept, and `mined` [K], the
+      share of images in which a keypoint was kept.
+    """
+
+    def loss_function(params, batch_stats, batch, key):
+        variables = {"params": params, "batch_stats": batch_stats}
+        images = normalise_images(batch["image"])
+        heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        loss, metrics = mined_loss(
+            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma
+        )
+        return loss, (updated["batch_stats"], metrics)
+
+    return loss_function
+
+
+def mined_loss(
+    heatmaps: jax.Array, batch: dict, key: jax.Array, *, mining: str, k: int, min_loss: float, sigma: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Everything between the heatmaps and the loss: targets, losses, choice, mean; see `make_loss`."""
+    labelled = (batch["visibility"] > 0) & batch["where"][:, None]
+    keypoints = image_to_heatmap(batch["keypoints"], stride=STRIDE)
+    size = heatmaps.shape[1:3]
+    targets = encode_heatmaps(keypoints, size=size, sigma=sigma, where=labelled)
+    losses = heatmap_mse(heatmaps, targets, where=labelled)
+    num_images, num_keypoints = losses.shape
+    if mining == "ohkm":
+        keep, count = top_k(losses, k=k, where=labelled), k
+    elif mining == "random":
+        # One key an image, from its index: the same draw however the batch is split over devices.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        keep, count = jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
+    elif mining == "threshold":
+        empty = np.pi * sigma**2 / (size[0] * size[1])
+        keep, count = threshold(losses, min_loss=min_loss * empty, min_kept=k, where=labelled), num_keypoints
+    else:
+        keep, count = labelled, num_keypoints
+    loss = masked_mean(losses, where=keep, denominator=count * num_images)
+    mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
+    return loss, {"mse": jax.lax.stop_gradient(mse), "mined": keep.astype(jnp.float32).mean(0)}
+
+
+def make_predict(
+    model: nn.Module, skeleton: Skeleton, *, sigma: float, decode: str, flip_test: bool
+) -> Callable[[dict, jax.Array], dict[str, jax.Array]]:
+    """`(variables, images uint8 [B, H, W, 3]) -> {"keypoints" [B, K, 2] crop pixels, "scores" [B, K]}`.
+
+    `flip_test` averages the heatmaps with those of the mirrored image, as all the papers do.
+    """
+
+    def predict(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+        heatmaps = model.apply(variables, normalise_images(images), train=False)
+        if flip_test:
+            mirrored = model.apply(variables, normalise_images(images[:, :, ::-1]), train=False)
+            heatmaps = (heatmaps + flip_heatmaps(mirrored, skeleton=skeleton)) / 2
+        keypoints, scores = decode_heatmaps(heatmaps, method=decode, blur_sigma=sigma)
+        return {"keypoints": heatmap_to_image(keypoints, stride=STRIDE), "scores": scores}
+
+    return predict
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """Everybody of a split, without the pictures: what predictions are compared with, original pixels.
+
+    Attributes:
+      rows: int [N], positions in the source.
+      keypoints: float [N, K, 2].
+      visibility: int [N, K]; 0 not labelled, 1 occluded, 2 visible.
+      area: float [N]; image_id: int [N]; names: N strings.
+    """
+
+    rows: np.ndarray
+    keypoints: np.ndarray
+    visibility: np.ndarray
+    area: np.ndarray
+    image_id: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def labelled(self) -> np.ndarray:
+        return self.visibility > 0
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """Tight boxes around the labelled keypoints, xyxy [N, 4]."""
+        points, where = self.keypoints, self.labelled[..., None]
+        low = np.where(where, points, np.inf).min(1)
+        high = np.where(where, points, -np.inf).max(1)
+        return np.concatenate([low, high], axis=-1)
+
+
+def read_people(source: Sequence[dict], rows: Iterable[int]) -> People:
+    """The labels of some records of a source."""
+    names = ("index", "keypoints", "visibility", "area", "image_id", "name")
+    # One record at a time: its picture is dropped before the next is read.
+    people = [[record[name] for name in names] for record in (source[int(row)] for row in rows)]
+    *columns, labels = zip(*people, strict=True)
+    return People(*(np.stack(column) for column in columns), labels)
+
+
+def mean_pose(people: People) -> np.ndarray:
+    """[K, 2]: where each keypoint lies on average in the box around a person, as a share of its sides."""
+    boxes, where = people.boxes[:, None], people.labelled
+    shares = (people.keypoints - boxes[..., :2]) / np.maximum(boxes[..., 2:] - boxes[..., :2], 1e-6)
+    counts = np.maximum(where.sum(0), 1)[:, None]
+    return np.where(where[..., None], shares, 0.0).sum(0) / counts
+
+
+def place_pose(pose: np.ndarray, people: People) -> np.ndarray:
+    """The same pose [K, 2] in everybody's box: [N, K, 2]."""
+    boxes = people.boxes[:, None]
+    return boxes[..., :2] + pose * (boxes[..., 2:] - boxes[..., :2])
+
+
+def predict_people(
+    predict: Callable[[dict], dict[str, np.ndarray]], batches: Iterable[dict]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs over evaluation batches: rows [N], keypoints [N, K, 2] in original pixels, scores [N, K]."""
+    rows, keypoints, scores = [], [], []
+    for batch in batches:
+        outputs, where = predict(batch), batch["where"]
+        points = apply_affine(batch["inverse"].astype(np.float64), np.asarray(outputs["keypoints"], np.float64))
+        rows.append(batch["index"][where])
+        keypoints.append(points[where])
+        scores.append(np.asarray(outputs["scores"])[where])
+    return np.concatenate(rows), np.concatenate(keypoints), np.concatenate(scores)
+
+
+def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float) -> np.ndarray:
+    """bool [N, K]: within `fraction` of the longer side of the box around the person's labelled keypoints."""
+    boxes = people.boxes
+    reference = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    where, target = people.labelled, np.where(people.labelled[..., None], people.keypoints, 0.0)
+    return np.asarray(
+        pck_correct(jnp.asarray(predicted), jnp.asarray(target), reference=jnp.asarray(reference),
+                    fraction=fraction, where=jnp.asarray(where))
+    )  # fmt: skip
+
+
+def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
+    """The numbers of result.json: `pck` and its parts, `pck@0.2`, `ap` and the rest of COCO's, `per_joint`."""
+    visible, occluded = people.visibility == 2, people.visibility == 1
+    correct = correct_keypoints(predicted, people, fraction=0.1)
+    wider = correct_keypoints(predicted, people, fraction=0.2)
+    per_joint = {
+        name: {
+            "pck": _share(correct[:, j], people.labelled[:, j]),
+            "pck_visible": _share(correct[:, j], visible[:, j]),
+            "pck_occluded": _share(correct[:, j], occluded[:, j]),
+            "count": int(people.labelled[:, j].sum()),
+        }
+        for j, name in enumerate(skeleton.names)
+    }
+    return {
+        "pck": _share(correct, people.labelled),
+        "pck@0.2": _share(wider, people.labelled),
+        "pck_visible": _share(correct, visible),
+        "pck_occluded": _share(correct, occluded),
+        **average_precision(predicted, scores, people, skeleton),
+        "per_joint": per_joint,
+    }
+
+
+def average_precision(
+    predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton
+) -> dict[str, float]:
+    """COCO's keypoint AP and AR, boxes from the ground truth; a person's score is its mean keypoint score."""
+    annotations, predictions = [], []
+    for row in range(len(people.names)):
+        triples = np.column_stack([people.keypoints[row], people.visibility[row]])
+        image_id = int(people.image_id[row])
+        annotations.append({"image_id": image_id, "keypoints": triples.ravel(), "area": float(people.area[row])})
+        found = np.column_stack([predicted[row], scores[row]])
+        predictions.append({"image_id": image_id, "keypoints": found.ravel(), "score": float(scores[row].mean())})
+    names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar"}
+    measured = coco_average_precision(predictions, annotations, sigmas=skeleton.sigmas)
+    return {short: measured[name] for name, short in names.items()}
+
+
+def mean_oks(predicted: np.ndarray, people: People, skeleton: Skeleton) -> np.ndarray:
+    """[N] object keypoint similarity of each person, to rank examples by."""
+    target = np.where(people.labelled[..., None], people.keypoints, 0.0)
+    arrays = (jnp.asarray(x) for x in (predicted, target))
+    return np.asarray(
+        oks(*arrays, area=jnp.asarray(people.area), sigmas=jnp.asarray(skeleton.sigmas),
+            where=jnp.asarray(people.labelled))
+    )  # fmt: skip
+
+
+def _share(correct: np.ndarray, where: np.ndarray) -> float | None:
+    """Share of True among the places that count; None where none does."""
+    return float(correct[where].mean()) if where.any() else None

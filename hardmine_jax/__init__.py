@@ -1,0 +1,14 @@
+"""Hard example mining for JAX: losses for each unit, a choice of the hard ones, a mean over those.
+
+    losses = per_unit_loss(prediction, target)       # [..., N], never reduced over units
+    keep = mining.top_k(losses, k=8, where=labelled)  # [..., N] bool, no gradient
+    loss = mining.masked_mean(losses, where=keep)     # []
+
+`mining` and `pose` come with this import. `hardmine_jax.models`, `hardmine_jax.data` and
+`hardmine_jax.training` need the `train` extra and are imported by name.
+"""
+
+from hardmine_jax import mining, pose
+
+__version__ = "0.1.0"
+__all__ = ["mining", "pose"]

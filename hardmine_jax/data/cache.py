@@ -1,0 +1,115 @@
+"""Where prepared data lies and what it is keyed by.
+
+`<cache>/<dataset>/<fingerprint>/`: the fingerprint hashes everything the data was made from (paths, names,
+sizes and times of files, contents of annotation files, options), so another folder or a changed one is
+another entry. An entry is built in a hidden folder beside it and renamed when complete: it is there whole or
+not at all.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from hardmine_jax.data.problems import DataError
+
+_ABANDONED_AFTER_SECONDS = 2 * 24 * 3600
+
+
+def cache_root(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """`cache_dir` if given, else $HARDMINE_CACHE, else ~/.cache/hardmine_jax."""
+    root = cache_dir or os.environ.get("HARDMINE_CACHE") or pathlib.Path.home() / ".cache" / "hardmine_jax"
+    return pathlib.Path(root).expanduser().absolute()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """BLAKE2 of a file's contents, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def folder_hash(folder: str | os.PathLike) -> str:
+    """Hash of every file's path, size, mtime and ctime under `folder`; contents are not read.
+
+    ctime is there because a tool may set mtime back after a change (`cp -p`, `rsync -t`, `touch -d`), and
+    none can set ctime. Links are followed.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        lines = sorted(_listing(os.fspath(folder), "", set()))
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error}") from error
+    for line in lines:
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _listing(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                yield from _listing(entry.path, f"{name}/", seen)
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # A link to nothing, or a file that went away this moment.
+                yield f"{name}\0absent\n"
+            else:
+                yield f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+
+
+def fingerprint(made_from: dict) -> str:
+    """Hash of a JSON-able description.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+    True
+    """
+    text = json.dumps(made_from, sort_keys=True)
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
+def build_once(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> None:
+    """Fills `folder` by `build(temporary folder)` unless it is there: atomic, also with several processes.
+
+    Processes that start at once each build; the first to finish gives the folder its name, the others' work,
+    which is the same, is thrown away.
+    """
+    if folder.exists():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        temporary = pathlib.Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
+    except OSError as error:
+        advice = "set HARDMINE_CACHE to a folder you may write"
+        raise DataError(f"cannot write the cache {folder.parent} ({error}): {advice}") from error
+    try:
+        build(temporary)
+        # mkdtemp gives 0700; a shared cache needs what the user's umask would have given.
+        temporary.chmod(folder.parent.stat().st_mode & 0o777)
+        temporary.rename(folder)
+    except OSError as error:
+        if not folder.exists():
+            raise DataError(f"cannot prepare data in {folder.parent}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(parent: pathlib.Path) -> None:
+    """Removes what killed processes left; a folder still written to is young."""
+    for left in parent.glob(".*.tmp"):
+        newest = max((path.stat().st_mtime for path in (left, *left.rglob("*")) if path.exists()), default=0)
+        if newest < time.time() - _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)

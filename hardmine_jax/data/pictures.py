@@ -1,0 +1,147 @@
+"""Pictures with their people as a dataset's file describes them, and the check that they can be trained on.
+
+Pixels are (x, y), the centre of the first pixel is (0, 0). Boxes are xyxy. Visibility: 0 not labelled or
+outside the image, 1 labelled but occluded, 2 labelled and visible.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+
+class Person(NamedTuple):
+    """One labelled person: keypoints [K, 2], visibility [K], box [4] xyxy, area in square pixels.
+
+    `box` None means the tight box around the labelled keypoints, `area` None the area of the box.
+    """
+
+    keypoints: np.ndarray
+    visibility: np.ndarray
+    box: np.ndarray | None = None
+    area: float | None = None
+    annotation_id: int = 0
+
+
+class Picture(NamedTuple):
+    """One image, as encoded bytes or the path of a file, with its people."""
+
+    name: str
+    image_id: int
+    image: bytes | pathlib.Path
+    people: tuple[Person, ...]
+
+
+def decode_image(encoded: bytes) -> np.ndarray | None:
+    """Encoded JPEG, PNG, ... -> uint8 RGB [H, W, 3], or None if it cannot be read whole.
+
+    The EXIF orientation is not applied: keypoints of COCO and LSP are in the pixels as they are stored.
+    """
+    if not _is_whole(encoded):
+        return None
+    try:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_whole(encoded: bytes) -> bool:
+    """False for a JPEG or PNG that was cut off; some OpenCV versions read it, grey where data is missing."""
+    if encoded.startswith(b"\xff\xd8"):
+        # 0xFF inside a scan is always escaped, so an end marker after the last scan's start is the real one.
+        return encoded.rfind(b"\xff\xd9") > encoded.rfind(b"\xff\xda")
+    if encoded.startswith(b"\x89PNG"):
+        return b"IEND" in encoded[-4096:]
+    return bool(encoded)
+
+
+def usable(pictures: Iterable[Picture], skip: Callable[[str, str], None]) -> Iterator[Picture]:
+    """Reads and decodes every image and passes on, in order, what can be trained on, images as bytes.
+
+    Calls `skip(reason, name)` for each image that is absent or unreadable, and each person without a labelled
+    keypoint inside the image or with a box of no area. Keypoints outside the image become visibility 0.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _quiet_opencv():
+        pictures = iter(pictures)
+        while chunk := list(itertools.islice(pictures, 64)):
+            for picture, problems in pool.map(_check, chunk):
+                for reason, name in problems:
+                    skip(reason, name)
+                if picture.people:
+                    yield picture
+
+
+def _check(picture: Picture) -> tuple[Picture, list[tuple[str, str]]]:
+    nobody = picture._replace(people=())
+    try:
+        encoded = picture.image if isinstance(picture.image, bytes) else picture.image.read_bytes()
+    except FileNotFoundError:
+        return nobody, [("image absent", picture.name)]
+    except (OSError, ValueError):  # ValueError: a name that can be no path.
+        return nobody, [("image unreadable", picture.name)]
+    image = decode_image(encoded)
+    if image is None:
+        return nobody, [("image unreadable", picture.name)]
+    people, problems = [], []
+    for person in picture.people:
+        person = _complete(person, *image.shape[:2])
+        problem = _problem(person)
+        if problem:
+            single = len(picture.people) == 1
+            problems.append((problem, picture.name if single else f"{picture.name}#{person.annotation_id}"))
+        else:
+            people.append(person)
+    return picture._replace(image=encoded, people=tuple(people)), problems
+
+
+def _complete(person: Person, height: int, width: int) -> Person:
+    """The person with keypoints outside the image unlabelled, and with box and area filled in."""
+    x, y = np.moveaxis(np.asarray(person.keypoints, np.float64), -1, 0)
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)  # False for NaN too.
+    labelled = inside & (np.asarray(person.visibility) > 0)
+    keypoints = np.where(labelled[:, None], person.keypoints, 0.0)
+    box = tight_box(keypoints, labelled) if person.box is None else np.asarray(person.box, np.float64)
+    area = person.area
+    if area is None or not 0 < area < np.inf:
+        area = float((box[2] - box[0]) * (box[3] - box[1]))
+    visibility = np.where(labelled, person.visibility, 0)
+    return Person(np.float32(keypoints), np.int32(visibility), np.float32(box), area, person.annotation_id)
+
+
+def tight_box(keypoints: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """xyxy [4] around the keypoints [K, 2] that take part; zeros where none does.
+
+    >>> tight_box(np.array([[1.0, 2.0], [5.0, 9.0], [99.0, 99.0]]), np.array([True, True, False]))
+    array([1., 2., 5., 9.])
+    """
+    if not where.any():
+        return np.zeros(4)
+    return np.concatenate([keypoints[where].min(0), keypoints[where].max(0)])
+
+
+def _problem(person: Person) -> str | None:
+    if not person.visibility.any():
+        return "no labelled joint inside the image"
+    sides = person.box[2:] - person.box[:2]
+    if not (np.isfinite(person.box).all() and (sides > 0).all()):
+        return "box of no area"
+    return None
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV would print lines of its own for each unreadable file, which is reported once at the end."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

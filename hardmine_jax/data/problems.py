@@ -1,0 +1,52 @@
+"""What is wrong with somebody's data: the error that stops, and the list of what was skipped."""
+
+import dataclasses
+from collections.abc import Iterable
+
+
+class DataError(ValueError):
+    """The data cannot be used at all; one line that names the path and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """What was left out of a dataset, and why.
+
+    Attributes:
+      reasons: reason -> names of the records (images, or people in them) left out for it, in reading order.
+
+    >>> skipped = Skipped({"image absent": ("im00001.jpg", "im00007.jpg")})
+    >>> skipped.count, skipped.report()
+    (2, 'skipped 2 records: 2 image absent (im00001.jpg, im00007.jpg)')
+    """
+
+    reasons: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many records were left out, for whatever reason."""
+        return sum(len(names) for names in self.reasons.values())
+
+    def report(self, *, num_names: int = 5) -> str:
+        """One line: each reason with its count and its first `num_names` names."""
+        if not self.count:
+            return "skipped nothing"
+        reasons = self.reasons.items()
+        parts = [f"{len(names)} {reason} ({_first(names, num_names)})" for reason, names in reasons]
+        return f"skipped {self.count} record{'s' * (self.count > 1)}: {'; '.join(parts)}"
+
+
+def _first(names: tuple[str, ...], k: int) -> str:
+    return ", ".join(names[:k]) + (", ..." if len(names) > k else "")
+
+
+def gather(problems: Iterable[tuple[str, str]]) -> Skipped:
+    """(reason, name) pairs -> Skipped, reasons in order of their first appearance.
+
+    >>> gather([("b", "1"), ("a", "2"), ("b", "3")]).reasons
+    {'b': ('1', '3'), 'a': ('2',)}
+    """
+    reasons: dict[str, list[str]] = {}
+    for reason, name in problems:
+        reasons.setdefault(reason, []).append(name)
+    return Skipped({reason: tuple(names) for reason, names in reasons.items()})

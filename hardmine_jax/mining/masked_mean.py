@@ -1,0 +1,50 @@
+"""From per-unit losses and a choice to the scalar that is differentiated."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from hardmine_jax.mining.types import check_where
+
+
+def masked_mean(
+    losses: jax.Array, *, where: jax.Array | None, denominator: float | jax.Array | None = None
+) -> jax.Array:
+    """Sum of the kept losses over their number, or over a fixed denominator.
+
+    mean = sum_i [where_i] losses_i / (denominator or max(1, sum_i [where_i]))
+
+    Nothing kept gives 0 with a gradient of zeros. An inf or NaN in a slot that is not kept reaches neither
+    the value nor the gradient with respect to `losses`; one in a kept slot does. (Where the losses
+    themselves were computed with an infinite derivative, multiplying that by the zero arriving here
+    makes NaN: make the loss safe there, as `optax.safe_norm` does.)
+
+    The fixed denominator is what HRNet, CPN and mmpose use: k times the number of images, even where
+    fewer than k units take part.
+
+    Args:
+      losses: [...], float, integer or bool (then it is the fraction of True).
+      where: bool, of the shape of losses: what a selector returned. None for all.
+      denominator: a positive number; None for the number of kept slots.
+
+    Returns:
+      [], float32 (float64 for float64 losses), summed in that precision.
+
+    Raises:
+      ValueError: if `where` is not bool or of another shape, or the denominator is not positive.
+
+    >>> losses = jnp.array([1.0, 3.0, float("nan")])
+    >>> masked_mean(losses, where=jnp.array([True, True, False]))
+    Array(2., dtype=float32)
+    >>> masked_mean(losses, where=jnp.array([True, True, False]), denominator=8)
+    Array(0.5, dtype=float32)
+    """
+    losses = jnp.asarray(losses)
+    where = check_where(losses, where)
+    if isinstance(denominator, numbers.Number) and not denominator > 0:
+        raise ValueError(f"denominator={denominator} must be positive")
+    dtype = jnp.promote_types(losses.dtype, jnp.float32)
+    total = jnp.where(where, losses, jnp.zeros((), losses.dtype)).sum(dtype=dtype)
+    count = jnp.maximum(where.sum(dtype=dtype), 1) if denominator is None else denominator
+    return total / count

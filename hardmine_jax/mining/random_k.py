@@ -1,0 +1,34 @@
+"""A uniform choice of k units: what hard example mining has to beat."""
+
+import jax
+import jax.numpy as jnp
+
+from hardmine_jax.mining.order import keep_first
+from hardmine_jax.mining.types import check_count, check_units
+
+
+def random_k(key: jax.Array, losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.Array:
+    """Keeps min(k, participating) units of each row, every such set equally likely.
+
+    Only the shape of the losses matters. Each row draws its own units; the same key draws the same ones.
+
+    Args:
+      key: a PRNG key; use a new one each step.
+      losses: [..., N].
+      k: how many to keep, 1 <= k <= N, a Python int.
+      where: bool [..., N], True takes part; None for all.
+
+    Returns:
+      bool [..., N], a subset of `where`.
+
+    Raises:
+      ValueError: for k < 1, k > N, or a `where` that is not bool or of another shape.
+      TypeError: if k is no integer.
+
+    >>> int(random_k(jax.random.key(0), jnp.zeros(17), k=8).sum())
+    8
+    """
+    losses, where = check_units(losses, where)
+    k = check_count("k", k, losses.shape[-1], least=1)
+    lottery = jax.lax.bitcast_convert_type(jax.random.bits(key, losses.shape, jnp.uint32), jnp.int32)
+    return keep_first(lottery, k=k, where=where)

@@ -1,0 +1,100 @@
+"""Residual networks (He et al., arXiv 1512.03385), the trunk of SimpleBaseline, CPN and Fast R-CNN.
+
+Images are `[B, H, W, 3]`, float, normalised; features are NHWC. The stride of a bottleneck sits in its 3x3
+convolution, as in torchvision and in the published pose checkpoints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hardmine_jax.models.layers import BatchNorm, Conv
+
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the identity; `features` out."""
+
+    features: int
+    stride: int = 1
+    train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        norm = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
+        outputs = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(inputs)
+        outputs = nn.relu(BatchNorm(**norm, name="bn1")(outputs))
+        outputs = Conv(self.features, dtype=self.dtype, name="conv2")(outputs)
+        outputs = BatchNorm(**norm, name="bn2")(outputs)
+        return nn.relu(outputs + _shortcut(self, inputs, self.features, norm))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and the identity; `4 * features` out."""
+
+    features: int
+    stride: int = 1
+    train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        norm = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
+        outputs = Conv(self.features, 1, dtype=self.dtype, name="conv1")(inputs)
+        outputs = nn.relu(BatchNorm(**norm, name="bn1")(outputs))
+        outputs = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv2")(outputs)
+        outputs = nn.relu(BatchNorm(**norm, name="bn2")(outputs))
+        outputs = Conv(4 * self.features, 1, dtype=self.dtype, name="conv3")(outputs)
+        outputs = BatchNorm(**norm, name="bn3")(outputs)
+        return nn.relu(outputs + _shortcut(self, inputs, 4 * self.features, norm))
+
+
+def _shortcut(block: nn.Module, inputs: jax.Array, features: int, norm: dict) -> jax.Array:
+    """The identity, or a strided 1x1 projection where the block changes shape (called inside the block)."""
+    if block.stride == 1 and inputs.shape[-1] == features:
+        return inputs
+    projected = Conv(features, 1, block.stride, dtype=block.dtype, name="downsample_conv")(inputs)
+    return BatchNorm(**norm, name="downsample_bn")(projected)
+
+
+class ResNet(nn.Module):
+    """The trunk: `[B, H, W, 3] -> (c2, c3, c4, c5)`, at strides 4, 8, 16 and 32.
+
+    Attributes:
+      depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+      width: channels of the first stage before expansion; 64 as published.
+      dtype: type of the computation; parameters stay float32.
+      axis_name: mapped axis over which batch statistics are synchronised, or None.
+    """
+
+    depth: int = 50
+    width: int = 64
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> Sequence[jax.Array]:
+        if self.depth not in STAGES:
+            raise ValueError(f"ResNet depth={self.depth} is not published: choose one of {sorted(STAGES)}")
+        common = dict(train=train, axis_name=self.axis_name, dtype=self.dtype)
+        features = Conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
+        features = nn.relu(BatchNorm(**common, name="bn1")(features))
+        features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        block = BasicBlock if self.depth < 50 else Bottleneck
+        levels = []
+        for stage, count in enumerate(STAGES[self.depth]):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"layer{stage + 1}_{index}"
+                features = block(self.width * 2**stage, stride, **common, name=name)(features)
+            levels.append(features)
+        return tuple(levels)

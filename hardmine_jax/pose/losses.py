@@ -1,0 +1,70 @@
+"""Heatmap losses. Heatmaps are [B, H, W, K]; a loss is a number for each keypoint until it is reduced."""
+
+import jax
+import jax.numpy as jnp
+
+from hardmine_jax.mining import masked_mean, top_k
+
+
+def heatmap_mse(predicted: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+    """Mean squared error over the pixels of each map.
+
+    error[b, k] = [where] mean over y, x of (predicted[b, y, x, k] - target[b, y, x, k])^2
+
+    Without the factor 0.5 that HRNet carries. Worked out in float32.
+
+    Args:
+      predicted: [B, H, W, K], any float.
+      target: [B, H, W, K].
+      where: bool [B, K]; an unlabelled keypoint gives 0 and no gradient, whatever its maps hold.
+
+    Returns:
+      float32 [B, K].
+
+    Raises:
+      ValueError: if the shapes of the two differ, or `where` is not bool [B, K].
+    """
+    if predicted.ndim != 4 or predicted.shape != target.shape:
+        raise ValueError(
+            f"predicted {predicted.shape} and target {target.shape} must be the same [B, H, W, K]"
+        )
+    difference = predicted.astype(jnp.float32) - target.astype(jnp.float32)
+    if where is not None:
+        batch, keypoints = predicted.shape[0], predicted.shape[-1]
+        if where.shape != (batch, keypoints) or where.dtype != bool:
+            raise ValueError(f"where {where.dtype}{where.shape} must be bool, [B={batch}, K={keypoints}]")
+        difference = jnp.where(where[:, None, None, :], difference, 0.0)
+    return jnp.square(difference).mean(axis=(1, 2))
+
+
+def ohkm(predicted: jax.Array, target: jax.Array, *, k: int = 8, where: jax.Array | None = None) -> jax.Array:
+    """Online hard keypoint mining: each image is graded by its k worst keypoints.
+
+    loss = mean over images of (sum of the k largest heatmap_mse) / k
+
+    Unlabelled keypoints count 0, and the denominator stays k where fewer are labelled. Equals the losses of
+    CPN and mmpose; twice HRNet's `JointsOHKMMSELoss`, which carries a factor 0.5.
+    Chen et al., Cascaded Pyramid Network, 1711.07319, section 3.3.
+
+    Args:
+      predicted: [B, H, W, K], any float.
+      target: [B, H, W, K].
+      k: how many keypoints of each image are kept, 1 <= k <= K.
+      where: bool [B, K], True is labelled; None for all.
+
+    Returns:
+      [], float32.
+
+    Raises:
+      ValueError: for k < 1 or k > K, or shapes that do not fit.
+
+    >>> predicted = jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
+    >>> ohkm(predicted, jnp.zeros_like(predicted), k=2)
+    Array(6.5, dtype=float32)
+    """
+    losses = heatmap_mse(predicted, target, where=where)
+    batch, num_keypoints = losses.shape
+    if not 1 <= k <= num_keypoints:
+        raise ValueError(f"k={k} must lie in 1 .. K={num_keypoints}, the number of keypoints: lower k")
+    keep = top_k(losses, k=k, where=where)
+    return masked_mean(losses, where=keep, denominator=k * batch)

@@ -1,0 +1,33 @@
+"""Training that knows no task: state, step, devices, optimizer, checkpoints and the loop over them."""
+
+from hardmine_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load_variables, set_aside
+from hardmine_jax.training.loop import FitResult, fit
+from hardmine_jax.training.metrics_log import MetricsLog, read_metrics
+from hardmine_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from hardmine_jax.training.sharding import Parallel, parallelise
+from hardmine_jax.training.state import TrainState, create_state, evaluation_variables
+from hardmine_jax.training.step import ema_update, make_train_step
+from hardmine_jax.training.window import NonFiniteError
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "FitResult",
+    "MetricsLog",
+    "NonFiniteError",
+    "OptimizerConfig",
+    "Parallel",
+    "Restored",
+    "TrainState",
+    "create_state",
+    "ema_update",
+    "evaluation_variables",
+    "fit",
+    "load_variables",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "parallelise",
+    "read_metrics",
+    "set_aside",
+]

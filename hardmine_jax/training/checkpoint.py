@@ -1,0 +1,266 @@
+"""Checkpoints in `<workdir>/checkpoints/<step>`: whole training states that restore to the same bits.
+
+The only file that knows orbax. A checkpoint has two parts: `state`, the arrays under their names, and
+`about`, a JSON with shape, type and CRC-32 of every array (orbax alone hands out flipped bits without a
+word) and the input iterator's position.
+"""
+
+import logging
+import pathlib
+import shutil
+import sys
+from typing import Any, Literal, NamedTuple
+
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hardmine_jax.training.json_state import decode_json, encode_json
+from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
+from hardmine_jax.training.state import TrainState
+
+_FOLDER = "checkpoints"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line and says what to do."""
+
+
+# Whatever else reading raises is taken for damage: it comes from JSON, the file system or tensorstore.
+_NOT_DAMAGE = (CheckpointError, MemoryError, PermissionError)
+
+
+class Restored(NamedTuple):
+    """A training state as it was saved (numpy leaves), and where its input iterator stood."""
+
+    step: int
+    state: TrainState
+    iterator_state: Any
+
+
+class Checkpoints:
+    """Saves while training goes on; keeps the last few and the best.
+
+    Args:
+      workdir: the run's folder.
+      keep_last: how many of the latest stay; two, so that one is left if the last is damaged.
+      best_metric: the entry of `save(metrics=...)` by which the best one stays too; None keeps no best.
+      best_mode: whether the larger or the smaller value of it is better.
+    """
+
+    def __init__(self, workdir, *, keep_last: int = 2, best_metric: str | None = None,
+                 best_mode: Literal["max", "min"] = "max"):
+        if keep_last < 1:
+            raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode={best_mode!r}: use max or min")
+        self.directory = pathlib.Path(workdir).resolve() / _FOLDER
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
+        self._manager = _open(self.directory, keep_last=keep_last)
+
+    def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
+        """Copies the state to the host and returns; the writing goes on in the background.
+
+        Args:
+          step: name of the checkpoint; one that is there already is replaced.
+          state: one-device state (`Parallel.get`).
+          iterator_state: anything of JSON, and bytes.
+          metrics: of an evaluation of this very state; has to hold `best_metric`.
+        """
+        score = self._score(metrics)
+        # Copies: on a CPU device_get gives views of buffers that the next step is about to reuse.
+        tree = jax.tree.map(lambda x: np.array(x), jax.device_get(to_tree(state)))
+        about = {"arrays": describe(named(tree)), "iterator": encode_json(iterator_state)}
+        if step in self._manager.all_steps():
+            self.wait()
+            self._manager.delete(step)
+        parts = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), about=ocp.args.JsonSave(about))
+        self._manager.save(step, args=parts, metrics=score, force=True)
+
+    def restore_latest(self, template: TrainState) -> Restored | None:
+        """The latest checkpoint that is whole, or None when there is none at all.
+
+        A damaged one is moved to `<workdir>/checkpoints.damaged`, with a line on stderr.
+
+        Args:
+          template: a fresh state of the same model and optimizer (`create_state`); gives the structure.
+
+        Raises:
+          CheckpointError: made by another model or optimizer, or every one is damaged.
+        """
+        steps = sorted(self.steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore(step, template)
+            except _NOT_DAMAGE:
+                raise
+            except Exception as error:
+                self._move_damaged(step, error)
+        if steps:
+            raise CheckpointError(f"{self.directory}: every checkpoint is damaged; --no-resume starts anew")
+        return None
+
+    def restore_best(self, template: TrainState) -> Restored | None:
+        """The checkpoint with the best score; the latest when none was scored; None when there is none.
+
+        Raises:
+          CheckpointError: made by another model or optimizer, or damaged.
+        """
+        step = self.best_step()
+        try:
+            return None if step is None else self._restore(step, template)
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:
+            raise CheckpointError(_damaged(self.directory / str(step), error)) from error
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the checkpoints on disk, ascending."""
+        self.wait()
+        return tuple(sorted(self._manager.all_steps()))
+
+    def best_step(self) -> int | None:
+        """Step of the one that `restore_best` takes."""
+        self.wait()
+        return _choose(self._manager, "best")
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _restore(self, step: int, template: TrainState) -> Restored:
+        about = _read_about(self._manager, step)
+        differing = differences(about["arrays"], named(to_tree(template)))
+        if differing:
+            raise CheckpointError(_other_model(self.directory / str(step), differing))
+        tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+        check_whole(about["arrays"], named(tree))
+        return Restored(step, from_tree(template, tree), decode_json(about["iterator"]))
+
+    def _score(self, metrics: dict | None) -> dict | None:
+        if metrics is None or self._best_metric is None:
+            return None
+        if self._best_metric not in metrics:
+            raise ValueError(f"best_metric={self._best_metric!r} is not among the metrics {sorted(metrics)}")
+        score = self._sign * float(metrics[self._best_metric])
+        # A NaN would sort anywhere; such a state is no candidate.
+        return {"score": score} if np.isfinite(score) else None
+
+    def _move_damaged(self, step: int, error: Exception) -> None:
+        target = self.directory.with_name(f"{_FOLDER}.damaged") / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(target)
+        self._manager.reload()
+        print(f"{_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
+
+
+def set_aside(workdir) -> pathlib.Path | None:
+    """Moves a run's checkpoints to `<workdir>/checkpoints.previous`, so that a new run starts without them.
+
+    Call it before `Checkpoints(workdir)`. What was set aside the time before is deleted.
+
+    Returns:
+      Where they are now; None when there were none.
+    """
+    directory = pathlib.Path(workdir).resolve() / _FOLDER
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    previous = directory.with_name(f"{_FOLDER}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    return directory.rename(previous)
+
+
+def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
+    """Reads what prediction needs, without the model's code or optimizer.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or one checkpoint in there (then `which` is not used).
+      which: "best" is the latest where nothing was scored.
+
+    Returns:
+      `{"params", "batch_stats"}` as nested dicts of numpy arrays; averaged weights where the run kept any.
+
+    Raises:
+      CheckpointError: nothing there, or damaged.
+    """
+    if which not in ("best", "latest"):
+        raise ValueError(f"which={which!r}: use best or latest")
+    path = pathlib.Path(path).resolve()
+    directory, step = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
+    directory = directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
+    if not directory.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give a workdir or a checkpoint in it")
+    manager = _open(directory)
+    try:
+        if step is None:
+            step = _choose(manager, which)
+        if step not in manager.all_steps():
+            raise CheckpointError(f"{path}: no checkpoint there; give a workdir that was trained in")
+        return _read_variables(manager, step)
+    except _NOT_DAMAGE:
+        raise
+    except Exception as error:
+        raise CheckpointError(_damaged(path if step is None else directory / str(step), error)) from error
+    finally:
+        manager.close()
+
+
+def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.CheckpointManager:
+    """For reading only unless `keep_last` is given."""
+    # orbax tells every stage of every save through absl.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    policies = ocp.checkpoint_managers
+    best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_get_score,
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
+        read_only=keep_last is None,
+        cleanup_tmp_directories=keep_last is not None,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _get_score(metrics: dict) -> float:
+    return metrics["score"]
+
+
+def _choose(manager: ocp.CheckpointManager, which: str) -> int | None:
+    best = manager.best_step() if which == "best" else None
+    return max(manager.all_steps(), default=None) if best is None else best
+
+
+def _read_about(manager: ocp.CheckpointManager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+
+
+def _read_variables(manager: ocp.CheckpointManager, step: int) -> dict:
+    entries = _read_about(manager, step)["arrays"]
+    params = "ema_params" if any(name.startswith("ema_params/") for name in entries) else "params"
+    entries = {name: e for name, e in entries.items() if name.split("/")[0] in (params, "batch_stats")}
+    item = flax.traverse_util.unflatten_dict({name: 0 for name in entries}, sep="/")
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    part = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    tree = manager.restore(step, args=ocp.args.Composite(state=part))["state"]
+    check_whole(entries, named(tree))
+    return {"params": tree[params], "batch_stats": tree.get("batch_stats", {})}
+
+
+def _other_model(path: pathlib.Path, differing: dict[str, str]) -> str:
+    shown = "; ".join(f"{name}: {what}" for name, what in list(differing.items())[:3])
+    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    weights = any(name.startswith(("params/", "batch_stats/")) for name in differing)
+    return (
+        f"{path} is a checkpoint of {'another model' if weights else 'another optimizer or EMA setting'}"
+        f" ({shown}{more}): give another --workdir, or --no-resume to start anew"
+    )
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    return f"checkpoint {path} is damaged ({reason})"

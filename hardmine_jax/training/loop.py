@@ -1,0 +1,97 @@
+"""The training loop: steps in flight, and now and then a log line, an evaluation, a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hardmine_jax.training.checkpoint import Checkpoints
+from hardmine_jax.training.metrics_log import MetricsLog
+from hardmine_jax.training.progress import show_progress
+from hardmine_jax.training.sharding import Parallel
+from hardmine_jax.training.signals import stop_requests
+from hardmine_jax.training.state import TrainState
+from hardmine_jax.training.window import Window
+
+
+class Batches(Protocol):
+    """An endless iterator of numpy batches that can tell where it stands."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Attributes: state (on the devices), step it is at, whether a signal stopped it early, training speed
+    without compilation, evaluation and saving (0.0 when no step ran), and the last evaluation's scores."""
+
+    state: TrainState
+    step: int
+    stopped: bool
+    images_per_second: float
+    scores: dict
+
+
+def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: int, steps: int, workdir,
+        checkpoints: Checkpoints | None = None, evaluate: Callable[[TrainState], dict] | None = None,
+        learning_rate: Callable[[int], Any] | None = None, log_every: int = 50,
+        evaluate_every: int | None = None, checkpoint_every: int | None = None) -> FitResult:
+    """Trains from `state.step` to `steps`. SIGTERM or Ctrl-C saves and returns with `stopped`.
+
+    Args:
+      state: fresh or restored, on the host or one device; not consumed.
+      parallel: the compiled step.
+      batches: stands where `state` does (after a restore, `batches.set_state(restored.iterator_state)`).
+      batch_size: examples in a step over all devices and processes, for the speed.
+      steps: length of the whole run, not of what is left.
+      workdir: gets `metrics.jsonl` and `tensorboard/`.
+      checkpoints: saves every `checkpoint_every` steps, after each evaluation, when stopped, at the end.
+      evaluate: placed state -> scores; every `evaluate_every` steps and at the end. Logged as
+        `validation/<name>`; `checkpoints` picks the best by them.
+      learning_rate: schedule to log.
+      log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
+
+    Raises:
+      NonFiniteError: some metric was NaN or infinite. Looked for before anything is saved.
+    """
+    step, stopped, scores = int(state.step), False, {}
+    state, window = parallel.put_state(state), Window(batch_size, parallel.get)
+    progress = show_progress(step, steps, batch_size=batch_size)
+    try:
+        with MetricsLog(workdir, after=step) as log, progress as show, stop_requests() as stop:
+            batch = parallel.put_batch(next(batches)) if step < steps else None
+            while step < steps and not stopped:
+                state, metrics = parallel.train_step(state, batch)
+                step += 1
+                window.add(step, metrics)
+                # Read once a step, before the iterator moves on: the position saved is this step's.
+                stopped, last = stop.is_set(), step == steps
+                evaluating = evaluate is not None and not stopped and (last or _due(step, evaluate_every))
+                saving = checkpoints is not None and (
+                    last or stopped or evaluating or _due(step, checkpoint_every)
+                )
+                position = batches.get_state() if saving else None
+                if not (last or stopped):
+                    batch = parallel.put_batch(next(batches))
+                if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
+                    continue
+                line = window.flush()
+                if learning_rate is not None:
+                    line["learning_rate"] = float(learning_rate(step - 1))
+                show(step, line)
+                if evaluating:
+                    scores = evaluate(state)
+                    line |= {f"validation/{name}": value for name, value in scores.items()}
+                log.write(step, line)
+                if saving:
+                    checkpoints.save(step, parallel.get(state), position, scores if evaluating else None)
+                window.restart()
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
+    return FitResult(state, step, stopped, window.images_per_second(), scores)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,71 @@
+"""`metrics.jsonl`, one JSON object a log point, and the same scalars for TensorBoard.
+
+A line is `{"step": int, "seconds": of training so far, over all resumed runs, name: number or list}`.
+"""
+
+import json
+import math
+import pathlib
+import time
+
+import numpy as np
+import tensorboardX
+
+
+class MetricsLog:
+    """Appends to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
+
+    Args:
+      workdir: the run's folder, made if missing.
+      after: step that training goes on from: later lines, which an interrupted run left, are dropped, and
+        so is a line that was cut off.
+    """
+
+    def __init__(self, workdir, *, after: int = 0):
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        lines = [line for line in read_metrics(path) if line["step"] <= after]
+        # Written beside and renamed: killed here, the old file is still whole.
+        new = path.with_suffix(".jsonl.new")
+        new.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        new.replace(path)
+        self._file = path.open("a")
+        self._started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
+        # A fresh log in each start; purge_step hides what the run before wrote beyond it.
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
+
+    def write(self, step: int, values: dict) -> None:
+        line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
+        line |= {name: _plain(np.asarray(value).tolist()) for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if np.ndim(value) == 0:
+                self._board.add_scalar(name, float(value), step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+        self._board.close()
+
+
+def _plain(value):
+    # NaN is no JSON, and a browser refuses the whole line.
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path) -> list[dict]:
+    """Lines of a `metrics.jsonl`, without one that was cut off; none when there is no file."""
+    path = pathlib.Path(path)
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

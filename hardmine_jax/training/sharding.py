@@ -1,0 +1,147 @@
+"""One step, run by jit, pmap or shard_map over any number of devices, with the same numbers.
+
+Batches come and go as numpy, examples on the first axis, `[B, ...]`, B the number that this process feeds;
+states are replicated.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hardmine_jax.training.step import Step
+
+AXIS = "devices"
+Kind = Literal["auto", "jit", "pmap", "shard_map"]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """A step on devices. Made by `parallelise`.
+
+    Attributes:
+      kind: "jit", "pmap" or "shard_map".
+      mesh: the devices, as a mesh of the one axis `AXIS`.
+      train_step: `(state, batch) -> (state, metrics)` on what `put_state` and `put_batch` returned. The
+        state is donated: use only the returned one afterwards. Metrics are read with `get`.
+    """
+
+    kind: str
+    mesh: Mesh
+    train_step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+
+    @property
+    def axis_name(self) -> str | None:
+        """Name of the axis that collectives inside the step use; None under jit."""
+        return None if self.kind == "jit" else AXIS
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    def put_state(self, state):
+        """Copies a host or one-device state onto the devices, laid out as the step returns it."""
+        return jax.tree.map(self._put_leaf, state)
+
+    def put_batch(self, batch):
+        """Sends a batch of numpy arrays `[B, ...]` on its way to the devices and returns at once.
+
+        Raises:
+          ValueError: B is no multiple of the number of devices.
+        """
+        devices = len(self.mesh.local_devices)
+        for leaf in jax.tree.leaves(batch):
+            if leaf.shape[0] % devices:
+                raise ValueError(
+                    f"a batch of {leaf.shape[0]} examples does not split over {devices} devices:"
+                    f" use a multiple of {devices}"
+                )
+        if self.kind == "pmap":
+            batch = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
+        split = self._split()
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
+
+    def get(self, tree):
+        """The one-device view of a replicated state or of metrics; copies nothing."""
+        one = jax.tree.map(lambda x: x.addressable_data(0), tree)
+        return jax.tree.map(lambda x: x[0], one) if self.kind == "pmap" else one
+
+    def evaluate_step(self, fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Runs `fn(state, batch) -> per-example outputs [B, ...]` (a tree of them) on all devices.
+
+        Returns:
+          A function of a placed state and a numpy batch, giving the outputs as numpy, in the batch's order.
+        """
+        if self.kind == "pmap":
+            run = jax.pmap(fn, axis_name=AXIS, devices=self.mesh.devices.flat)
+            gather = _merge_devices
+        else:
+            body = fn if self.kind == "jit" else _shard_map(fn, self.mesh, out_specs=PartitionSpec(AXIS))
+            # Replicated, so that every process of a larger job holds all rows.
+            run = jax.jit(body, out_shardings=self._everywhere())
+            gather = _first_copy
+        return lambda state, batch: jax.tree.map(gather, run(state, self.put_batch(batch)))
+
+    def _everywhere(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def _split(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def _put_leaf(self, x):
+        # An explicit dtype takes off the weak type, which would cost a second compilation; the copy keeps
+        # the caller's own buffers out of the donation.
+        dtype = jnp.result_type(x)
+        x = jnp.copy(x) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(x, dtype)
+        if self.kind == "pmap":
+            return jax.device_put(jnp.broadcast_to(x, (self.num_devices, *x.shape)), self._split())
+        return jax.device_put(x, self._everywhere())
+
+
+def parallelise(make_step: Callable[[str | None], Step], *, kind: Kind = "auto",
+                devices: Sequence[jax.Device] | None = None) -> Parallel:
+    """Compiles the step that `make_step(axis_name)` builds for the devices.
+
+    Args:
+      make_step: gets the axis for collectives (synchronised BatchNorm, `make_train_step`) or None for jit.
+      kind: "auto" is jit on one device and shard_map on several, which measured fastest.
+      devices: all of them by default.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if kind == "auto":
+        kind = "jit" if len(devices) == 1 else "shard_map"
+    mesh = Mesh(np.array(devices), (AXIS,))
+    if kind == "jit":
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        step = jax.jit(make_step(None), donate_argnums=0, out_shardings=everywhere)
+    elif kind == "pmap":
+        step = jax.pmap(make_step(AXIS), axis_name=AXIS, devices=devices, donate_argnums=0)
+    elif kind == "shard_map":
+        step = jax.jit(_shard_map(make_step(AXIS), mesh, out_specs=PartitionSpec()), donate_argnums=0)
+    else:
+        raise ValueError(f"kind={kind!r}: use one of auto, jit, pmap, shard_map")
+    return Parallel(kind, mesh, step)
+
+
+def _shard_map(fn, mesh: Mesh, *, out_specs: PartitionSpec):
+    # check_vma=True would sum the gradients of replicated parameters by itself, and the step's own pmean
+    # would then average sums: without it, shard_map differentiates as pmap does.
+    return jax.shard_map(
+        fn, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=out_specs, check_vma=False
+    )
+
+
+def _first_copy(x: jax.Array) -> np.ndarray:
+    return np.asarray(x.addressable_data(0))
+
+
+def _merge_devices(x: jax.Array) -> np.ndarray:
+    x = np.asarray(x)
+    return x.reshape(-1, *x.shape[2:])

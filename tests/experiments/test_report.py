@@ -1,0 +1,192 @@
+"""The report is one file that needs nothing else, escapes every name, prints what is missing as dashes."""
+
+import base64
+import copy
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from experiments import plots, report
+
+CONFIG = {
+    "model": "hrnet",
+    "dataset": "lspet",
+    "mining": "ohkm",
+    "k": 8,
+    "optimizer": {"learning_rate": 1e-3},
+}
+RESULT = {
+    "pck": 0.461,
+    "pck@0.2": 0.653,
+    "pck_visible": 0.5,
+    "pck_occluded": 0.25,
+    "mean_pose_pck": 0.062,
+    "ap": 0.213,
+    "steps": 1200,
+    "images_per_second": 52.3,
+    "per_joint": {
+        "left_hip": {"pck": 0.4, "pck_visible": 0.45, "pck_occluded": 0.2, "count": 900, "mined": 0.25},
+        "right_hip": {"pck": 0.6, "pck_visible": 0.65, "pck_occluded": 0.3, "count": 1100, "mined": 0.75},
+    },
+}
+
+
+class _Page(HTMLParser):
+    """Tags in order, checking that those with an end have one."""
+
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    return plots.png(plots.per_joint_bars(RESULT["per_joint"]), dpi=40)
+
+
+def _write(tmp_path, **changes) -> tuple[str, _Page]:
+    arguments = {"title": "A run", "config": CONFIG, "result": RESULT} | changes
+    text = report.write_report(tmp_path / "report.html", **arguments).read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == []
+    return text, page
+
+
+def _printed(result: dict) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report.result_table(result))
+    return console.file.getvalue()
+
+
+def test_opens_with_what_was_trained_and_how_it_did(tmp_path):
+    text, _ = _write(tmp_path)
+    first = re.search(r'<p class="lead">(.*?)</p>', text, re.DOTALL).group(1)
+    for words in ("hrnet", "lspet", "1,200 steps", "8 hardest joints", "46.1 %", "6.2 %"):
+        assert words in first
+    assert text.index("lead") < text.index("<table") < text.index("<details")
+
+
+def test_needs_nothing_outside_itself(tmp_path, picture):
+    text, page = _write(tmp_path, pictures=[("Curves", picture)])
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    assert any(
+        "default-src 'none'" in (values.get("content") or "") for tag, values in page.tags if tag == "meta"
+    )
+
+
+def test_pictures_are_embedded_whole_with_their_size_and_alternative_text(tmp_path, picture):
+    _, page = _write(tmp_path, pictures=[("Curves", picture), ("Bars", picture)])
+    images = [values for tag, values in page.tags if tag == "img"]
+    assert [values["alt"] for values in images] == ["Curves", "Bars"]
+    assert base64.b64decode(images[0]["src"].removeprefix("data:image/png;base64,")) == picture
+    assert int(images[0]["width"]) == 480
+
+
+def test_a_picture_that_is_no_png_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'Curves' is not PNG"):
+        _write(tmp_path, pictures=[("Curves", b"\xff\xd8\xff\xe0 jpeg")])
+
+
+def test_every_name_is_escaped(tmp_path, picture):
+    evil = '"><script>alert(1)</script>'
+    result = copy.deepcopy(RESULT)
+    result["per_joint"][evil] = result["per_joint"]["left_hip"]
+    config = CONFIG | {"dataset": evil, evil: {evil: evil}}
+    _, page = _write(
+        tmp_path,
+        title=evil,
+        config=config,
+        result=result,
+        pictures=[(evil, picture)],
+        notes=[evil],
+        summary=evil,
+    )
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert page.text.count(evil) >= 6
+    _, page = _write(tmp_path, config=config)
+    assert evil in page.text
+
+
+def test_occlusion_that_a_dataset_does_not_know_is_a_dash(tmp_path):
+    result = copy.deepcopy(RESULT) | {"pck_occluded": None, "ap": float("nan"), "mean_pose_pck": None}
+    for row in result["per_joint"].values():
+        row |= {"pck_occluded": None, "mined": None}
+    text, page = _write(tmp_path, result=result)
+    for word in ("None", "nan"):
+        assert word not in page.text
+    table = re.search(r"<tbody>(.*?)</table>", text, re.DOTALL).group(1)
+    assert table.count("<td>–</td>") == 6
+    printed = _printed(result)
+    assert printed.count("–") == 8
+    assert "None" not in printed and "nan" not in printed
+
+
+def test_table_has_every_joint_the_totals_and_the_baselines():
+    printed = _printed(RESULT)
+    for words in (
+        "left_hip",
+        "right_hip",
+        "all joints",
+        "46.1 %",
+        "50.0 %",
+        "25.0 %",
+        "0.213",
+        "6.2 %",
+        "65.3 %",
+    ):
+        assert words in printed
+    total = next(line for line in printed.splitlines() if "all joints" in line)
+    assert re.findall(r"[\d.]+ %", total) == ["46.1 %", "50.0 %", "25.0 %", "50.0 %"]
+
+
+def test_a_joint_name_in_brackets_is_printed_as_it_is():
+    result = copy.deepcopy(RESULT)
+    result["per_joint"]["[bold]tail[/bold]"] = result["per_joint"]["left_hip"]
+    assert "[bold]tail[/bold]" in _printed(result)
+
+
+def test_labelled_joints_are_summed(tmp_path):
+    text, _ = _write(tmp_path)
+    assert "<td>2,000</td>" in text
+
+
+def test_configuration_stands_whole_at_the_end(tmp_path):
+    _, page = _write(tmp_path, config=CONFIG | {"workdir": tmp_path})
+    assert '"learning_rate": 0.001' in page.text and str(tmp_path) in page.text
+
+
+@pytest.mark.parametrize(
+    ("mining", "words"),
+    [
+        ("none", "from all joints alike"),
+        ("ohkm", "8 hardest joints"),
+        ("random", "8 joints of each image drawn at random"),
+        ("threshold", "threshold"),
+    ],
+)
+def test_summary_says_how_was_mined(mining, words):
+    assert words in report.summarise(CONFIG | {"mining": mining}, RESULT)
+
+
+def test_notes_are_listed_and_their_heading_stays_away_without_any(tmp_path):
+    assert "Notes" not in _write(tmp_path)[1].text
+    assert "3 records skipped" in _write(tmp_path, notes=["3 records skipped"])[1].text

@@ -1,0 +1,259 @@
+"""Every selector under the same laws. A new selector is one row of SELECTORS."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hardmine_jax import mining
+
+
+def _hardest(losses: np.ndarray, where: np.ndarray, k: int) -> np.ndarray:
+    """One row, by sorting (loss, lowest index); NaN before everything."""
+    order = sorted(np.flatnonzero(where), key=lambda i: (not np.isnan(losses[i]), -losses[i], i))
+    return np.isin(np.arange(len(losses)), order[:k])
+
+
+def _above(losses: np.ndarray, where: np.ndarray, min_loss: float, min_kept: int) -> np.ndarray:
+    return where & ~(losses <= min_loss) | _hardest(losses, where, min_kept)
+
+
+class Row(NamedTuple):
+    """A selector with its options bound."""
+
+    name: str
+    select: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]  # key, losses, where -> keep
+    oracle: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # one row in numpy; None for chance
+    exactly: int | None  # keeps exactly min(this, participating); None where the losses decide
+
+
+SELECTORS = [
+    Row(
+        "top_k",
+        lambda key, losses, where: mining.top_k(losses, k=3, where=where),
+        lambda losses, where: _hardest(losses, where, 3),
+        3,
+    ),
+    Row(
+        "top_1",
+        lambda key, losses, where: mining.top_k(losses, k=1, where=where),
+        lambda losses, where: _hardest(losses, where, 1),
+        1,
+    ),
+    Row(
+        "threshold",
+        lambda key, losses, where: mining.threshold(losses, min_loss=0.5, where=where),
+        lambda losses, where: _above(losses, where, 0.5, 0),
+        None,
+    ),
+    Row(
+        "threshold_min_kept",
+        lambda key, losses, where: mining.threshold(losses, min_loss=0.5, min_kept=4, where=where),
+        lambda losses, where: _above(losses, where, 0.5, 4),
+        None,
+    ),
+    Row("random_k", lambda key, losses, where: mining.random_k(key, losses, k=3, where=where), None, 3),
+]
+DETERMINISTIC = [row for row in SELECTORS if row.oracle is not None]
+# Both sides of the number of units at which the formulation changes.
+SIZES = (7, 70)
+KEY = np.array([0, 7], np.uint32)
+
+every = pytest.mark.parametrize("row", SELECTORS, ids=lambda row: row.name)
+deterministic = pytest.mark.parametrize("row", DETERMINISTIC, ids=lambda row: row.name)
+counting = pytest.mark.parametrize(
+    "row", [row for row in SELECTORS if row.exactly is not None], ids=lambda row: row.name
+)
+sized = pytest.mark.parametrize("num_units", SIZES)
+_JITTED = {row.name: jax.jit(row.select) for row in SELECTORS}
+
+
+def _example(num_units: int, rows: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Losses without ties, and about two thirds of the units taking part."""
+    rng = np.random.default_rng(seed)
+    losses = np.stack([rng.permutation(num_units) for _ in range(rows)]).astype(np.float32) / num_units
+    return losses, rng.random((rows, num_units)) < 0.66
+
+
+def _oracle(row: Row, losses: np.ndarray, where: np.ndarray) -> np.ndarray:
+    flat = zip(losses.reshape(-1, losses.shape[-1]), where.reshape(-1, where.shape[-1]), strict=True)
+    return np.stack([row.oracle(*pair) for pair in flat]).reshape(where.shape)
+
+
+NASTY = st.one_of(
+    st.sampled_from([0.0, -0.0, 0.5, 1.0, 1.0, 2.0, -1.0, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-40]),
+    st.floats(width=32),
+)
+
+
+@every
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16, np.int32])
+@sized
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_is_a_subset_of_the_right_size_and_equals_the_oracle(row, num_units, dtype, data):
+    size = 2 * num_units
+    elements = st.integers(-3, 3) if dtype is np.int32 else NASTY
+    drawn = data.draw(st.lists(elements, min_size=size, max_size=size))
+    with np.errstate(over="ignore"):
+        losses = np.array(drawn, np.float64).astype(dtype).reshape(2, num_units)
+    where = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size))).reshape(2, num_units)
+    keep = _JITTED[row.name](KEY, losses, where)
+    chex.assert_shape(keep, losses.shape)
+    chex.assert_type(keep, bool)
+    keep = np.asarray(keep)
+    assert not (keep & ~where).any()
+    if row.exactly is not None:
+        np.testing.assert_array_equal(keep.sum(-1), np.minimum(row.exactly, where.sum(-1)))
+    if row.oracle is not None:
+        np.testing.assert_array_equal(keep, _oracle(row, losses.astype(np.float64), where))
+
+
+@every
+@sized
+def test_nothing_takes_part(row, num_units):
+    losses = np.full((2, num_units), np.nan, np.float32)
+    where = np.zeros(losses.shape, bool)
+
+    def loss(losses):
+        return mining.masked_mean(losses, where=row.select(KEY, losses, where))
+
+    assert not row.select(KEY, losses, where).any()
+    value, gradient = jax.value_and_grad(loss)(losses)
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros_like(losses))
+
+
+@every
+@sized
+def test_everything_takes_part_without_where(row, num_units):
+    losses, _ = _example(num_units)
+    every_unit = np.ones(losses.shape, bool)
+    chex.assert_trees_all_equal(row.select(KEY, losses, None), row.select(KEY, losses, every_unit))
+
+
+@every
+@sized
+def test_jit_is_eager(row, num_units):
+    losses, where = _example(num_units)
+    chex.assert_trees_all_equal(_JITTED[row.name](KEY, losses, where), row.select(KEY, losses, where))
+
+
+@every
+@sized
+def test_vmap_is_a_loop(row, num_units):
+    losses, where = _example(num_units)
+    keys = np.stack([np.full(len(losses), 3), np.arange(len(losses))], -1).astype(np.uint32)
+    mapped = jax.jit(jax.vmap(row.select))(keys, losses, where)
+    looped = np.stack([_JITTED[row.name](*args) for args in zip(keys, losses, where, strict=True)])
+    chex.assert_trees_all_equal(mapped, looped)
+
+
+@every
+@sized
+def test_leading_axes_are_free(row, num_units):
+    losses, where = _example(num_units)
+    for shape in [(num_units,), (1, num_units), (2, 2, 2, num_units), (0, num_units)]:
+        part, takes_part = (
+            array.reshape(-1)[: np.prod(shape, dtype=int)].reshape(shape) for array in (losses, where)
+        )
+        keep = _JITTED[row.name](KEY, part, takes_part)
+        chex.assert_shape(keep, shape)
+        if row.oracle is not None and part.size:
+            np.testing.assert_array_equal(keep, _oracle(row, part, takes_part))
+
+
+@deterministic
+@sized
+def test_is_permutation_equivariant_without_ties(row, num_units):
+    losses, where = _example(num_units)
+    order = np.random.default_rng(1).permutation(num_units)
+    moved = _JITTED[row.name](KEY, losses[:, order], where[:, order])
+    chex.assert_trees_all_equal(moved, _JITTED[row.name](KEY, losses, where)[:, order])
+
+
+@counting
+@sized
+def test_ties_keep_the_exact_number_and_the_lowest_index(row, num_units):
+    _, where = _example(num_units)
+    keep = np.asarray(row.select(KEY, np.ones(where.shape, np.float32), where))
+    np.testing.assert_array_equal(keep.sum(-1), np.minimum(row.exactly, where.sum(-1)))
+    if row.oracle is not None:
+        np.testing.assert_array_equal(keep, where & (np.cumsum(where, axis=-1) <= row.exactly))
+
+
+@every
+@sized
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
+def test_garbage_in_slots_that_take_no_part_is_harmless(row, num_units, garbage):
+    losses, where = _example(num_units)
+    dirty = np.where(where, losses, np.float32(garbage))
+
+    def loss(losses):
+        return mining.masked_mean(losses, where=row.select(KEY, losses, where))
+
+    chex.assert_trees_all_equal(row.select(KEY, dirty, where), row.select(KEY, losses, where))
+    chex.assert_trees_all_equal(jax.value_and_grad(loss)(dirty), jax.value_and_grad(loss)(losses))
+
+
+@every
+@sized
+def test_no_gradient_flows_through_the_choice(row, num_units):
+    losses, where = _example(num_units)
+    keep = row.select(KEY, losses, where)
+
+    def loss(losses):
+        return mining.masked_mean(losses, where=row.select(KEY, losses, where))
+
+    expected = np.asarray(keep, np.float32) / max(1, int(keep.sum()))
+    chex.assert_trees_all_close(jax.grad(loss)(losses), expected, rtol=1e-6)
+    _, tangent = jax.jvp(lambda losses: row.select(KEY, losses, where), (losses,), (np.ones_like(losses),))
+    assert tangent.dtype == jax.dtypes.float0
+
+
+@every
+@sized
+def test_pmap_and_shard_map_over_eight_devices_are_a_loop(row, num_units):
+    if jax.device_count() < 8:
+        pytest.skip(f"{jax.device_count()} devices, 8 are needed (tests/conftest.py simulates them on CPU)")
+    losses, where = _example(num_units, rows=16)
+    losses, where = losses.reshape(8, 2, num_units), where.reshape(8, 2, num_units)
+    keys = np.stack([np.full(8, 3), np.arange(8)], -1).astype(np.uint32)
+    looped = np.stack([_JITTED[row.name](*args) for args in zip(keys, losses, where, strict=True)])
+    chex.assert_trees_all_equal(jax.pmap(row.select)(keys, losses, where), looped)
+
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    one_device = jax.shard_map(
+        lambda key, losses, where: row.select(key[0], losses[0], where[0])[None],
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec("data"),
+    )
+    chex.assert_trees_all_equal(jax.jit(one_device)(keys, losses, where), looped)
+
+
+@every
+@sized
+def test_jit_over_sharded_rows_is_one_device(row, num_units):
+    losses, where = _example(num_units, rows=16)
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+    keep = _JITTED[row.name](KEY, jax.device_put(losses, sharding), jax.device_put(where, sharding))
+    chex.assert_trees_all_equal(keep, _JITTED[row.name](KEY, losses, where))
+
+
+@every
+def test_where_must_be_bool_and_of_the_same_shape(row):
+    losses, where = _example(7)
+    with pytest.raises(ValueError, match="must be bool, not float32"):
+        row.select(KEY, losses, where.astype(np.float32))
+    with pytest.raises(ValueError, match=r"\(7,\) != losses \(8, 7\)"):
+        row.select(KEY, losses, where[0])
+    with pytest.raises(ValueError, match="the last axis must be the units"):
+        row.select(KEY, np.float32(1.0), None)

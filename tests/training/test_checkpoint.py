@@ -1,0 +1,269 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from hardmine_jax.training import CheckpointError, Checkpoints, OptimizerConfig, load_variables, set_aside
+
+
+def arrays(state):
+    if jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+        state = state.replace(key=jax.random.key_data(state.key))
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+def assert_same_bits(one, two):
+    for a, b in zip(arrays(one), arrays(two), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path, keep_last=2, best_metric="pck")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def state(tiny):
+    """A state after some steps: nothing in it is all zeros, and the key is a typed one."""
+    state, step = tiny.state(20), jax.jit(tiny.make_step(None))
+    for i in range(3):
+        state, _ = step(state, tiny.batch(i))
+    return state
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_round_trip_is_bit_identical(checkpoints, tiny, state):
+    position = {"index": 7, "nested": [{"bytes": b"\x00\xff"}, None, "x"], "numpy": np.int64(3)}
+    checkpoints.save(3, state, position)
+    step, restored, iterator_state = checkpoints.restore_latest(tiny.state(20))
+    assert step == 3
+    assert iterator_state == {"index": 7, "nested": [{"bytes": b"\x00\xff"}, None, "x"], "numpy": 3}
+    assert_same_bits(restored, state)
+    assert restored.key.dtype == state.key.dtype
+    chex.assert_trees_all_equal_structs(restored.opt_state, state.opt_state)
+
+
+def test_round_trip_without_ema_of_an_old_style_key(checkpoints, tiny, state):
+    state = state.replace(ema_params=None, key=jax.random.PRNGKey(5))
+    checkpoints.save(1, state)
+    template = tiny.state(20).replace(ema_params=None, key=jax.random.PRNGKey(0))
+    assert_same_bits(checkpoints.restore_latest(template).state, state)
+
+
+def test_what_is_saved_does_not_change_with_the_steps_after(checkpoints, tiny):
+    step = jax.jit(tiny.make_step(None), donate_argnums=0)
+    state = tiny.state(20)
+    before = arrays(state)
+    checkpoints.save(0, state)
+    for i in range(5):
+        state, _ = step(state, tiny.batch(i))
+    for a, b in zip(arrays(checkpoints.restore_latest(tiny.state(20)).state), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_keeps_the_best_and_the_last(checkpoints, tiny, state):
+    for step, pck in [(1, 0.2), (2, 0.9), (3, None), (4, 0.5), (5, float("nan")), (6, 0.6)]:
+        metrics = None if pck is None else {"pck": pck}
+        checkpoints.save(step, state.replace(step=np.int32(step)), metrics=metrics)
+    assert checkpoints.steps() == (2, 5, 6)
+    assert checkpoints.best_step() == 2
+    assert int(checkpoints.restore_best(tiny.state(20)).state.step) == 2
+    assert int(checkpoints.restore_latest(tiny.state(20)).state.step) == 6
+
+
+def test_best_mode_min_and_a_later_process(tmp_path, tiny, state):
+    first = Checkpoints(tmp_path, keep_last=1, best_metric="loss", best_mode="min")
+    for step, loss in [(1, 0.2), (2, 0.1), (3, 0.3)]:
+        first.save(step, state, metrics={"loss": loss})
+    first.close()
+    second = Checkpoints(tmp_path, keep_last=1, best_metric="loss", best_mode="min")
+    assert second.best_step() == 2
+    second.save(4, state, metrics={"loss": 0.4})
+    assert second.steps() == (2, 4)
+    second.close()
+
+
+def test_a_step_saved_again_is_replaced(checkpoints, tiny, state):
+    checkpoints.save(1, state, 1)
+    checkpoints.save(1, state, 2)
+    assert checkpoints.restore_latest(tiny.state(20)).iterator_state == 2
+
+
+def test_nothing_there(checkpoints, tiny):
+    assert checkpoints.restore_latest(tiny.state(20)) is None
+    assert checkpoints.restore_best(tiny.state(20)) is None
+
+
+def test_other_model_is_one_line_with_both_shapes(checkpoints, tiny, state):
+    checkpoints.save(1, state)
+    for restore in (checkpoints.restore_latest, checkpoints.restore_best):
+        with pytest.raises(CheckpointError, match="another model") as raised:
+            restore(tiny.state(20, width=12))
+        message = str(raised.value)
+        assert "params/BatchNorm_0/bias: [8] float32 there, [12] float32 here" in message
+        assert "--workdir" in message and "--no-resume" in message and "\n" not in message
+    assert checkpoints.steps() == (1,)
+
+
+def test_other_optimizer(checkpoints, tiny, state):
+    checkpoints.save(1, state)
+    with pytest.raises(CheckpointError, match="another optimizer or EMA setting .*opt_state"):
+        checkpoints.restore_latest(tiny.state(20, config=OptimizerConfig(name="sgd")))
+
+
+def flip_a_bit(checkpoint):
+    path = largest_file(checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_a_file(checkpoint):
+    path = largest_file(checkpoint)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(checkpoint):
+    (checkpoint / "state" / "manifest.ocdbt").unlink()
+
+
+def break_the_json(checkpoint):
+    (checkpoint / "about" / "metadata").write_text('{"arrays": {')
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_a_file, lose_a_file, break_the_json])
+def test_damaged_latest_falls_back_to_the_one_before(tmp_path, checkpoints, tiny, state, damage, capsys):
+    checkpoints.save(1, state.replace(step=np.int32(1)))
+    checkpoints.save(2, state.replace(step=np.int32(2)))
+    checkpoints.wait()
+    damage(tmp_path / "checkpoints" / "2")
+    assert checkpoints.restore_latest(tiny.state(20)).step == 1
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "checkpoints/2 is damaged" in warning
+    assert (tmp_path / "checkpoints.damaged" / "2").is_dir()
+    checkpoints.save(2, state, "again")
+    assert checkpoints.restore_latest(tiny.state(20)).iterator_state == "again"
+
+
+def test_all_damaged(tmp_path, checkpoints, tiny, state):
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    with pytest.raises(CheckpointError, match="checkpoints/1 is damaged"):
+        checkpoints.restore_best(tiny.state(20))
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged; --no-resume"):
+        checkpoints.restore_latest(tiny.state(20))
+
+
+def test_killed_while_writing(tmp_path, tiny, state):
+    """A save that is killed before it is committed is never chosen, and its step can be saved again."""
+    code = """
+        import os, pathlib, signal, sys, threading, time
+        import jax, numpy as np
+        import run_tiny
+        from hardmine_jax.training import Checkpoints
+
+        state = run_tiny.state(20)
+        checkpoints = Checkpoints(sys.argv[1])
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        big = state.replace(batch_stats={"big": np.random.default_rng(0).normal(size=(20, 1000, 1000))})
+        checkpoints.save(2, big)
+        while not any("tmp" in p.name for p in pathlib.Path(sys.argv[1], "checkpoints").iterdir()):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    path = os.pathsep.join([str(pathlib.Path(tiny.__file__).parent), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path})
+    assert run.returncode == -signal.SIGKILL
+    assert any("tmp" in p.name for p in (tmp_path / "checkpoints").iterdir())
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore_latest(tiny.state(20)).step == 1
+    checkpoints.save(2, state)
+    assert checkpoints.steps() == (1, 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    checkpoints.close()
+
+
+def test_set_aside_starts_anew(tmp_path, tiny, state):
+    assert set_aside(tmp_path) is None
+    for run in range(2):
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.steps() == ()
+        checkpoints.save(run, state)
+        checkpoints.close()
+        assert set_aside(tmp_path) == tmp_path / "checkpoints.previous"
+    assert (tmp_path / "checkpoints.previous" / "1").is_dir()
+    assert not (tmp_path / "checkpoints.previous" / "0").exists()
+
+
+def test_load_variables(tmp_path, checkpoints, state):
+    other = state.replace(ema_params=jax.tree.map(lambda x: x + 1, state.ema_params))
+    checkpoints.save(1, state, metrics={"pck": 0.9})
+    checkpoints.save(2, other, metrics={"pck": 0.1})
+    checkpoints.wait()
+    cases = [
+        (tmp_path, "best", state), (tmp_path, "latest", other), (tmp_path / "checkpoints", "best", state),
+        (tmp_path / "checkpoints" / "2", "best", other),
+    ]  # fmt: skip
+    for path, which, expected in cases:
+        variables = load_variables(path, which=which)
+        assert set(variables) == {"params", "batch_stats"}
+        assert all(type(x) is np.ndarray for x in jax.tree.leaves(variables))
+        chex.assert_trees_all_equal(variables["params"], expected.ema_params)
+        chex.assert_trees_all_equal(variables["batch_stats"], expected.batch_stats)
+
+
+def test_load_variables_without_ema_or_batch_statistics(tmp_path, checkpoints, state):
+    checkpoints.save(1, state.replace(ema_params=None, batch_stats={}))
+    checkpoints.wait()
+    variables = load_variables(tmp_path)
+    chex.assert_trees_all_equal(variables["params"], state.params)
+    assert variables["batch_stats"] == {}
+
+
+def test_load_variables_of_nothing_or_damaged(tmp_path, checkpoints, state):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_variables(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        load_variables(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        load_variables(tmp_path / "checkpoints" / "7")
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    with pytest.raises(CheckpointError, match="1 is damaged"):
+        load_variables(tmp_path)
+
+
+def test_best_metric_that_is_not_there(checkpoints, state):
+    with pytest.raises(ValueError, match="best_metric='pck' is not among the metrics"):
+        checkpoints.save(1, state, metrics={"ap": 1.0})
+
+
+def test_about_is_plain_json(tmp_path, checkpoints, state):
+    checkpoints.save(1, state, b"position")
+    checkpoints.wait()
+    about = json.loads((tmp_path / "checkpoints" / "1" / "about" / "metadata").read_text())
+    assert about["arrays"]["params/Dense_0/bias"][:2] == [[4], "float32"]
+
+
+@pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"best_mode": "largest"}])
+def test_wrong_settings(tmp_path, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Checkpoints(tmp_path, **wrong)
