@@ -1,14 +1,15 @@
 """OHKM: keypoint heatmaps trained on each person's k worst keypoints (CPN, arXiv 1711.07319, section 3.3).
 
-    python experiments/pose_ohkm.py                                              # made-up people, under 5 minutes
-    python experiments/pose_ohkm.py --dataset lspet --data-dir DIR               # Leeds Sports Pose, 20 minutes
-    python experiments/pose_ohkm.py --dataset coco --annotations A.json --images DIR   # your own keypoints
-    python experiments/pose_ohkm.py --preset hrnet_w32 --dataset coco --data-dir DIR   # COCO 2017 on TPU or GPU
+    python experiments/pose_ohkm.py                                # made-up people, under 5 minutes
+    python experiments/pose_ohkm.py --dataset lspet --data-dir DIR # Leeds Sports Pose, 20 minutes
+    python experiments/pose_ohkm.py --dataset coco --annotations JSON --images DIR  # keypoints of your own
+    python experiments/pose_ohkm.py --preset hrnet_w32 --dataset coco --data-dir DIR  # COCO 2017, TPU or GPU
 
 The first two are measured on 2 CPU cores (README has the scores). The published presets carry the papers'
 schedules: 210 epochs of COCO, Adam at 1e-3 with steps at 170 and 200 (140 epochs, 90 and 120, for
-SimpleBaseline); their AP on val2017 is 74.4 (HRNet-W32), 75.1 (HRNet-W48) and 70.4 (SimpleBaseline-50) at
-256x192, with ImageNet weights and without mining. Stopped or killed, the same command goes on to the same bits.
+SimpleBaseline); their AP on val2017 is 74.4 (HRNet-W32), 75.1 (HRNet-W48) and 70.4 (SimpleBaseline-50)
+at 256x192, with ImageNet weights and `--mining none`. Stopped or killed, the same command goes on to the
+same bits.
 """
 
 import argparse
@@ -75,7 +76,7 @@ class Config:
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       batch_size: images a step, over all devices.
       accumulate: micro-batches a step is split into, to save memory.
-      steps: length of the run; by default the preset's for the dataset.
+      steps: length of the run, by default the preset's for the dataset; the warm-up is at most a tenth of it.
       seed: of weights, order and augmentation.
       dtype: of the computation; weights stay float32.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
@@ -138,25 +139,31 @@ class Config:
     augment: AugmentConfig = AugmentConfig(scale=0.25, rotation=30.0, half_body_probability=0.0)
 
 
-def _published(model: ModelName, *, epochs: int, milestones: tuple[int, int]) -> Config:
-    """COCO at 256x192, 8 times a batch of 32 (16 in SimpleBaseline's release), 149,813 people an epoch."""
+def _published(
+    model: ModelName, *, epochs: int, milestones: tuple[int, int], augment: AugmentConfig
+) -> Config:
+    """COCO at 256x192 as in the releases: 128 people a step, 149,813 an epoch."""
     return Config(
-        preset=model, model=model, image_size=(256, 192), heatmap_sigma=2.0, batch_size=256, mining="none",
-        steps=epochs * 149_813 // 256, dtype="bfloat16", ema_decay=0.0, evaluate_every=5850,
+        preset=model, model=model, image_size=(256, 192), heatmap_sigma=2.0, batch_size=128,
+        steps=epochs * 149_813 // 128, dtype="bfloat16", ema_decay=0.0, evaluate_every=11_700,
         evaluate_people=2000, checkpoint_every=1000, log_every=100, num_workers=16,
         optimizer=training.OptimizerConfig(
             name="adam", learning_rate=1e-3, schedule="step",
             milestones=tuple(epoch / epochs for epoch in milestones),
         ),
-        augment=AugmentConfig(colour=0.0),
+        augment=augment,
     )  # fmt: skip
 
 
+_HRNET_AUGMENT = AugmentConfig(scale=0.35, rotation=45.0, half_body_probability=0.3, colour=0.0)
+_SIMPLE_BASELINE_AUGMENT = AugmentConfig(scale=0.3, rotation=40.0, half_body_probability=0.0, colour=0.0)
 PRESETS: Mapping[PresetName, Config] = {
     "laptop": Config(),
-    "hrnet_w32": _published("hrnet_w32", epochs=210, milestones=(170, 200)),
-    "hrnet_w48": _published("hrnet_w48", epochs=210, milestones=(170, 200)),
-    "simple_baseline_50": _published("simple_baseline_50", epochs=140, milestones=(90, 120)),
+    "hrnet_w32": _published("hrnet_w32", epochs=210, milestones=(170, 200), augment=_HRNET_AUGMENT),
+    "hrnet_w48": _published("hrnet_w48", epochs=210, milestones=(170, 200), augment=_HRNET_AUGMENT),
+    "simple_baseline_50": _published(
+        "simple_baseline_50", epochs=140, milestones=(90, 120), augment=_SIMPLE_BASELINE_AUGMENT
+    ),
 }
 # Steps of the laptop preset: what 2 CPU cores do in under 5 minutes (synthetic) and in 20 (real photographs).
 LAPTOP_STEPS = {"synthetic": 700, "lspet": 3000, "coco": 3000}
@@ -205,7 +212,9 @@ def load_dataset(config: Config) -> PoseDataset:
 def check_config(config: Config, num_keypoints: int) -> None:
     """What can be known to fail before anything is compiled."""
     if not 1 <= config.k <= num_keypoints:
-        raise ValueError(f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
+        raise ValueError(
+            f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k"
+        )
     if config.batch_size < 1 or config.batch_size % jax.device_count():
         raise ValueError(
             f"--batch-size {config.batch_size} does not split over {jax.device_count()} devices: "
@@ -217,7 +226,8 @@ def check_config(config: Config, num_keypoints: int) -> None:
         raise ValueError(f"--steps {config.steps} and --log-every {config.log_every} must be at least 1")
     if config.heatmap_sigma <= 0 or not 0 <= config.ema_decay < 1:
         raise ValueError(
-            f"--heatmap-sigma {config.heatmap_sigma} must be above 0 and --ema-decay {config.ema_decay} in [0, 1)"
+            f"--heatmap-sigma {config.heatmap_sigma} must be above 0, "
+            f"--ema-decay {config.ema_decay} in [0, 1)"
         )
 
 
@@ -283,7 +293,9 @@ class Evaluator:
         """The numbers to watch while training, on a fixed part of the split."""
         people, keypoints, scores = self.run(state, self._some)
         result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
-        return {name: result[name] for name in ("pck", "pck@0.2", "pck_visible", "ap") if result[name] is not None}
+        return {
+            name: result[name] for name in ("pck", "pck@0.2", "pck_visible", "ap") if result[name] is not None
+        }
 
 
 class _Rows:
@@ -300,11 +312,13 @@ class _Rows:
 
 
 def train(config: Config, dataset: PoseDataset) -> dict:
-    """Trains (or restores, with --eval-only), evaluates on everybody, writes the report; gives result.json."""
+    """Trains (with --eval-only restores), evaluates on everybody, writes the report; gives result.json."""
     skeleton = dataset.skeleton
     check_config(config, skeleton.num_keypoints)
     if not len(dataset.validation):
-        raise DataError(f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations")
+        raise DataError(
+            f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations"
+        )
     parallel, state = make_trainer(config, skeleton)
     batches = train_batches(
         dataset.train,
@@ -355,7 +369,9 @@ def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, u
     people, keypoints, scores = evaluator.run(fitted.state)
     result = pose_task.score(keypoints, scores, people, skeleton)
     baseline = pose_task.place_pose(mean_pose(dataset.train), people)
-    result["mean_pose_pck"] = float(pose_task.correct_keypoints(baseline, people, fraction=0.1)[people.labelled].mean())
+    result["mean_pose_pck"] = float(
+        pose_task.correct_keypoints(baseline, people, fraction=0.1)[people.labelled].mean()
+    )
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
     for name, share in zip(skeleton.names, mined_shares(lines, skeleton.num_keypoints), strict=True):
         result["per_joint"][name]["mined"] = share
@@ -365,7 +381,9 @@ def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, u
     hardest = hardest_examples(config, dataset, people, keypoints)
     notes = [dataset.skipped.report()] if dataset.skipped.count else []
     if unreadable:
-        notes.append(f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}")
+        notes.append(
+            f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
+        )
     path = report.write_report(
         config.workdir / "report.html",
         title=f"Pose on {dataset.name}: {config.model}, {config.mining}",
@@ -409,21 +427,27 @@ def hardest_examples(
             padding=config.augment.padding,
         )
         to_crop = invert_affine(crop["inverse"].astype(np.float64))
-        predicted, target = (apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints))
+        predicted, target = (
+            apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
+        )
         examples.append(
-            plots.Example(crop["image"], predicted, target, people.visibility[row], correct[row], people.names[row])
+            plots.Example(
+                crop["image"], predicted, target, people.visibility[row], correct[row], people.names[row]
+            )
         )
     return examples
 
 
 def save_config(config: Config, skeleton: Skeleton) -> None:
-    """config.json: all that prediction needs beside the weights. Says so where a resumed run changes something."""
+    """config.json: what prediction needs beside the weights. Says what a resumed run has changed."""
     path = config.workdir / "config.json"
     new = {"config": _plain(config), "skeleton": _plain(skeleton)}
     if path.exists():
         old = json.loads(path.read_text())["config"]
         free = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
-        changed = [name for name in new["config"] if name not in free and old.get(name) != new["config"][name]]
+        changed = [
+            name for name in new["config"] if name not in free and old.get(name) != new["config"][name]
+        ]
         if changed and config.resume:
             was = ", ".join(f"{name}={old.get(name)!r}" for name in changed)
             print(f"note: {path} was trained with {was} until here", file=sys.stderr)
@@ -452,7 +476,9 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     except FileNotFoundError as error:
         raise DataError(f"no {path}: give the --workdir of a pose_ohkm run") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no config.json of pose_ohkm ({error}): give the --workdir of a run") from error
+        raise DataError(
+            f"{path} is no config.json of pose_ohkm ({error}): give the --workdir of a run"
+        ) from error
 
 
 def parse(arguments: list[str] | None = None) -> Config:
@@ -463,7 +489,9 @@ def parse(arguments: list[str] | None = None) -> Config:
     config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
     steps = LAPTOP_STEPS[config.dataset] if config.steps is None else config.steps
     workdir = config.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
-    return dataclasses.replace(config, steps=steps, workdir=workdir)
+    warmup = min(config.optimizer.warmup_steps, max(steps, 0) // 10)
+    optimizer = dataclasses.replace(config.optimizer, warmup_steps=warmup)
+    return dataclasses.replace(config, steps=steps, workdir=workdir, optimizer=optimizer)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -476,7 +504,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(dataset.skipped.report(), file=sys.stderr)
         train(config, dataset)
     except (ValueError, OSError) as error:
-        # DataError, CheckpointError, NonFiniteError and every argument check are ValueErrors with one line to say.
+        # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

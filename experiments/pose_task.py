@@ -28,7 +28,6 @@ from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.pose.coco_eval import coco_average_precision
 
 STRIDE = 4
-MININGS = ("none", "ohkm", "random", "threshold")
 
 
 def make_loss(
@@ -45,17 +44,15 @@ def make_loss(
       sigma: of the target Gaussians, heatmap pixels.
 
     Returns:
-      The function. Its metrics: `mse`, over all labelled keypoints whatever was kept, and `mined` [K], the
-      share of images in which a keypoint was kept.
+      The function. Its metrics: `mse`, over all labelled keypoints whatever was kept, and but for "none"
+      `mined` [K], the share of images in which a keypoint was kept.
     """
 
     def loss_function(params, batch_stats, batch, key):
         variables = {"params": params, "batch_stats": batch_stats}
         images = normalise_images(batch["image"])
         heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss, metrics = mined_loss(
-            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma
-        )
+        loss, metrics = mined_loss(heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma)
         return loss, (updated["batch_stats"], metrics)
 
     return loss_function
@@ -84,7 +81,10 @@ def mined_loss(
         keep, count = labelled, num_keypoints
     loss = masked_mean(losses, where=keep, denominator=count * num_images)
     mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
-    return loss, {"mse": jax.lax.stop_gradient(mse), "mined": keep.astype(jnp.float32).mean(0)}
+    metrics = {"mse": jax.lax.stop_gradient(mse)}
+    if mining != "none":
+        metrics["mined"] = keep.astype(jnp.float32).mean(0)
+    return loss, metrics
 
 
 def make_predict(
@@ -167,7 +167,9 @@ def predict_people(
     rows, keypoints, scores = [], [], []
     for batch in batches:
         outputs, where = predict(batch), batch["where"]
-        points = apply_affine(batch["inverse"].astype(np.float64), np.asarray(outputs["keypoints"], np.float64))
+        points = apply_affine(
+            batch["inverse"].astype(np.float64), np.asarray(outputs["keypoints"], np.float64)
+        )
         rows.append(batch["index"][where])
         keypoints.append(points[where])
         scores.append(np.asarray(outputs["scores"])[where])
@@ -186,7 +188,7 @@ def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float)
 
 
 def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
-    """The numbers of result.json: `pck` and its parts, `pck@0.2`, `ap` and the rest of COCO's, `per_joint`."""
+    """The numbers of result.json: `pck` and its parts, `pck@0.2`, COCO's `ap`, `per_joint`."""
     visible, occluded = people.visibility == 2, people.visibility == 1
     correct = correct_keypoints(predicted, people, fraction=0.1)
     wider = correct_keypoints(predicted, people, fraction=0.2)
@@ -217,9 +219,13 @@ def average_precision(
     for row in range(len(people.names)):
         triples = np.column_stack([people.keypoints[row], people.visibility[row]])
         image_id = int(people.image_id[row])
-        annotations.append({"image_id": image_id, "keypoints": triples.ravel(), "area": float(people.area[row])})
+        annotations.append(
+            {"image_id": image_id, "keypoints": triples.ravel(), "area": float(people.area[row])}
+        )
         found = np.column_stack([predicted[row], scores[row]])
-        predictions.append({"image_id": image_id, "keypoints": found.ravel(), "score": float(scores[row].mean())})
+        predictions.append(
+            {"image_id": image_id, "keypoints": found.ravel(), "score": float(scores[row].mean())}
+        )
     names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar"}
     measured = coco_average_precision(predictions, annotations, sigmas=skeleton.sigmas)
     return {short: measured[name] for name, short in names.items()}

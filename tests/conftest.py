@@ -14,9 +14,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def _shared(name: str) -> pathlib.Path:
-    root = pathlib.Path(os.environ.get("HARDMINE_TEST_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+    beside = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    root = pathlib.Path(os.environ.get("HARDMINE_TEST_DATA", beside))
     if not (root / name).is_dir():
-        pytest.skip(f"no real data at {root / name} (set HARDMINE_TEST_DATA to the folder that holds {name}/)")
+        pytest.skip(f"no real data at {root / name}: set HARDMINE_TEST_DATA to the folder with {name}/ in it")
     return root / name
 
 

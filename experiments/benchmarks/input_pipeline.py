@@ -3,8 +3,7 @@
     python experiments/benchmarks/input_pipeline.py
     python experiments/benchmarks/input_pipeline.py --data-dir ../shared/data/lspet --image-size 256 192
 
-About half a minute. A laptop-preset training step on 2 CPU cores takes some hundred images a second, so anything
-above a thousand keeps ahead of it at the cost of a tenth of a core.
+About half a minute on 2 CPU cores; there it measured 1,200 images a second in threads, 2,000 in 2 processes.
 """
 
 import dataclasses
@@ -104,12 +103,12 @@ def main(config: Config) -> None:
     """Prints both tables."""
     dataset = lspet.load(config.data_dir) if config.data_dir else synthetic_pose.load()
     height, width = config.image_size
-    title = f"{dataset.name}, {height}x{width}, batches of {config.batch_size}, {os.cpu_count()} cores"
+    title = f"{dataset.name} {height}x{width}, {os.cpu_count()} cores"
     table = rich.table.Table("one image, one thread", "ms", title=title)
     for name, value in stages(dataset, config.image_size).items():
         table.add_row(name, f"{value:.3f}")
     rich.print(table)
-    table = rich.table.Table("whole batches", "images/s")
+    table = rich.table.Table(f"batches of {config.batch_size}", "images/s")
     for name, value in pipelines(dataset, config).items():
         table.add_row(name, f"{value:,.0f}")
     rich.print(table)

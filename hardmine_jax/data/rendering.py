@@ -86,5 +86,10 @@ def _worker(*arguments: int) -> Iterator[subprocess.Popen]:
 def serve(seed: int, split: int, first: int, count: int, step: int) -> None:
     """The worker's side: pickled examples first, first + step, ... below count to standard output."""
     cv2.setNumThreads(0)
-    for index in range(first, count, step):
-        pickle.dump(example(seed, split, index), sys.stdout.buffer)
+    try:
+        for index in range(first, count, step):
+            pickle.dump(example(seed, split, index), sys.stdout.buffer)
+        sys.stdout.flush()
+    except (BrokenPipeError, KeyboardInterrupt):
+        # Whoever asked is gone, and has said so: no traceback, nor the interpreter's own at its last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

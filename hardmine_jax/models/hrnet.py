@@ -1,7 +1,7 @@
 """HRNet: high resolution kept from the first stage to the last (Sun et al., arXiv 1902.09212, section 3).
 
-Images are `[B, H, W, 3]`, float, normalised, sides multiples of 32; heatmaps are `[B, H/4, W/4, num_keypoints]`,
-float32. Branch `i` works at stride `4 * 2**i` with `width * 2**i` channels.
+Images are `[B, H, W, 3]`, float, normalised, sides multiples of 32; heatmaps are
+`[B, H/4, W/4, num_keypoints]`, float32. Branch `i` works at stride `4 * 2**i` with `width * 2**i` channels.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Every output branch is the sum of all input branches, brought to its resolution and width (figure 3)."""
+    """Every output is the sum of all branches, brought to its resolution and width (figure 3)."""
 
     num_outputs: int
     train: bool = False
@@ -104,11 +104,18 @@ class HRNet(nn.Module):
                 branches = self._module(branches, f"stage{stage}_{module}", 1 if last else stage, common)
             coarsest = branches[-1]
         head = Conv(
-            self.num_keypoints, 1, use_bias=True, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="final_layer"
+            self.num_keypoints,
+            1,
+            use_bias=True,
+            kernel_init=nn.initializers.normal(0.001),
+            dtype=self.dtype,
+            name="final_layer",
         )
         return head(branches[0]).astype(jnp.float32)
 
-    def _module(self, branches: Sequence[jax.Array], name: str, num_outputs: int, common: dict) -> list[jax.Array]:
+    def _module(
+        self, branches: Sequence[jax.Array], name: str, num_outputs: int, common: dict
+    ) -> list[jax.Array]:
         outputs = []
         for index, branch in enumerate(branches):
             for block in range(self.blocks):
@@ -121,7 +128,9 @@ class HRNet(nn.Module):
         if not 1 <= len(self.modules) <= 3:
             raise ValueError(f"HRNet modules={self.modules}: one to three entries, for stages 2, 3 and 4")
         if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % stride or images.shape[2] % stride:
-            raise ValueError(f"HRNet wants images [B, H, W, 3] with sides a multiple of {stride}, got {images.shape}")
+            raise ValueError(
+                f"HRNet wants images [B, H, W, 3] with sides a multiple of {stride}, got {images.shape}"
+            )
 
 
 def upsample_nearest(features: jax.Array, factor: int) -> jax.Array:

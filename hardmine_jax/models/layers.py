@@ -1,7 +1,7 @@
 """Convolution, transposed convolution and normalisation as the published networks define them.
 
 Layout NHWC, kernels HWIO, parameters float32; `dtype` is the type of the computation. Padding is PyTorch's
-(`k // 2` on both sides), which for an even side and stride 2 is not XLA's "SAME". 
+(`k // 2` on both sides), which for an even side and stride 2 is not XLA's "SAME".
 """
 
 from typing import Any
@@ -94,5 +94,10 @@ class BatchNorm(nn.Module):
         # flax calls this axis by name while it initialises too, outside of any mapped axis.
         axis_name = None if self.is_initializing() else self.axis_name
         return nn.BatchNorm(
-            use_running_average=not self.train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=axis_name, name="norm"
+            use_running_average=not self.train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=axis_name,
+            name="norm",
         )(images)

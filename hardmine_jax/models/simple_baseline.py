@@ -44,5 +44,7 @@ class SimpleBaseline(nn.Module):
             features = nn.relu(BatchNorm(train=train, **common, name=f"{name}_bn")(features))
         # Large first heatmaps would drown the peaks that are to be learnt (std 0.001 as published).
         init = nn.initializers.normal(0.001)
-        heatmaps = Conv(self.num_keypoints, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name="final_layer")
+        heatmaps = Conv(
+            self.num_keypoints, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name="final_layer"
+        )
         return heatmaps(features).astype(jnp.float32)

@@ -109,7 +109,7 @@ def test_evaluation_shows_the_padded_box():
     record = dotted_record()
     example = evaluate_crop(record, size=(128, 96), skeleton=SKELETON, padding=1.25)
     corners = apply_affine(example["inverse"], np.array([[-0.5, -0.5], [95.5, 127.5]]))
-    # The box of 140x200 keeps its height; the width follows from 96:128, so 1.25 * (150, 200) around (150, 130).
+    # The box of 140x200 keeps its height, the width follows from 96:128: 1.25 * (150, 200) around (150, 130).
     np.testing.assert_allclose(corners, [[150 - 93.75, 130 - 125], [150 + 93.75, 130 + 125]], atol=1e-3)
 
 
