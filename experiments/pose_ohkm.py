@@ -71,7 +71,8 @@ class Config:
       model: the network.
       image_size: height and width of the crops, multiples of 32.
       mining: which labelled keypoints of each image carry the gradient.
-      k: how many (ohkm, random), or at least how many (threshold).
+      k: how many (ohkm, random), or at least how many (threshold); by default half of the keypoints, at most
+        the 8 of CPN.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       batch_size: images a step, over all devices.
@@ -112,7 +113,7 @@ class Config:
     model: ModelName = "laptop"
     image_size: tuple[int, int] = (128, 128)
     mining: Literal["none", "ohkm", "random", "threshold"] = "ohkm"
-    k: int = 8
+    k: int | None = None
     min_loss: float = 0.25
     heatmap_sigma: float = 1.5
     batch_size: int = 32
@@ -209,8 +210,9 @@ def load_dataset(config: Config) -> PoseDataset:
     )
 
 
-def check_config(config: Config, num_keypoints: int) -> None:
-    """What can be known to fail before anything is compiled."""
+def settle(config: Config, num_keypoints: int) -> Config:
+    """The config with its `k`; what can be known to fail is found before anything is compiled."""
+    config = dataclasses.replace(config, k=min(8, -(-num_keypoints // 2)) if config.k is None else config.k)
     if not 1 <= config.k <= num_keypoints:
         raise ValueError(
             f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k"
@@ -229,6 +231,7 @@ def check_config(config: Config, num_keypoints: int) -> None:
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, "
             f"--ema-decay {config.ema_decay} in [0, 1)"
         )
+    return config
 
 
 def make_trainer(config: Config, skeleton: Skeleton) -> tuple[training.Parallel, training.TrainState]:
@@ -314,7 +317,7 @@ class _Rows:
 def train(config: Config, dataset: PoseDataset) -> dict:
     """Trains (with --eval-only restores), evaluates on everybody, writes the report; gives result.json."""
     skeleton = dataset.skeleton
-    check_config(config, skeleton.num_keypoints)
+    config = settle(config, skeleton.num_keypoints)
     if not len(dataset.validation):
         raise DataError(
             f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations"

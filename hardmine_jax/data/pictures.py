@@ -43,7 +43,7 @@ def decode_image(encoded: bytes) -> np.ndarray | None:
 
     The EXIF orientation is not applied: keypoints of COCO and LSP are in the pixels as they are stored.
     """
-    if not _is_whole(encoded):
+    if not is_whole(encoded):
         return None
     try:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -53,7 +53,7 @@ def decode_image(encoded: bytes) -> np.ndarray | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _is_whole(encoded: bytes) -> bool:
+def is_whole(encoded: bytes) -> bool:
     """False for a JPEG or PNG that was cut off; some OpenCV versions read it, grey where data is missing."""
     if encoded.startswith(b"\xff\xd8"):
         # 0xFF inside a scan is always escaped, so an end marker after the last scan's start is the real one.
