@@ -76,7 +76,11 @@ def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def report_pictures(
-    lines: Sequence[dict], result: dict, skeleton: Skeleton, hardest: Sequence[Example]
+    lines: Sequence[dict],
+    result: dict,
+    skeleton: Skeleton,
+    hardest: Sequence[Example],
+    typical: Sequence[Example] = (),
 ) -> list[tuple[str, bytes]]:
     """What `report.write_report` shows, as (caption, PNG); what a run does not have is left out.
 
@@ -84,7 +88,8 @@ def report_pictures(
       lines: the lines of `metrics.jsonl`.
       result: what `result.json` holds.
       skeleton: of the K joints.
-      hardest: the validation examples with the fewest joints right, hardest first; may be empty.
+      hardest: the validation examples that went worst, worst first; may be empty.
+      typical: validation examples that nobody picked; may be empty.
     """
     curves = learning_curves(lines, baseline=result.get("mean_pose_pck"))
     pictures = [("Learning curves", png(curves))]
@@ -92,6 +97,11 @@ def report_pictures(
         mined = png(mined_over_training(lines, skeleton.names))
         pictures.append(("Which joints were mined, and how often, as training went on", mined))
     pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
+    if typical:
+        caption = (
+            "Predictions on validation images taken at equal distances: left limbs orange, right limbs blue"
+        )
+        pictures.append((caption, png(predicted_images(typical, skeleton))))
     if hardest:
         caption = (
             "The hardest validation images: each true skeleton, and beside it the predicted one. "
@@ -276,6 +286,14 @@ def joint_colours(skeleton: Skeleton) -> list[tuple[int, int, int]]:
     return colours
 
 
+def predicted_images(
+    examples: Sequence[Example], skeleton: Skeleton, *, columns: int = 6, tile: int = 400
+) -> Figure:
+    """A grid of images with the predicted skeletons on them, as a user of the network would see them."""
+    tiles = [_true_and_predicted(example, skeleton, tile, misses=False)[1] for example in examples]
+    return montage(tiles, columns=columns)
+
+
 def hardest_images(
     examples: Sequence[Example], skeleton: Skeleton, *, pairs_in_row: int = 2, tile: int = 400
 ) -> Figure:
@@ -367,7 +385,9 @@ def _mined(lines: Sequence[dict], names: Sequence[str], key: str) -> tuple[np.nd
     return np.array(steps), np.array([found[step] for step in steps], dtype=float)
 
 
-def _true_and_predicted(example: Example, skeleton: Skeleton, tile: int) -> list[np.ndarray]:
+def _true_and_predicted(
+    example: Example, skeleton: Skeleton, tile: int, *, misses: bool = True
+) -> list[np.ndarray]:
     factor = tile / example.image.shape[0]
     image = cv2.resize(example.image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     # Pixel centres are at integers, so enlarging moves them by half a pixel.
@@ -378,7 +398,8 @@ def _true_and_predicted(example: Example, skeleton: Skeleton, tile: int) -> list
     labelled = visibility > 0
     true = draw_skeleton(image, target, labelled, skeleton, occluded=visibility == 1)
     guess = draw_skeleton(image, predicted, np.ones_like(labelled), skeleton)
-    for index in np.flatnonzero(labelled & ~np.asarray(example.correct, dtype=bool)):
+    wrong = misses & labelled & ~np.asarray(example.correct, dtype=bool)
+    for index in np.flatnonzero(wrong):
         cv2.line(guess, *_fixed(target[index], predicted[index]), (220, 20, 60), 2, cv2.LINE_AA, _BITS)
     return [true, guess]
 

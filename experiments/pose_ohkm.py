@@ -381,7 +381,12 @@ def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, u
     speed = fitted.images_per_second or _last(lines, "images_per_second")
     result |= {"steps": fitted.step, "images_per_second": speed, "people": len(people.names)}
     _write_json(config.workdir / "result.json", result)
-    hardest = hardest_examples(config, dataset, people, keypoints)
+    similarity = pose_task.mean_oks(keypoints, people, skeleton)
+    hardest = np.argsort(similarity, kind="stable")[:8]
+    typical = np.unique(np.linspace(0, len(people.names) - 1, min(12, len(people.names))).astype(int))
+    hardest, typical = (
+        picture_examples(config, dataset, people, keypoints, rows) for rows in (hardest, typical)
+    )
     notes = [dataset.skipped.report()] if dataset.skipped.count else []
     if unreadable:
         notes.append(
@@ -392,7 +397,7 @@ def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, u
         title=f"Pose on {dataset.name}: {config.model}, {config.mining}",
         config=_plain(config),
         result=result,
-        pictures=plots.report_pictures(lines, result, skeleton, hardest),
+        pictures=plots.report_pictures(lines, result, skeleton, hardest, typical),
         notes=notes,
     )
     rich.print(report.result_table(result))
@@ -415,17 +420,23 @@ def mined_shares(lines: list[dict], num_keypoints: int) -> list[float | None]:
     return np.average([line["mined"] for line in lines], axis=0, weights=weights).tolist()
 
 
-def hardest_examples(
-    config: Config, dataset: PoseDataset, people: pose_task.People, keypoints: np.ndarray, *, count: int = 8
+def picture_examples(
+    config: Config,
+    dataset: PoseDataset,
+    people: pose_task.People,
+    keypoints: np.ndarray,
+    rows: np.ndarray,
+    *,
+    height: int = 384,
 ) -> list[plots.Example]:
-    """The validation people with the lowest OKS, in the crops that the network saw."""
+    """Some of the evaluated people, in the crops that the network saw but finer, to be looked at."""
     correct = pose_task.correct_keypoints(keypoints, people, fraction=0.1)
-    order = np.argsort(pose_task.mean_oks(keypoints, people, dataset.skeleton), kind="stable")[:count]
+    width = round(height * config.image_size[1] / config.image_size[0])
     examples = []
-    for row in order:
+    for row in rows:
         crop = evaluate_crop(
             dataset.validation[int(people.rows[row])],
-            size=config.image_size,
+            size=(height, width),
             skeleton=dataset.skeleton,
             padding=config.augment.padding,
         )
@@ -433,11 +444,8 @@ def hardest_examples(
         predicted, target = (
             apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
         )
-        examples.append(
-            plots.Example(
-                crop["image"], predicted, target, people.visibility[row], correct[row], people.names[row]
-            )
-        )
+        labels = (people.visibility[row], correct[row], people.names[row])
+        examples.append(plots.Example(crop["image"], predicted, target, *labels))
     return examples
 
 

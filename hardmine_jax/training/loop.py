@@ -47,8 +47,9 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
       steps: length of the whole run, not of what is left.
       workdir: gets `metrics.jsonl` and `tensorboard/`.
       checkpoints: saves every `checkpoint_every` steps, after each evaluation, when stopped, at the end.
-      evaluate: placed state -> scores; every `evaluate_every` steps and at the end. Logged as
-        `validation/<name>`; `checkpoints` picks the best by them.
+      evaluate: placed state -> scores; after step 1 (there the curve starts, and what fails fails at once),
+        every `evaluate_every` steps and at the end. Logged as `validation/<name>`; `checkpoints` picks the
+        best by them.
       learning_rate: schedule to log.
       log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
 
@@ -67,7 +68,8 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
                 window.add(step, metrics)
                 # Read once a step, before the iterator moves on: the position saved is this step's.
                 stopped, last = stop.is_set(), step == steps
-                evaluating = evaluate is not None and not stopped and (last or _due(step, evaluate_every))
+                due = step == 1 or last or _due(step, evaluate_every)
+                evaluating = evaluate is not None and not stopped and due
                 saving = checkpoints is not None and (
                     last or stopped or evaluating or _due(step, checkpoint_every)
                 )

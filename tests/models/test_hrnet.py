@@ -17,8 +17,8 @@ def _images(batch=2, sides=(32, 48)) -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def variables():
-    return jax.jit(TINY.init)(jax.random.key(0), _images())
+def variables(random_variables):
+    return random_variables(TINY, _images())
 
 
 @pytest.mark.parametrize("width, published", [(32, 28_536_113), (48, 63_595_745)])
@@ -57,18 +57,21 @@ def test_training_moves_the_statistics_and_gives_every_parameter_a_gradient(vari
 
 def test_evaluation_changes_nothing_and_sees_each_image_alone(variables):
     images = _images(4)
-    heatmaps, updated = TINY.apply(variables, images, train=False, mutable=["batch_stats"])
+    apply = jax.jit(lambda images: TINY.apply(variables, images, train=False, mutable=["batch_stats"]))
+    heatmaps, updated = apply(images)
     chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
-    np.testing.assert_allclose(TINY.apply(variables, images[1:2]), heatmaps[1:2], atol=1e-6)
+    others, _ = apply(images.at[2:].set(7.0))
+    np.testing.assert_allclose(others[:2], heatmaps[:2], atol=1e-6)
+    assert np.abs(others[2:] - heatmaps[2:]).max() > 1e-3
 
 
 def test_bfloat16_keeps_float32_outside(variables):
     model = TINY.clone(dtype=jnp.bfloat16)
-    heatmaps, fresh = jax.jit(model.init_with_output)(jax.random.key(0), _images())
-    chex.assert_trees_all_equal(fresh, variables)
-    assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype(jnp.float32)}
+    fresh = jax.eval_shape(model.init, jax.random.key(0), _images())
+    chex.assert_trees_all_equal_shapes_and_dtypes(fresh, variables)
+    heatmaps = jax.jit(model.apply)(variables, _images())
     chex.assert_type(heatmaps, jnp.float32)
-    precise = TINY.apply(variables, _images())
+    precise = jax.jit(TINY.apply)(variables, _images())
     difference = np.abs(heatmaps - precise).max() / np.abs(precise).max()
     assert 1e-6 < difference < 0.1
 

@@ -1,4 +1,4 @@
-"""Convolutions against numpy and PyTorch, in value and gradient; batch normalisation on one and on 8 devices."""
+"""Convolutions against numpy and PyTorch, value and gradient; batch normalisation on one and 8 devices."""
 
 import chex
 import jax

@@ -35,9 +35,9 @@ def test_heatmaps_are_a_quarter_of_the_image(sides):
     chex.assert_type(heatmaps, jnp.float32)
 
 
-def test_training_moves_the_statistics_and_gives_every_parameter_a_gradient():
+def test_training_moves_the_statistics_and_gives_every_parameter_a_gradient(random_variables):
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32)
-    variables = jax.jit(TINY.init)(jax.random.key(0), images)
+    variables = random_variables(TINY, images)
 
     def loss(params):
         run = {**variables, "params": params}

@@ -189,7 +189,7 @@ def test_non_finite_metric_stops_and_is_never_saved(tmp_path, metric, named):
 
 def test_evaluation_is_logged_and_picks_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=1, best_metric="score")
-    scores = iter([0.1, 0.8, 0.3, 0.2])
+    scores = iter([0.05, 0.1, 0.8, 0.3, 0.2])
 
     def evaluate(state):
         return {"score": next(scores), "per_joint": np.arange(2.0), "undefined": float("nan")}
@@ -201,6 +201,7 @@ def test_evaluation_is_logged_and_picks_the_best(tmp_path):
     assert result.scores["score"] == 0.2
     lines = {line["step"]: line for line in read_metrics(tmp_path / "metrics.jsonl")}
     assert list(lines) == [1, 3, 5, 6, 9, 10]
+    assert lines[1]["validation/score"] == 0.05
     assert lines[6]["validation/score"] == 0.8 and lines[6]["validation/per_joint"] == [0.0, 1.0]
     assert lines[6]["validation/undefined"] is None
     assert "validation/score" not in lines[5]

@@ -1,0 +1,337 @@
+"""The task's parts against plain numpy: mined losses, scores, the average pose, the flip test."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hardmine_jax.pose
+from experiments import pose_ohkm
+from hardmine_jax.data.synthetic_pose import COCO_SKELETON
+from hardmine_jax.pose import Skeleton
+
+# The module that the script itself imported.
+pose_task = pose_ohkm.pose_task
+
+SIGMA, K, JOINTS, SIDE = 1.5, 3, 6, 8
+SKELETON = Skeleton(
+    ("nose", "tail", "left_ear", "right_ear", "left_paw", "right_paw"), ((2, 3), (4, 5)), (0.05,) * 6, ((0, 1),)
+)
+
+
+def _batch(num_images=8, seed=0) -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        "keypoints": rng.uniform(0, 4 * SIDE, (num_images, JOINTS, 2)).astype(np.float32),
+        "visibility": rng.integers(0, 3, (num_images, JOINTS)).astype(np.int32),
+        "where": np.ones(num_images, bool),
+        "index": np.arange(num_images, dtype=np.int32) + 100,
+    }
+
+
+def _heatmaps(num_images=8, seed=1) -> np.ndarray:
+    shape = (num_images, SIDE, SIDE, JOINTS)
+    return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+
+
+def _mined_loss(heatmaps, batch, *, mining, key=None, min_loss=0.25):
+    key = jax.random.key(0) if key is None else key
+    return pose_task.mined_loss(
+        jnp.asarray(heatmaps), batch, key, mining=mining, k=K, min_loss=min_loss, sigma=SIGMA
+    )
+
+
+def _errors(heatmaps, batch) -> np.ndarray:
+    """[B, K] mean squared errors in float64, a pixel at a time; NaN where nothing is labelled."""
+    errors = np.full(batch["visibility"].shape, np.nan)
+    for b, j in np.ndindex(errors.shape):
+        if batch["visibility"][b, j] > 0 and batch["where"][b]:
+            x, y = (np.float64(batch["keypoints"][b, j]) + 0.5) / 4 - 0.5
+            rows, columns = np.mgrid[:SIDE, :SIDE]
+            target = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * SIGMA**2))
+            errors[b, j] = ((np.float64(heatmaps[b, :, :, j]) - target) ** 2).mean()
+    return errors
+
+
+def _oracle(heatmaps, batch, mining, min_loss=0.25) -> tuple[float, np.ndarray]:
+    """(loss, which [B, K] are kept)."""
+    errors = _errors(heatmaps, batch)
+    keep = np.zeros(errors.shape, bool)
+    empty = min_loss * np.pi * SIGMA**2 / SIDE**2
+    for b, row in enumerate(errors):
+        hardest = [j for j in np.argsort(-np.nan_to_num(row, nan=-1)) if not np.isnan(row[j])]
+        if mining == "none":
+            keep[b, hardest] = True
+        else:
+            keep[b, hardest[:K]] = True
+        if mining == "threshold":
+            keep[b] |= np.nan_to_num(row) > empty
+    denominator = K if mining == "ohkm" else JOINTS
+    return errors[keep].sum() / (denominator * len(errors)), keep
+
+
+@pytest.mark.parametrize("min_loss", [0.25, 0.8])
+@pytest.mark.parametrize("mining", ["none", "ohkm", "threshold"])
+def test_mined_loss_is_the_oracles(mining, min_loss):
+    heatmaps, batch = _heatmaps(), _batch()
+    batch["visibility"][0] = 0
+    loss, metrics = _mined_loss(heatmaps, batch, mining=mining, min_loss=min_loss)
+    expected, keep = _oracle(heatmaps, batch, mining, min_loss)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["mse"]) == pytest.approx(_oracle(heatmaps, batch, "none")[0], rel=1e-5)
+    assert ("mined" in metrics) == (mining != "none")
+    if mining != "none":
+        np.testing.assert_allclose(metrics["mined"], keep.mean(0), rtol=1e-6)
+
+
+def test_threshold_mining_lies_between_the_hardest_and_all():
+    """Both ends of `min_loss`, so that the middle values above test something."""
+    heatmaps, batch = _heatmaps(), _batch()
+    kept = {
+        share: float(_mined_loss(heatmaps, batch, mining="threshold", min_loss=share)[1]["mined"].sum())
+        for share in (0.0, 0.8, 1e3)
+    }
+    labelled = batch["visibility"] > 0
+    assert kept[0.0] == pytest.approx(labelled.mean(0).sum())
+    assert kept[1e3] == pytest.approx(np.minimum(labelled.sum(1), K).mean())
+    assert kept[1e3] < kept[0.8] < kept[0.0]
+
+
+def test_ohkm_is_the_librarys_in_value_and_gradient():
+    heatmaps, batch = _heatmaps(), _batch()
+    labelled = jnp.asarray(batch["visibility"] > 0)
+    keypoints = hardmine_jax.pose.image_to_heatmap(jnp.asarray(batch["keypoints"]), stride=4)
+    target = hardmine_jax.pose.encode_heatmaps(keypoints, size=(SIDE, SIDE), sigma=SIGMA, where=labelled)
+    expected = jax.value_and_grad(lambda h: hardmine_jax.pose.ohkm(h, target, k=K, where=labelled))
+    found = jax.value_and_grad(lambda h: _mined_loss(h, batch, mining="ohkm")[0])
+    for one, other in zip(found(jnp.asarray(heatmaps)), expected(jnp.asarray(heatmaps)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_random_mining_keeps_k_of_the_labelled_ones_and_each_as_often():
+    heatmaps, batch = _heatmaps(512), _batch(512)
+    batch["visibility"][:] = 1
+    loss, metrics = _mined_loss(heatmaps, batch, mining="random")
+    shares = np.asarray(metrics["mined"])
+    assert shares.sum() == pytest.approx(K)
+    # Five standard deviations of a share of 1/2 in 512 draws.
+    assert np.abs(shares - K / JOINTS).max() < 5 * 0.5 / np.sqrt(512)
+    all_of_them = float(_mined_loss(heatmaps, batch, mining="none")[0])
+    assert float(loss) == pytest.approx(all_of_them, rel=0.05)
+    assert float(loss) != pytest.approx(all_of_them, rel=1e-6)
+
+
+def test_random_mining_does_not_depend_on_how_the_batch_is_split():
+    heatmaps, batch, key = _heatmaps(), _batch(), jax.random.key(3)
+    whole, metrics = _mined_loss(heatmaps, batch, mining="random", key=key)
+    parts = []
+    for rows in (slice(1, None, 2), slice(0, None, 2)):
+        part = {name: value[rows] for name, value in batch.items()}
+        parts.append(_mined_loss(heatmaps[rows], part, mining="random", key=key))
+    assert np.mean([loss for loss, _ in parts]) == pytest.approx(float(whole), rel=1e-6)
+    mined = np.mean([found["mined"] for _, found in parts], axis=0)
+    np.testing.assert_allclose(mined, metrics["mined"], rtol=1e-6)
+    other = _mined_loss(heatmaps, batch, mining="random", key=jax.random.key(4))[0]
+    assert float(other) != pytest.approx(float(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold"])
+def test_images_of_padding_take_no_part(mining):
+    heatmaps, batch = _heatmaps(), _batch()
+    batch["where"][5:] = False
+    before = _mined_loss(heatmaps, batch, mining=mining)
+    heatmaps[5:], batch["keypoints"][5:], batch["visibility"][5:] = np.nan, np.nan, 2
+    loss, gradient = jax.value_and_grad(lambda h: _mined_loss(h, batch, mining=mining)[0])(jnp.asarray(heatmaps))
+    assert float(loss) == float(before[0]) > 0
+    assert np.isfinite(gradient).all() and not np.any(gradient[5:])
+    after = _mined_loss(heatmaps, batch, mining=mining)[1]
+    for name, value in before[1].items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold"])
+def test_nobody_labelled_is_no_loss_and_no_gradient(mining):
+    batch = _batch()
+    batch["visibility"][:] = 0
+    batch["keypoints"][:] = np.nan
+    value, gradient = jax.value_and_grad(lambda h: _mined_loss(h, batch, mining=mining)[0])(_heatmaps())
+    assert float(value) == 0.0 and not np.any(gradient)
+
+
+def _people(seed=0, num=5) -> "pose_task.People":
+    rng = np.random.default_rng(seed)
+    visibility = rng.integers(0, 3, (num, JOINTS))
+    visibility[:, :2] = 2
+    keypoints = rng.uniform(20, 120, (num, JOINTS, 2)).astype(np.float32)
+    # Coordinates of what is not labelled mean nothing.
+    keypoints[visibility == 0] = np.nan
+    return pose_task.People(
+        np.arange(num), keypoints, visibility, rng.uniform(500, 5000, num), np.arange(num) // 2, ("a",) * num
+    )
+
+
+def test_boxes_are_tight_around_what_is_labelled():
+    people = _people()
+    for box, points, labelled in zip(people.boxes, people.keypoints, people.labelled, strict=True):
+        np.testing.assert_array_equal(box, [*points[labelled].min(0), *points[labelled].max(0)])
+
+
+def test_correct_keypoints_are_the_oracles():
+    people = _people(num=20)
+    rng = np.random.default_rng(9)
+    predicted = np.nan_to_num(people.keypoints) + rng.normal(0, 8, people.keypoints.shape)
+    found = pose_task.correct_keypoints(predicted, people, fraction=0.1)
+    for n, j in np.ndindex(found.shape):
+        points = people.keypoints[n][people.labelled[n]]
+        longer = (points.max(0) - points.min(0)).max()
+        near = np.linalg.norm(predicted[n, j] - people.keypoints[n, j]) <= 0.1 * longer
+        assert found[n, j] == (people.labelled[n, j] and near)
+    assert 0.2 < found[people.labelled].mean() < 0.9
+
+
+def test_a_pose_that_everybody_takes_is_found_and_placed_without_error():
+    pose = np.array([[0.0, 0.2], [1.0, 0.3], [0.5, 0.0], [0.4, 1.0], [0.1, 0.6], [0.7, 0.8]])
+    corners, sides = np.random.default_rng(0).uniform(10, 90, (2, 4, 1, 2))
+    visibility = np.full((4, JOINTS), 2)
+    # The four joints that span the box stay labelled; of the others one or none is.
+    visibility[0, 4:], visibility[1, 5] = 0, 0
+    keypoints = np.where(visibility[..., None] > 0, corners + pose * sides, np.nan)
+    people = pose_task.People(np.arange(4), keypoints, visibility, np.ones(4), np.arange(4), ("",) * 4)
+    found = pose_task.mean_pose(people)
+    np.testing.assert_allclose(found, pose, atol=1e-9)
+    placed = pose_task.place_pose(found, people)
+    np.testing.assert_allclose(placed, corners + pose * sides, atol=1e-6)
+
+
+def test_the_average_pose_of_a_joint_that_nobody_has_is_finite():
+    people = _people()
+    people.visibility[:, 5] = 0
+    assert np.isfinite(pose_task.mean_pose(people)).all()
+
+
+def test_scores_have_the_promised_keys_and_meanings():
+    people = _people(num=12)
+    people.visibility[:, 5] = 0
+    truth = np.nan_to_num(people.keypoints)
+    scores = np.ones(people.visibility.shape)
+    perfect = pose_task.score(truth, scores, people, SKELETON)
+    assert set(perfect) == {
+        "pck", "pck@0.2", "pck_visible", "pck_occluded", "ap", "ap50", "ap75", "ar", "per_joint",
+    }  # fmt: skip
+    assert all(perfect[name] == pytest.approx(1.0) for name in set(perfect) - {"per_joint"})
+    assert tuple(perfect["per_joint"]) == SKELETON.names
+    nobody = {"pck": None, "pck_visible": None, "pck_occluded": None, "count": 0}
+    assert perfect["per_joint"]["right_paw"] == nobody
+    assert perfect["per_joint"]["nose"] == {"pck": 1.0, "pck_visible": 1.0, "pck_occluded": None, "count": 12}
+
+    # Occluded joints alone are missed, by 15 % of the box.
+    longer = (people.boxes[:, 2:] - people.boxes[:, :2]).max(1)
+    missed = truth + np.where(people.visibility == 1, 0.15 * longer[:, None], 0.0)[..., None] * np.array([1, 0])
+    result = pose_task.score(missed, scores, people, SKELETON)
+    assert (result["pck_visible"], result["pck_occluded"], result["pck@0.2"]) == (1.0, 0.0, 1.0)
+    assert result["pck"] == pytest.approx((people.visibility == 2).sum() / people.labelled.sum())
+    assert result["ap"] < 1.0
+
+
+def test_the_least_similar_person_ranks_first():
+    people = _people(num=6)
+    predicted = np.nan_to_num(people.keypoints)
+    predicted[3] += 50.0
+    similarity = pose_task.mean_oks(predicted, people, SKELETON)
+    assert np.argmin(similarity) == 3
+    np.testing.assert_allclose(np.delete(similarity, 3), 1.0, atol=1e-6)
+
+
+def test_predictions_come_back_in_pixels_of_the_original_and_without_padding():
+    rng = np.random.default_rng(0)
+    inverse = rng.normal(size=(4, 2, 3)).astype(np.float32) * [30.0, 30.0, 200.0]
+    crop = rng.uniform(0, 64, (4, JOINTS, 2)).astype(np.float32)
+    where = np.array([True, True, True, False])
+    batches = [
+        {"inverse": inverse, "index": np.array([7, 2, 5, -1]), "where": where},
+        {"inverse": inverse[::-1], "index": np.array([-1, 1, 0, 9]), "where": where[::-1]},
+    ]
+    outputs = iter([crop, crop[::-1]])
+    scores = np.arange(4.0)[:, None] * np.ones(JOINTS)
+    rows, keypoints, found = pose_task.predict_people(
+        lambda batch: {"keypoints": next(outputs), "scores": scores}, batches
+    )
+    np.testing.assert_array_equal(rows, [7, 2, 5, 1, 0, 9])
+    np.testing.assert_array_equal(found[:, 0], [0, 1, 2, 1, 2, 3])
+    for row, n in enumerate([0, 1, 2, 2, 1, 0]):
+        for j in range(JOINTS):
+            expected = np.float64(inverse[n]) @ [*np.float64(crop[n, j]), 1.0]
+            np.testing.assert_allclose(keypoints[row, j], expected, atol=1e-4)
+
+
+class LightMaps(nn.Module):
+    """Heatmaps that see the image as a mirror would: by the channel, and by which side of a dot is brighter.
+
+    Joint 0 and 1 are red and green. A pair of joints is told apart as left and right are in a picture: the
+    left one is where a blue dot is brighter than its left neighbour, the right one where it is darker.
+    """
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        # Between bright and dark of `normalise_images`, whatever the channel.
+        small = nn.relu(nn.avg_pool(images, (4, 4), (4, 4)))
+        slope = small[:, :, 1:, 2] - small[:, :, :-1, 2]
+        edge = jnp.pad(slope, ((0, 0), (0, 0), (1, 1)))
+        rising, falling = nn.relu(edge[:, :, :-1]), nn.relu(-edge[:, :, 1:])
+        maps = [small[..., 0], small[..., 1], rising, falling, 0.5 * rising, 0.5 * falling]
+        return jnp.stack(maps, axis=-1)
+
+
+def _pictures(num=4) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (num, 32, 48, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("decode", ["argmax", "quarter", "dark"])
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_a_mirrored_image_gives_mirrored_keypoints(decode, flip_test):
+    images = _pictures()
+    predict = pose_task.make_predict(LightMaps(), SKELETON, sigma=SIGMA, decode=decode, flip_test=flip_test)
+    found, mirrored = predict({}, jnp.asarray(images)), predict({}, jnp.asarray(images[:, :, ::-1]))
+    permutation = np.array(SKELETON.flip_permutation)
+    # Quarter decoding treats the border unevenly, as HRNet does: compare where both are away from it.
+    x, y = np.moveaxis(np.asarray(found["keypoints"]), -1, 0)
+    away = (x > 11) & (x < 36) & (y > 11) & (y < 20) if decode == "quarter" else np.ones(x.shape, bool)
+    assert away.sum() >= 4
+    expected = np.stack([47 - x, y], axis=-1)
+    turned = np.asarray(mirrored["keypoints"])[:, permutation]
+    np.testing.assert_allclose(turned[away], expected[away], atol=1e-3)
+    np.testing.assert_allclose(np.asarray(mirrored["scores"])[:, permutation], found["scores"], atol=1e-6)
+
+
+def test_the_flip_test_changes_nothing_in_a_network_that_is_its_own_mirror():
+    images = jnp.asarray(_pictures())
+    options = dict(sigma=SIGMA, decode="dark")
+    plain = pose_task.make_predict(LightMaps(), SKELETON, flip_test=False, **options)({}, images)
+    averaged = pose_task.make_predict(LightMaps(), SKELETON, flip_test=True, **options)({}, images)
+    np.testing.assert_allclose(averaged["keypoints"], plain["keypoints"], atol=1e-3)
+    np.testing.assert_allclose(averaged["scores"], plain["scores"], atol=1e-6)
+
+
+class LeftLeaning(nn.Module):
+    """Sees a red dot half a heatmap pixel too far to the left: an error that a mirror turns round."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        small = nn.relu(nn.avg_pool(images, (4, 4), (4, 4)))[..., :1]
+        left = jnp.pad(small[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
+        return jnp.repeat(0.5 * (small + left), COCO_SKELETON.num_keypoints, axis=-1)
+
+
+def test_the_flip_test_takes_out_an_error_that_has_a_side():
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    images[0, 24:28, 32:36] = 255
+    centre = np.array([33.5, 25.5])
+    errors = []
+    for flip_test in (False, True):
+        predict = pose_task.make_predict(
+            LeftLeaning(), COCO_SKELETON, sigma=2.0, decode="dark", flip_test=flip_test
+        )
+        errors.append(np.asarray(predict({}, jnp.asarray(images))["keypoints"])[0, 0] - centre)
+    np.testing.assert_allclose(errors[0], [-2.0, 0.0], atol=0.01)
+    np.testing.assert_allclose(errors[1], [0.0, 0.0], atol=0.01)
