@@ -116,25 +116,21 @@ def learning_curves(
     lines: Sequence[dict],
     *,
     baseline: float | None = None,
-    loss_key: str = "loss",
-    rate_key: str = "learning_rate",
-    pck_key: str = "validation/pck",
 ) -> Figure:
     """Training loss, learning rate and validation PCK over steps.
 
     Args:
       lines: what `training.read_metrics` gives, each with `step` and whichever of the keys it knows.
       baseline: PCK of predicting the mean pose, drawn as a dashed line.
-      loss_key, rate_key, pck_key: names of the metrics in `lines`.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, pck_axes = figure.subplots(1, 3)
-        _loss_panel(loss_axes, *series(lines, loss_key))
-        steps, rates = series(lines, rate_key)
+        _loss_panel(loss_axes, *series(lines, "loss"))
+        steps, rates = series(lines, "learning_rate")
         _line(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
         rate_axes.yaxis.set_major_formatter("{x:g}")
-        steps, values = series(lines, pck_key)
+        steps, values = series(lines, "validation/pck")
         _line(
             pck_axes,
             steps,
@@ -157,17 +153,17 @@ def learning_curves(
         return figure
 
 
-def mined_over_training(lines: Sequence[dict], names: Sequence[str], *, key: str = "mined") -> Figure:
+def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
     """Heat map, joints by training progress: share of the images in which a joint was among the kept ones.
 
     Args:
-      lines: the lines of `metrics.jsonl`; those with `key` carry K shares in 0..1.
+      lines: the lines of `metrics.jsonl`; those with `mined` carry K shares in 0..1.
       names: the K joint names.
 
     Raises:
-      ValueError: no line carries `key`, or a line has another number of joints.
+      ValueError: no line carries `mined`, or a line has another number of joints.
     """
-    steps, shares = _mined(lines, names, key)
+    steps, shares = _mined(lines, names)
     groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
     table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
     edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
@@ -370,11 +366,11 @@ def _line(axes, steps, values, *, colour: str, title: str, label: str, **style) 
     axes.set_xlim(left=0)
 
 
-def _mined(lines: Sequence[dict], names: Sequence[str], key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = {int(line["step"]): line[key] for line in lines if line.get(key) is not None}
+def _mined(lines: Sequence[dict], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    found = {int(line["step"]): line["mined"] for line in lines if line.get("mined") is not None}
     if not found:
         raise ValueError(
-            f"none of {len(lines)} metric lines carries {key!r}: was the training run without mining?"
+            f"none of {len(lines)} metric lines carries 'mined': was the training run without mining?"
         )
     for step, shares in found.items():
         if len(shares) != len(names):

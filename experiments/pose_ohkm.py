@@ -13,8 +13,10 @@ same bits.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -36,7 +38,7 @@ import report  # noqa: E402
 from hardmine_jax import models, training  # noqa: E402
 from hardmine_jax.data import coco_keypoints, lspet, synthetic_pose  # noqa: E402
 from hardmine_jax.data.augment import AugmentConfig, evaluate_crop  # noqa: E402
-from hardmine_jax.data.pipeline import evaluation_batches, train_batches  # noqa: E402
+from hardmine_jax.data.pipeline import TrainBatches, evaluation_batches, train_batches  # noqa: E402
 from hardmine_jax.data.records import DataError, PoseDataset  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
 from hardmine_jax.pose.affine import apply_affine, invert_affine  # noqa: E402
@@ -71,8 +73,8 @@ class Config:
       model: the network.
       image_size: height and width of the crops, multiples of 32.
       mining: which labelled keypoints of each image carry the gradient.
-      k: how many (ohkm, random), or at least how many (threshold); by default half of the keypoints, at most
-        the 8 of CPN.
+      k: how many (ohkm, random), or at least how many (threshold); by default two thirds of the keypoints,
+        at most the 8 of CPN.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       batch_size: images a step, over all devices.
@@ -86,7 +88,8 @@ class Config:
       num_workers: input processes; 0 reads in two threads.
       resume: go on from the last checkpoint in --workdir.
       eval_only: no training, evaluate the last checkpoint.
-      evaluate_every: steps between evaluations on --evaluate-people people; 0 only at the end.
+      evaluate_every: steps between evaluations on --evaluate-people people, beside those after the first
+        and the last step; 0 only those.
       evaluate_people: validation people in those; the last evaluation takes all.
       checkpoint_every: steps between checkpoints; 0 with evaluations only.
       log_every: steps between log lines.
@@ -111,7 +114,7 @@ class Config:
     cache_dir: pathlib.Path | None = None
     workdir: pathlib.Path | None = None
     model: ModelName = "laptop"
-    image_size: tuple[int, int] = (128, 128)
+    image_size: tuple[int, int] = (96, 96)
     mining: Literal["none", "ohkm", "random", "threshold"] = "ohkm"
     k: int | None = None
     min_loss: float = 0.25
@@ -135,7 +138,7 @@ class Config:
     decode: Literal["dark", "quarter", "argmax"] = "dark"
     flip_test: bool = True
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
-        name="adamw", learning_rate=2e-3, warmup_steps=50, weight_decay=0.01, clip_norm=1.0
+        name="adamw", learning_rate=4e-3, warmup_steps=100, weight_decay=0.01, clip_norm=1.0
     )
     augment: AugmentConfig = AugmentConfig(scale=0.25, rotation=30.0, half_body_probability=0.0)
 
@@ -189,47 +192,78 @@ def make_predict(config: Config, skeleton: Skeleton):
     )
 
 
+_DATA_FLAGS = {
+    "synthetic": (),
+    "lspet": ("data_dir",),
+    "COCO 2017": ("data_dir",),
+    "coco": (
+        "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
+        "flip_pairs", "edges",
+    ),
+}  # fmt: skip
+
+
 def load_dataset(config: Config) -> PoseDataset:
-    """The dataset that the flags name, prepared."""
-    if config.dataset == "synthetic":
+    """The dataset that the flags name, prepared.
+
+    Raises:
+      ValueError: a flag that the dataset does not use.
+      DataError: there is no such data.
+    """
+    official = config.dataset == "coco" and config.annotations is None and config.images is None
+    kind = "COCO 2017" if official else config.dataset
+    for name in {name for names in _DATA_FLAGS.values() for name in names} - {*_DATA_FLAGS[kind]}:
+        if getattr(config, name) is not None:
+            advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
+            raise ValueError(
+                f"--{name.replace('_', '-')} means nothing to --dataset {kind}: {advice}, or drop it"
+            )
+    if kind == "synthetic":
         return synthetic_pose.load(cache_dir=config.cache_dir)
-    if config.dataset == "lspet":
+    if kind == "lspet":
         return lspet.load(config.data_dir, cache_dir=config.cache_dir)
-    if config.annotations is None and config.images is None:
+    if official:
         return coco_keypoints.load_official(config.data_dir, cache_dir=config.cache_dir)
     return coco_keypoints.load(
-        config.annotations,
-        config.images,
-        validation_annotations=config.validation_annotations,
-        validation_images=config.validation_images,
-        category=config.category,
-        sigmas=config.sigmas,
-        flip_pairs=config.flip_pairs,
-        edges=config.edges,
-        cache_dir=config.cache_dir,
+        cache_dir=config.cache_dir, **{name: getattr(config, name) for name in _DATA_FLAGS["coco"]}
     )
 
 
-def settle(config: Config, num_keypoints: int) -> Config:
-    """The config with its `k`; what can be known to fail is found before anything is compiled."""
-    config = dataclasses.replace(config, k=min(8, -(-num_keypoints // 2)) if config.k is None else config.k)
+def settle(config: Config, skeleton: Skeleton) -> Config:
+    """The config with its `k`; what can be known to fail is found before anything is compiled or moved."""
+    num_keypoints, num_devices = skeleton.num_keypoints, jax.device_count()
+    default_k = min(8, -(-2 * num_keypoints // 3))
+    config = dataclasses.replace(config, k=default_k if config.k is None else config.k)
     if not 1 <= config.k <= num_keypoints:
         raise ValueError(
             f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k"
         )
-    if config.batch_size < 1 or config.batch_size % jax.device_count():
+    parts = num_devices * max(config.accumulate, 1)
+    if config.batch_size < 1 or config.batch_size % parts:
         raise ValueError(
-            f"--batch-size {config.batch_size} does not split over {jax.device_count()} devices: "
-            f"use a multiple of {jax.device_count()}"
+            f"--batch-size {config.batch_size} does not split over {num_devices} devices and "
+            f"--accumulate {config.accumulate}: use a multiple of {parts}"
         )
     if any(side < 32 or side % 32 for side in config.image_size):
         raise ValueError(f"--image-size {config.image_size}: height and width must be multiples of 32")
-    if config.steps < 1 or config.log_every < 1:
-        raise ValueError(f"--steps {config.steps} and --log-every {config.log_every} must be at least 1")
-    if config.heatmap_sigma <= 0 or not 0 <= config.ema_decay < 1:
+    least = {"accumulate": 1, "steps": 1, "log_every": 1, "evaluate_people": 1, "keep_last": 1}
+    least |= {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0, "seed": 0}
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}")
+    if config.seed >= 2**32:
+        raise ValueError(f"--seed {config.seed} must be below 2**32")
+    if not (0 < config.heatmap_sigma < math.inf and 0 <= config.ema_decay < 1 and config.min_loss >= 0):
         raise ValueError(
-            f"--heatmap-sigma {config.heatmap_sigma} must be above 0, "
-            f"--ema-decay {config.ema_decay} in [0, 1)"
+            f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --ema-decay {config.ema_decay} "
+            f"in [0, 1), --min-loss {config.min_loss} at least 0"
+        )
+    mirrored = config.augment.flip_probability > 0 or config.flip_test
+    if mirrored and not skeleton.flip_pairs and num_keypoints > 1:
+        print(
+            f"note: no left/right pairs among {', '.join(skeleton.names[:4])} ...: mirrored images keep the "
+            "names. Give --flip-pairs, or --augment.flip-probability 0 --no-flip-test",
+            file=sys.stderr,
         )
     return config
 
@@ -314,75 +348,109 @@ class _Rows:
         return {**self._source[int(self._rows[index])], "index": index}
 
 
-def train(config: Config, dataset: PoseDataset) -> dict:
-    """Trains (with --eval-only restores), evaluates on everybody, writes the report; gives result.json."""
-    skeleton = dataset.skeleton
-    config = settle(config, skeleton.num_keypoints)
+def train(config: Config, dataset: PoseDataset) -> dict | None:
+    """Trains (with --eval-only restores), evaluates on everybody, writes the report.
+
+    Returns:
+      What result.json holds; None when a signal stopped the run.
+    """
+    config = settle(config, dataset.skeleton)
     if not len(dataset.validation):
         raise DataError(
             f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations"
         )
-    parallel, state = make_trainer(config, skeleton)
-    batches = train_batches(
+    if config.eval_only and not (config.workdir / "config.json").exists():
+        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
+    parallel, state = make_trainer(config, dataset.skeleton)
+    if not (config.resume or config.eval_only):
+        start_anew(config.workdir)
+    with contextlib.ExitStack() as closing:
+        batches = closing.enter_context(contextlib.closing(make_batches(config, dataset)))
+        checkpoints = training.Checkpoints(config.workdir, keep_last=config.keep_last, best_metric="pck")
+        closing.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore_latest(state)
+        if restored is not None:
+            print(f"resuming from step {restored.step} of {config.workdir}")
+            state = restored.state
+            batches.set_state(restored.iterator_state)
+        check_position(config, restored)
+        tell_changes(config)
+        evaluator = Evaluator(config, dataset, parallel)
+        if config.eval_only:
+            return finish(config, dataset, evaluator, parallel.put_state(state), restored.step, [])
+        save_config(config, dataset.skeleton)
+        fitted = training.fit(
+            state,
+            parallel=parallel,
+            batches=batches,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            workdir=config.workdir,
+            checkpoints=checkpoints,
+            evaluate=evaluator.quick,
+            learning_rate=training.make_schedule(config.optimizer, steps=config.steps),
+            log_every=config.log_every,
+            evaluate_every=config.evaluate_every or None,
+            checkpoint_every=config.checkpoint_every or None,
+        )
+        if fitted.stopped:
+            print(f"stopped at step {fitted.step}, saved: the same command goes on from there")
+            return None
+        unreadable = sorted(batches.unreadable)
+    return finish(config, dataset, evaluator, fitted.state, fitted.step, unreadable)
+
+
+def make_batches(config: Config, dataset: PoseDataset) -> TrainBatches:
+    """The training stream, at its beginning."""
+    return train_batches(
         dataset.train,
         batch_size=config.batch_size,
         size=config.image_size,
-        skeleton=skeleton,
+        skeleton=dataset.skeleton,
         config=config.augment,
         seed=config.seed,
         num_workers=config.num_workers,
     )
-    if not (config.resume or config.eval_only):
-        training.set_aside(config.workdir)
-    checkpoints = training.Checkpoints(config.workdir, keep_last=config.keep_last, best_metric="pck")
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-        print(f"resuming from step {restored.step} of {config.workdir}")
-        state = restored.state
-        batches.set_state(restored.iterator_state)
-    elif config.eval_only:
+
+
+def start_anew(workdir: pathlib.Path) -> None:
+    """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
+    training.set_aside(workdir)
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html"):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def check_position(config: Config, restored: training.Restored | None) -> None:
+    """Whether what was restored is what the flags ask for."""
+    if config.eval_only and restored is None:
         raise training.CheckpointError(f"{config.workdir} has no checkpoint to evaluate: train there first")
-    save_config(config, skeleton)
-    evaluator = Evaluator(config, dataset, parallel)
-    fitted = training.fit(
-        state,
-        parallel=parallel,
-        batches=batches,
-        batch_size=config.batch_size,
-        steps=int(state.step) if config.eval_only else config.steps,
-        workdir=config.workdir,
-        checkpoints=checkpoints,
-        evaluate=evaluator.quick,
-        learning_rate=training.make_schedule(config.optimizer, steps=config.steps),
-        log_every=config.log_every,
-        evaluate_every=config.evaluate_every or None,
-        checkpoint_every=config.checkpoint_every or None,
-    )
-    batches.close()
-    checkpoints.close()
-    if fitted.stopped:
-        print(f"stopped at step {fitted.step}, saved: the same command goes on from there")
-        return {}
-    return finish(config, dataset, evaluator, fitted, sorted(batches.unreadable))
+    if restored is not None and not config.eval_only and restored.step > config.steps:
+        raise ValueError(
+            f"{config.workdir} is at step {restored.step}, beyond --steps {config.steps}: give more --steps, "
+            "--eval-only, or --no-resume to start anew"
+        )
 
 
-def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, unreadable: list[int]) -> dict:
+def finish(
+    config: Config,
+    dataset: PoseDataset,
+    evaluator: "Evaluator",
+    state: training.TrainState,
+    step: int,
+    unreadable: list[int],
+) -> dict:
     """The last evaluation, the table, result.json and report.html."""
     skeleton = dataset.skeleton
-    people, keypoints, scores = evaluator.run(fitted.state)
+    people, keypoints, scores = evaluator.run(state)
     result = pose_task.score(keypoints, scores, people, skeleton)
     baseline = pose_task.place_pose(mean_pose(dataset.train), people)
-    result["mean_pose_pck"] = float(
-        pose_task.correct_keypoints(baseline, people, fraction=0.1)[people.labelled].mean()
-    )
+    result["mean_pose_pck"] = pose_task.pck(baseline, people)
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
     for name, share in zip(skeleton.names, mined_shares(lines, skeleton.num_keypoints), strict=True):
         result["per_joint"][name]["mined"] = share
-    speed = fitted.images_per_second or _last(lines, "images_per_second")
-    result |= {"steps": fitted.step, "images_per_second": speed, "people": len(people.names)}
-    _write_json(config.workdir / "result.json", result)
-    similarity = pose_task.mean_oks(keypoints, people, skeleton)
-    hardest = np.argsort(similarity, kind="stable")[:8]
+    result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
+    write_json(config.workdir / "result.json", result)
+    hardest = np.argsort(pose_task.mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = np.unique(np.linspace(0, len(people.names) - 1, min(12, len(people.names))).astype(int))
     hardest, typical = (
         picture_examples(config, dataset, people, keypoints, rows) for rows in (hardest, typical)
@@ -403,6 +471,16 @@ def finish(config: Config, dataset: PoseDataset, evaluator: Evaluator, fitted, u
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
     return result
+
+
+def mean_speed(lines: list[dict]) -> float | None:
+    """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
+    steps = np.diff([0] + [line["step"] for line in lines])
+    speeds = [line.get("images_per_second") for line in lines]
+    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True) if speed]
+    if not timed:
+        return None
+    return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))
 
 
 def mean_pose(source, *, num_people: int = 5000) -> np.ndarray:
@@ -450,20 +528,20 @@ def picture_examples(
 
 
 def save_config(config: Config, skeleton: Skeleton) -> None:
-    """config.json: what prediction needs beside the weights. Says what a resumed run has changed."""
-    path = config.workdir / "config.json"
-    new = {"config": _plain(config), "skeleton": _plain(skeleton)}
-    if path.exists():
-        old = json.loads(path.read_text())["config"]
-        free = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
-        changed = [
-            name for name in new["config"] if name not in free and old.get(name) != new["config"][name]
-        ]
-        if changed and config.resume:
-            was = ", ".join(f"{name}={old.get(name)!r}" for name in changed)
-            print(f"note: {path} was trained with {was} until here", file=sys.stderr)
+    """config.json: what prediction needs beside the weights."""
     config.workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(path, new)
+    write_json(config.workdir / "config.json", {"config": _plain(config), "skeleton": _plain(skeleton)})
+
+
+def tell_changes(config: Config) -> None:
+    """One line on stderr where a run goes on with other settings than it had."""
+    if not (config.workdir / "config.json").exists():
+        return
+    old, new = _plain(load_config(config.workdir)[0]), _plain(config)
+    free = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
+    changed = [f"{name}={old[name]!r}" for name in new if name not in free and old[name] != new[name]]
+    if changed:
+        print(f"note: {config.workdir} was trained with {', '.join(changed)} until here", file=sys.stderr)
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
@@ -518,11 +596,12 @@ def main(arguments: list[str] | None = None) -> int:
         # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: out of memory: lower --batch-size or raise --accumulate", file=sys.stderr)
+        return 2
     return 0
-
-
-def _last(lines: list[dict], name: str) -> float | None:
-    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
 
 
 def _plain(value) -> dict:
@@ -533,7 +612,7 @@ def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: pathlib.Path, content: dict) -> None:
     # Renamed into place: a reader, or a run killed here, never meets half a file.
     temporary = path.with_suffix(".json.new")
     temporary.write_text(json.dumps(content, indent=2) + "\n")

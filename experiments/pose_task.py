@@ -114,12 +114,14 @@ class People:
       rows: int [N], positions in the source.
       keypoints: float [N, K, 2].
       visibility: int [N, K]; 0 not labelled, 1 occluded, 2 visible.
+      box: float [N, 4], the dataset's own, xyxy.
       area: float [N]; image_id: int [N]; names: N strings.
     """
 
     rows: np.ndarray
     keypoints: np.ndarray
     visibility: np.ndarray
+    box: np.ndarray
     area: np.ndarray
     image_id: np.ndarray
     names: tuple[str, ...]
@@ -130,16 +132,17 @@ class People:
 
     @property
     def boxes(self) -> np.ndarray:
-        """Tight boxes around the labelled keypoints, xyxy [N, 4]."""
+        """Tight boxes around the labelled keypoints, xyxy [N, 4]; the dataset's where that is a point."""
         points, where = self.keypoints, self.labelled[..., None]
         low = np.where(where, points, np.inf).min(1)
         high = np.where(where, points, -np.inf).max(1)
-        return np.concatenate([low, high], axis=-1)
+        tight = np.concatenate([low, high], axis=-1)
+        return np.where((high > low).any(-1, keepdims=True), tight, self.box)
 
 
 def read_people(source: Sequence[dict], rows: Iterable[int]) -> People:
     """The labels of some records of a source."""
-    names = ("index", "keypoints", "visibility", "area", "image_id", "name")
+    names = ("index", "keypoints", "visibility", "box", "area", "image_id", "name")
     # One record at a time: its picture is dropped before the next is read.
     people = [[record[name] for name in names] for record in (source[int(row)] for row in rows)]
     *columns, labels = zip(*people, strict=True)
@@ -187,11 +190,15 @@ def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float)
     )  # fmt: skip
 
 
+def pck(predicted: np.ndarray, people: People, *, fraction: float = 0.1) -> float | None:
+    """Share of everybody's labelled keypoints that `correct_keypoints` finds right."""
+    return _share(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
+
+
 def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
     """The numbers of result.json: `pck` and its parts, `pck@0.2`, COCO's `ap`, `per_joint`."""
     visible, occluded = people.visibility == 2, people.visibility == 1
     correct = correct_keypoints(predicted, people, fraction=0.1)
-    wider = correct_keypoints(predicted, people, fraction=0.2)
     per_joint = {
         name: {
             "pck": _share(correct[:, j], people.labelled[:, j]),
@@ -203,7 +210,7 @@ def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: S
     }
     return {
         "pck": _share(correct, people.labelled),
-        "pck@0.2": _share(wider, people.labelled),
+        "pck@0.2": pck(predicted, people, fraction=0.2),
         "pck_visible": _share(correct, visible),
         "pck_occluded": _share(correct, occluded),
         **average_precision(predicted, scores, people, skeleton),

@@ -6,7 +6,7 @@ Writes `<name>_pose.png` for each image, and `keypoints.json`: COCO keypoint res
 keypoints as (x, y, score) in pixels of the image, the centre of its first pixel at 0. Without `--boxes` an
 image shows one person who fills it, and is turned upright as its EXIF says. With `--boxes` (a list of COCO
 detections, or a COCO file with "images" and "annotations") there is one person a box, in pixels as they are
-stored; a box finds its image by `file_name`, or by an `image_id` that is the file's name as a number.
+stored; a box finds its image by `file_name`, or by an `image_id` that is the file's name, as text or number.
 Seconds on a laptop CPU.
 """
 
@@ -30,6 +30,7 @@ import pose_ohkm  # noqa: E402
 
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.data.augment import evaluate_crop  # noqa: E402
+from hardmine_jax.data.coco_keypoints import whole_id  # noqa: E402
 from hardmine_jax.data.pictures import decode_image  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
 from hardmine_jax.pose.affine import apply_affine  # noqa: E402
@@ -73,12 +74,12 @@ class Photo(NamedTuple):
     path: pathlib.Path
     encoded: bytes
     image: np.ndarray  # u8 [H, W, 3] RGB
-    image_id: int
+    image_id: int | str
     boxes: tuple[Box, ...]
     padding: float
 
 
-Boxes = dict[str | int, tuple[int, list[Box]]]
+Boxes = dict[str, tuple[int | str, list[Box]]]
 Predict = Callable[[dict, jax.Array], dict[str, jax.Array]]
 
 
@@ -102,38 +103,39 @@ def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None, *, padding: 
             whole = Box((-0.5, -0.5, width - 0.5, height - 0.5))
             photos.append(Photo(path, encoded, image, image_id, (whole,), 1.0))
         else:
-            image_id, found = boxes.get(path.name) or boxes.get(number) or (image_id, [])
+            keys = (path.name, path.stem, str(number))
+            image_id, found = next((boxes[key] for key in keys if key in boxes), (image_id, []))
             photos.append(Photo(path, encoded, image, image_id, tuple(found), padding))
     if not any(photo.boxes for photo in photos):
         raise InputError(
             f"no box belongs to {paths[0].name} or any other image: each box needs a file_name, "
-            "or an image_id that is the file's name as a number"
+            "or an image_id that is the file's name, as text or number"
         )
     return photos
 
 
 def read_boxes(path: pathlib.Path) -> Boxes:
-    """Boxes of a COCO JSON by file name and by image id: `{name or id: (image id, boxes)}`.
+    """Boxes of a COCO JSON by file name, or by image id as text: `{name or id: (image id, boxes)}`.
 
     Raises:
-      InputError: no such file, no JSON of that kind, or a box without area.
+      InputError: no such file, no JSON of that kind, an id that is none, or a box without area.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = content["annotations"] if isinstance(content, dict) else content
         images = content["images"] if isinstance(content, dict) else []
-        names = {image["id"]: pathlib.PurePath(image["file_name"]).name for image in images}
+        names = {_image_id(image["id"]): pathlib.PurePath(image["file_name"]).name for image in images}
         boxes: Boxes = {}
         for entry in entries:
-            image_id = entry.get("image_id", 0)
+            image_id = _image_id(entry.get("image_id", 0))
             name = entry.get("file_name", names.get(image_id))
-            key = image_id if name is None else pathlib.PurePath(name).name
-            boxes.setdefault(key, (int(image_id), []))[1].append(_box(entry))
+            key = str(image_id) if name is None else pathlib.PurePath(name).name
+            boxes.setdefault(key, (image_id, []))[1].append(_box(entry))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{path} is neither a list of COCO detections nor a COCO file with images and annotations"
         ) from error
@@ -255,11 +257,19 @@ def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray
     return cv2.imencode(".png", turned)[1].tobytes(), cv2.cvtColor(turned, cv2.COLOR_BGR2RGB)
 
 
+def _image_id(given: object) -> int | str:
+    image_id = whole_id(given)
+    if image_id is None:
+        raise InputError(f"image_id {given} is neither a whole number nor text")
+    return image_id
+
+
 def _box(entry: dict) -> Box:
     x, y, width, height = (float(value) for value in entry["bbox"])
-    if not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0):
+    corners = (x, y, x + width, y + height)
+    if not (all(map(math.isfinite, corners)) and width > 0 and height > 0):
         raise InputError(f"bbox {entry['bbox']} has no area: [x, y, width, height] in pixels")
-    return Box((x, y, x + width, y + height), float(entry.get("score", 1.0)))
+    return Box(corners, float(entry.get("score", 1.0)))
 
 
 def _record(photo: Photo, box: Box, skeleton: Skeleton) -> dict:

@@ -87,7 +87,6 @@ def write_report(
     result: Mapping,
     pictures: Iterable[tuple[str, bytes]] = (),
     notes: Sequence[str] = (),
-    summary: str | None = None,
 ) -> pathlib.Path:
     """Writes one self-contained HTML file.
 
@@ -98,17 +97,15 @@ def write_report(
       result: what `result.json` holds.
       pictures: `(caption, PNG bytes)` in the order to show them; the caption is also the alternative text.
       notes: sentences for a list below the table, for example how many records were skipped and why.
-      summary: the opening sentences; None writes them from config and result.
 
     Returns:
       The path.
     """
     path = pathlib.Path(path)
-    opening = summarise(config, result) if summary is None else summary
     figures = [_figure(caption, data) for caption, data in pictures]
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(opening)}</p>',
+        f'<p class="lead">{html.escape(summarise(config, result))}</p>',
         _tiles(result),
         "<h2>Every joint</h2>",
         _html_table(result),
@@ -130,9 +127,7 @@ def summarise(config: Mapping, result: Mapping) -> str:
     each image (ohkm). On images it has never seen it puts 46.1 % of the joints within a tenth of the
     subject's size (PCK@0.1); guessing the average pose for everybody gets 6.2 %.
     """
-    trained = (
-        f"The model {_name(config.get('model'))} was trained on the dataset {_name(config.get('dataset'))}"
-    )
+    trained = f"The model {config.get('model')} was trained on the dataset {config.get('dataset')}"
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
     hits = (
         f"On images it has never seen it puts {_percent(result.get('pck'))} of the joints within a tenth of"
@@ -237,7 +232,7 @@ def _page(title: str, body: str) -> str:
 
 
 def _mining_words(config: Mapping) -> str:
-    kind, k = _name(config.get("mining")), config.get("k")
+    kind, k = config.get("mining"), config.get("k")
     if kind == "none":
         return "learning from all joints alike"
     if kind == "ohkm":
@@ -245,13 +240,6 @@ def _mining_words(config: Mapping) -> str:
     if kind == "random":
         return f"learning from {k} joints of each image drawn at random"
     return f"learning from the joints that {kind} mining keeps"
-
-
-def _name(value: object) -> str:
-    """The name of a config entry, be it a word, a nested config with a name, or nothing."""
-    if isinstance(value, Mapping):
-        value = value.get("name", value.get("kind"))
-    return "none" if value is None else str(value)
 
 
 def _exists(value: float | None) -> bool:

@@ -1,7 +1,7 @@
 """Where prepared data lies and what it is keyed by.
 
 `<cache>/<dataset>/<fingerprint>/`: the fingerprint hashes everything the data was made from (paths, names,
-sizes and times of files, contents of annotation files, options), so another folder or a changed one is
+sizes and times of files, contents of annotation files, options, code), so another folder or a changed one is
 another entry. An entry is built in a hidden folder beside it and renamed when complete: it is there whole or
 not at all.
 """
@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from hardmine_jax.data.problems import DataError
 
@@ -41,14 +41,30 @@ def folder_hash(folder: str | os.PathLike) -> str:
     ctime is there because a tool may set mtime back after a change (`cp -p`, `rsync -t`, `touch -d`), and
     none can set ctime. Links are followed.
     """
-    digest = hashlib.blake2b(digest_size=16)
     try:
-        lines = sorted(_listing(os.fspath(folder), "", set()))
+        return _hash(_listing(os.fspath(folder), "", set()))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error}") from error
-    for line in lines:
+
+
+def files_hash(paths: Iterable[str | os.PathLike]) -> str:
+    """As `folder_hash`, of these files only, there or not: other files beside them may come and go."""
+    return _hash(_line(os.fspath(path), path) for path in set(paths))
+
+
+def _hash(lines: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for line in sorted(lines):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _line(name: str, path: str | os.PathLike) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:  # Absent, a link to nothing, or a name that no file can have.
+        return f"{name}\0absent\n"
+    return f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
 
 
 def _listing(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
@@ -61,13 +77,8 @@ def _listing(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[s
             name = f"{prefix}{entry.name}"
             if entry.is_dir():
                 yield from _listing(entry.path, f"{name}/", seen)
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:  # A link to nothing, or a file that went away this moment.
-                yield f"{name}\0absent\n"
             else:
-                yield f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+                yield _line(name, entry.path)
 
 
 def fingerprint(made_from: dict) -> str:

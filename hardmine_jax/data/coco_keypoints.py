@@ -1,14 +1,15 @@
 """COCO 2017 person keypoints, and anything else in COCO keypoint JSON: mice, hands, fish.
 
-    {"images": [{"id": 1, "file_name": "a.jpg"}, ...],
+    {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}, ...],
      "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "keypoints": [x, y, v, x, y, v, ...],
                       "bbox": [x, y, width, height], "area": 123.0, "iscrowd": 0}, ...],
      "categories": [{"id": 1, "name": "mouse", "keypoints": ["nose", "left_ear", ...],
                      "skeleton": [[1, 2], ...], "sigmas": [0.05, ...]}]}
 
-x and y are pixels of the image, v is 0 not labelled, 1 labelled but occluded, 2 visible. `bbox`, `area`,
-`iscrowd`, `skeleton` and `sigmas` may be missing. Bones in `skeleton` count keypoints from 1, as COCO does,
-or from 0 when a 0 is among them. Format: https://cocodataset.org/#format-data
+x and y are pixels of the image, v is 0 not labelled, 1 labelled but occluded, 2 visible. `width`, `height`,
+`bbox`, `area`, `iscrowd`, `skeleton` and `sigmas` may be missing. Bones in `skeleton` count keypoints from 1,
+as COCO does, or from 0 when a 0 is among them. Ids may be whole numbers or text, and 1, 1.0 and "1" are the
+same id. Format: https://cocodataset.org/#format-data
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +45,9 @@ COCO_SKELETON = Skeleton(
 
 # Where nobody says how precisely a keypoint can be labelled: the mean over COCO's 17.
 DEFAULT_SIGMA = 0.067
+
+# Between a capital side at either end of a name and the rest; the rest of "LEFT" and "RIGHT" is none.
+_CAMEL_CASE_SIDE = r"(?<=^[LR])(?=[A-Z])(?!EFT|IGHT)|(?<=[a-z])(?=[LR]$)"
 
 _SHAPE = 'a JSON object with the lists "images", "annotations" and "categories"'
 
@@ -80,9 +85,9 @@ def load(
       DataError: missing file or folder, JSON that is no COCO keypoint file, no image that is listed, nobody
         usable to train on.
     """
-    files = [_checked_paths(annotations, images)]
+    files = [_load_file(annotations, images)]
     if validation_annotations is not None:
-        files.append(_checked_paths(validation_annotations, validation_images or images))
+        files.append(_load_file(validation_annotations, validation_images or images))
     options = {
         "category": category,
         "sigmas": None if sigmas is None else [float(sigma) for sigma in sigmas],
@@ -90,15 +95,17 @@ def load(
         "edges": None if edges is None else [list(pair) for pair in edges],
     }
     made_from = {
-        "files": [[os.fspath(path), cache.file_hash(path)] for path, _ in files],
-        "folders": [[os.fspath(folder), cache.folder_hash(folder)] for _, folder in files],
+        "files": [[os.fspath(file.path), cache.file_hash(file.path)] for file in files],
+        # Not the whole folder: a run may write its own output there.
+        "images": [[os.fspath(file.folder), cache.files_hash(_listed(file))] for file in files],
+        "code": cache.file_hash(__file__),
         **options,
     }
     return records.prepare(
         name,
         made_from=made_from,
         read=lambda skip: _read(files, options, skip),
-        expected=f"readable images in {files[0][1]} with labelled keypoints in {files[0][0]}",
+        expected=f"readable images in {files[0].folder} with labelled keypoints in {files[0].path}",
         cache_dir=cache_dir,
     )
 
@@ -132,13 +139,15 @@ def load_official(
 
 
 def infer_flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Pairs of names that differ in left against right, in any case: `left`/`right` anywhere in the name, or
-    a single `l`/`r` that no letter touches.
+    """Pairs of names that differ in left against right, in any case: `left`/`right` anywhere in the name, a
+    single `l`/`r` that no letter touches, or a capital one at the name's start or end (LAnkle, earR).
 
     >>> infer_flip_pairs(("nose", "left_ear", "right_ear", "PawR", "l-hip", "r-hip", "leftmost"))
     ((1, 2), (4, 5))
+    >>> infer_flip_pairs(("RAnkle", "LAnkle", "earL", "earR", "Nose"))
+    ((1, 0), (2, 3))
     """
-    lower = [name.lower() for name in names]
+    lower = [re.sub(_CAMEL_CASE_SIDE, "_", name).lower() for name in names]
     mirrored = [re.sub(r"left|(?<![a-z])l(?![a-z])", _right, name) for name in lower]
     return tuple(
         (index, lower.index(partner))
@@ -147,13 +156,28 @@ def infer_flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     )
 
 
+def whole_id(given: object) -> int | str | None:
+    """An id as a JSON file gives it: text and whole numbers, 1.0 (as pandas writes it) as 1; else None.
+
+    >>> whole_id(7), whole_id(7.0), whole_id("a7"), whole_id(7.5), whole_id(None), whole_id(True)
+    (7, 7, 'a7', None, None, None)
+    """
+    if isinstance(given, float) and given.is_integer():
+        return int(given)
+    return given if isinstance(given, int | str) and not isinstance(given, bool) else None
+
+
 def _right(left: re.Match) -> str:
     return "right" if left[0] == "left" else "r"
 
 
-def _checked_paths(
-    annotations: str | os.PathLike | None, images: str | os.PathLike | None
-) -> tuple[pathlib.Path, pathlib.Path]:
+class _File(NamedTuple):
+    path: pathlib.Path
+    folder: pathlib.Path
+    content: dict
+
+
+def _load_file(annotations: str | os.PathLike | None, images: str | os.PathLike | None) -> _File:
     if annotations is None or images is None:
         missing = "--annotations JSON" if annotations is None else "--images DIR"
         raise records.DataError(f"coco needs --annotations JSON and --images DIR: {missing} is missing")
@@ -164,36 +188,38 @@ def _checked_paths(
         raise records.DataError(
             f"no folder {folder}: give the one that the file names in {path} are relative to"
         )
-    return path, folder
+    return _File(path, folder, _load_json(path))
 
 
-def _read(
-    files: list[tuple[pathlib.Path, pathlib.Path]], options: dict, skip: records.Skip
-) -> tuple[Skeleton, records.Splits]:
-    skeleton, everybody = _read_file(*files[0], options, skip)
+def _listed(file: _File) -> list[pathlib.Path]:
+    names = (image.get("file_name") for image in file.content["images"] if isinstance(image, dict))
+    return [path for name in names if (path := _inside(file.folder, name)) is not None]
+
+
+def _read(files: list[_File], options: dict, skip: records.Skip) -> tuple[Skeleton, records.Splits]:
+    skeleton, everybody = _read_file(files[0], options, skip)
     if len(files) == 1:
         train, validation = _tenth_apart(everybody)
     else:
-        train, (other, validation) = everybody, _read_file(*files[1], options, skip)
+        train, (other, validation) = everybody, _read_file(files[1], options, skip)
         if other.names != skeleton.names:
             raise records.DataError(
-                f"{files[1][0]} has keypoints {other.names}, {files[0][0]} {skeleton.names}"
+                f"{files[1].path} has keypoints {other.names}, {files[0].path} {skeleton.names}"
             )
     return skeleton, {"train": records.usable(train, skip), "validation": records.usable(validation, skip)}
 
 
-def _read_file(
-    path: pathlib.Path, folder: pathlib.Path, options: dict, skip: records.Skip
-) -> tuple[Skeleton, list[records.Picture]]:
-    content = _load_json(path)
+def _read_file(file: _File, options: dict, skip: records.Skip) -> tuple[Skeleton, list[records.Picture]]:
+    path, folder, content = file
     category = _category(content["categories"], options["category"], path)
     skeleton = _skeleton(category, options, path)
-    people = _people(content["annotations"], category["id"], skeleton.num_keypoints, path, skip)
+    annotations = _of_category(content["annotations"], category, path)
+    people = _people(annotations, skeleton.num_keypoints, path, skip)
     pictures = list(_pictures(content["images"], people, folder, skip))
     for image_id, lost in people.items():
         for person in lost:
             skip("annotation of an image that is not listed", f"image {image_id}#{person.annotation_id}")
-    if pictures and not any(picture.image.is_file() for picture in pictures):
+    if pictures and not any(os.path.isfile(picture.image) for picture in pictures):
         raise records.DataError(
             f"none of the {len(pictures)} images that {path} lists is there: expected {pictures[0].image}"
         )
@@ -201,21 +227,37 @@ def _read_file(
 
 
 def _pictures(
-    images: list, people: dict[int | str, list[records.Person]], folder: pathlib.Path, skip: records.Skip
+    images: list, people: dict[str, list[records.Person]], folder: pathlib.Path, skip: records.Skip
 ) -> Iterator[records.Picture]:
     """The images that show somebody; takes those out of `people`."""
-    for position, image in enumerate(images):
-        image_id = image.get("id") if isinstance(image, dict) else None
-        labelled = people.pop(image_id, ()) if isinstance(image_id, int | str) else ()
+    for image in images:
+        image_id = str(whole_id(image.get("id"))) if isinstance(image, dict) else ""
+        labelled = people.pop(image_id, ())
         if not labelled:
             continue
         name = image.get("file_name")
         image_file = _inside(folder, name)
         if image_file is None:
-            skip("file_name missing or outside the image folder", str(name))
+            skip("file_name missing, no path or outside the image folder", str(name))
         else:
-            number = image_id if isinstance(image_id, int) else position
-            yield records.Picture(name, number, image_file, tuple(labelled))
+            yield records.Picture(name, _number(image_id), image_file, tuple(labelled), _size(image))
+
+
+def _number(image_id: str) -> int:
+    """The id itself where it is a number of 64 bits, else 63 bits that depend on the id alone."""
+    if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", image_id):
+        return int(image_id)
+    return int.from_bytes(_digest(image_id, 8)) >> 1
+
+
+def _digest(image_id: str, size: int) -> bytes:
+    return hashlib.blake2b(image_id.encode(errors="surrogatepass"), digest_size=size).digest()
+
+
+def _size(image: dict) -> tuple[int, int] | None:
+    """The listed (height, width); some tools leave them out, or write 0 or null."""
+    height, width = whole_id(image.get("height")), whole_id(image.get("width"))
+    return (height, width) if height and width else None
 
 
 def _load_json(path: pathlib.Path) -> dict:
@@ -240,22 +282,23 @@ def _without_segmentation(content: dict) -> dict:
 
 
 def _category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
-    posed = [c for c in categories if isinstance(c, dict) and "id" in c and _is_names(c.get("keypoints"))]
+    posed = [c for c in categories if isinstance(c, dict) and _is_posed(c)]
     names = ", ".join(f"{c.get('name')} (id {c['id']}, {len(c['keypoints'])} keypoints)" for c in posed)
     if not posed:
         raise records.DataError(
             f'{path} has no category with "keypoints": expected their names in "categories"'
         )
     if wanted is not None:
-        posed = [c for c in posed if str(wanted) in (str(c.get("name")), str(c["id"]))]
+        posed = [c for c in posed if str(wanted) in (str(c.get("name")), str(whole_id(c["id"])))]
     if len(posed) != 1:
         what = "several categories with keypoints" if wanted is None else f"not one category {wanted!r}"
         raise records.DataError(f"{path} has {what}: choose the category by name or id among {names}")
     return posed[0]
 
 
-def _is_names(keypoints: object) -> bool:
-    return isinstance(keypoints, list) and len(keypoints) > 0
+def _is_posed(category: dict) -> bool:
+    names = category.get("keypoints")
+    return whole_id(category.get("id")) is not None and isinstance(names, list) and len(names) > 0
 
 
 def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
@@ -282,20 +325,34 @@ def _indices(pairs: list, names: tuple[str, ...]) -> list[list[int]]:
     return [[names.index(end) if isinstance(end, str) else end for end in pair] for pair in pairs]
 
 
+def _of_category(annotations: list, category: dict, path: pathlib.Path) -> list[tuple[int, dict]]:
+    """(place in the file, annotation) of the category, or of none; what is no annotation becomes {}."""
+    wanted = str(whole_id(category["id"]))
+    entries = [entry if isinstance(entry, dict) else {} for entry in annotations]
+    ids = [str(whole_id(entry.get("category_id", category["id"]))) for entry in entries]
+    if ids and wanted not in ids:
+        found = ", ".join(sorted(set(ids))[:10])
+        raise records.DataError(
+            f"no annotation in {path} is of category {category.get('name')} (id {wanted}): their category_id "
+            f"is {found}"
+        )
+    return [(place, entries[place]) for place, text in enumerate(ids) if text == wanted]
+
+
 def _people(
-    annotations: list, category_id: int, num_keypoints: int, path: pathlib.Path, skip: records.Skip
-) -> dict[int | str, list[records.Person]]:
-    """Image id -> the people labelled in it, in the order of the file."""
-    people: dict[int | str, list[records.Person]] = {}
-    for position, annotation in enumerate(annotations):
-        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int | str):
+    annotations: list[tuple[int, dict]], num_keypoints: int, path: pathlib.Path, skip: records.Skip
+) -> dict[str, list[records.Person]]:
+    """Image id, as text -> the people labelled in it, in the order of the file."""
+    people: dict[str, list[records.Person]] = {}
+    for position, annotation in annotations:
+        image_id = whole_id(annotation.get("image_id"))
+        person = _person(annotation, position, num_keypoints)
+        if image_id is None:
             skip("annotation without image_id", f"{path.name} annotation {position}")
-        elif annotation.get("category_id", category_id) == category_id:
-            person = _person(annotation, position, num_keypoints)
-            if isinstance(person, str):
-                skip(person, f"image {annotation['image_id']}#{annotation.get('id', position)}")
-            else:
-                people.setdefault(annotation["image_id"], []).append(person)
+        elif isinstance(person, str):
+            skip(person, f"image {image_id}#{annotation.get('id', position)}")
+        else:
+            people.setdefault(str(image_id), []).append(person)
     return people
 
 
@@ -309,24 +366,34 @@ def _person(annotation: dict, position: int, num_keypoints: int) -> records.Pers
         points = np.array(annotation.get("keypoints"), np.float64).reshape(num_keypoints, 3)
         box = None if annotation.get("bbox") is None else np.array(annotation["bbox"], np.float64).reshape(4)
         area = None if annotation.get("area") is None else float(annotation["area"])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return f"keypoints, bbox or area that are not numbers, or not {num_keypoints} x 3 and 4 of them"
     if box is not None:
-        box = np.concatenate([box[:2], box[:2] + box[2:]])
-    visibility = np.clip(np.nan_to_num(points[:, 2]), 0, 2).astype(np.int32)
+        with np.errstate(over="ignore", invalid="ignore"):  # `usable` skips boxes that are not finite.
+            box = np.concatenate([box[:2], box[:2] + box[2:]])
+    visibility = np.clip(np.where(np.isfinite(points).all(-1), points[:, 2], 0), 0, 2).astype(np.int32)
     if not visibility.any():
         return "no labelled joint"
-    annotation_id = annotation.get("id")
-    annotation_id = annotation_id if isinstance(annotation_id, int) else position
-    return records.Person(points[:, :2], visibility, box, area, annotation_id)
+    annotation_id = whole_id(annotation.get("id"))
+    in_range = isinstance(annotation_id, int) and -(2**63) <= annotation_id < 2**63
+    return records.Person(points[:, :2], visibility, box, area, annotation_id if in_range else position)
 
 
 def _inside(folder: pathlib.Path, name: object) -> pathlib.Path | None:
     """The file `name` of the folder, or None where the name leads out; links inside are allowed."""
-    if not isinstance(name, str) or "\0" in name:
+    if not isinstance(name, str) or "\0" in name or not _is_utf8(name):
         return None
     path = pathlib.Path(os.path.normpath(folder / name))
     return path if folder in path.parents else None
+
+
+def _is_utf8(name: str) -> bool:
+    """False for half a surrogate pair, which JSON can hold and neither a file system nor a record can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tenth_apart(pictures: list[records.Picture]) -> tuple[list[records.Picture], list[records.Picture]]:
@@ -342,4 +409,4 @@ def _tenth_apart(pictures: list[records.Picture]) -> tuple[list[records.Picture]
 
 def _place(image_id: int) -> float:
     """A number in [0, 1) that depends on the id alone."""
-    return int.from_bytes(hashlib.blake2b(str(image_id).encode(), digest_size=6).digest()) / 2.0**48
+    return int.from_bytes(_digest(str(image_id), 6)) / 2.0**48

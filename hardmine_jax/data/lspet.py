@@ -42,23 +42,24 @@ _WHERE = "Leeds Sports Pose Extended, sam.johnson.io/research/lspet.html"
 def load(
     data_dir: str | os.PathLike | None,
     *,
-    num_validation: int = 1000,
+    num_validation: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> records.PoseDataset:
-    """People of LSP or LSP-extended, one an image; the last `num_validation` listed are the validation split.
+    """People of LSP or LSP-extended, one an image; the last `num_validation` listed are validated on.
 
     The box is the tight one around the labelled joints, the area that box's. Joints labelled outside the
     image count as not labelled.
 
     Args:
       data_dir: the folder that holds joints.mat and images/.
-      num_validation: people at the end of joints.mat kept from training, absent images counted.
+      num_validation: people at the end of joints.mat kept from training, absent images counted. By default
+        1,000 (of the original 2,000 that is the published split), of fewer than 2,000 people a tenth.
       cache_dir: where prepared data is kept; see `cache.cache_root`.
 
     Raises:
       DataError: no folder, no or a strange joints.mat, no image that is listed, nobody left to train on.
     """
-    if num_validation < 0:
+    if num_validation is not None and num_validation < 0:
         raise ValueError(f"num_validation={num_validation} < 0: give the number of people to validate on")
     folder = _checked_folder(data_dir)
     made_from = {
@@ -66,6 +67,7 @@ def load(
         "joints": cache.file_hash(folder / "joints.mat"),
         "images": cache.folder_hash(folder / "images"),
         "num_validation": num_validation,
+        "code": cache.file_hash(__file__),
     }
     return records.prepare(
         "lspet",
@@ -89,8 +91,12 @@ def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
     return folder
 
 
-def _read(folder: pathlib.Path, num_validation: int, skip: records.Skip) -> tuple[Skeleton, records.Splits]:
+def _read(
+    folder: pathlib.Path, num_validation: int | None, skip: records.Skip
+) -> tuple[Skeleton, records.Splits]:
     keypoints, visibility = read_joints(folder / "joints.mat")
+    if num_validation is None:
+        num_validation = _usual_validation(len(keypoints))
     if num_validation >= len(keypoints):
         raise records.DataError(
             f"{folder / 'joints.mat'} lists {len(keypoints)} people: num_validation={num_validation} leaves "
@@ -111,6 +117,10 @@ def _read(folder: pathlib.Path, num_validation: int, skip: records.Skip) -> tupl
         "train": records.usable(everybody[:first_validation], skip),
         "validation": records.usable(everybody[first_validation:], skip),
     }
+
+
+def _usual_validation(num_people: int) -> int:
+    return 1000 if num_people >= 2000 else min(-(-num_people // 10), num_people - 1)
 
 
 def read_joints(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -30,12 +30,16 @@ class Person(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One image, as encoded bytes or the path of a file, with its people."""
+    """One image, as encoded bytes or the path of a file, with its people.
+
+    `size` is the (H, W) that the people's pixels refer to, None where nobody says; see `usable`.
+    """
 
     name: str
     image_id: int
     image: bytes | pathlib.Path
     people: tuple[Person, ...]
+    size: tuple[int, int] | None = None
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:
@@ -66,8 +70,9 @@ def is_whole(encoded: bytes) -> bool:
 def usable(pictures: Iterable[Picture], skip: Callable[[str, str], None]) -> Iterator[Picture]:
     """Reads and decodes every image and passes on, in order, what can be trained on, images as bytes.
 
-    Calls `skip(reason, name)` for each image that is absent or unreadable, and each person without a labelled
-    keypoint inside the image or with a box of no area. Keypoints outside the image become visibility 0.
+    Calls `skip(reason, name)` for each image that is absent, unreadable or not of the picture's `size`, and
+    each person without a labelled keypoint inside the image or without a box of some area. Keypoints outside
+    the image become visibility 0.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool, _quiet_opencv():
         pictures = iter(pictures)
@@ -80,26 +85,37 @@ def usable(pictures: Iterable[Picture], skip: Callable[[str, str], None]) -> Ite
 
 
 def _check(picture: Picture) -> tuple[Picture, list[tuple[str, str]]]:
-    nobody = picture._replace(people=())
-    try:
-        encoded = picture.image if isinstance(picture.image, bytes) else picture.image.read_bytes()
-    except FileNotFoundError:
-        return nobody, [("image absent", picture.name)]
-    except (OSError, ValueError):  # ValueError: a name that can be no path.
-        return nobody, [("image unreadable", picture.name)]
-    image = decode_image(encoded)
-    if image is None:
-        return nobody, [("image unreadable", picture.name)]
+    opened = _open(picture)
+    if isinstance(opened, str):
+        return picture._replace(people=()), [(opened, picture.name)]
+    encoded, size = opened
     people, problems = [], []
-    for person in picture.people:
-        person = _complete(person, *image.shape[:2])
-        problem = _problem(person)
+    for given in picture.people:
+        person = _complete(given, *size)
+        problem = _problem(person, boxed=given.box is not None)
         if problem:
             single = len(picture.people) == 1
             problems.append((problem, picture.name if single else f"{picture.name}#{person.annotation_id}"))
         else:
             people.append(person)
     return picture._replace(image=encoded, people=tuple(people)), problems
+
+
+def _open(picture: Picture) -> tuple[bytes, tuple[int, int]] | str:
+    """The image's bytes and its (H, W), or the reason why it cannot be used."""
+    try:
+        encoded = picture.image if isinstance(picture.image, bytes) else picture.image.read_bytes()
+    except FileNotFoundError:
+        return "image absent"
+    except (OSError, ValueError):  # ValueError: a name that can be no path.
+        return "image unreadable"
+    image = decode_image(encoded)
+    if image is None:
+        return "image unreadable"
+    size = image.shape[:2]
+    if picture.size not in (None, size):
+        return "image is not of the listed width and height (turned by EXIF?)"
+    return encoded, size
 
 
 def _complete(person: Person, height: int, width: int) -> Person:
@@ -109,11 +125,14 @@ def _complete(person: Person, height: int, width: int) -> Person:
     labelled = inside & (np.asarray(person.visibility) > 0)
     keypoints = np.where(labelled[:, None], person.keypoints, 0.0)
     box = tight_box(keypoints, labelled) if person.box is None else np.asarray(person.box, np.float64)
-    area = person.area
-    if area is None or not 0 < area < np.inf:
-        area = float((box[2] - box[0]) * (box[3] - box[1]))
     visibility = np.where(labelled, person.visibility, 0)
-    return Person(np.float32(keypoints), np.int32(visibility), np.float32(box), area, person.annotation_id)
+    # Numbers beyond float32 become infinite, and `_problem` tells.
+    with np.errstate(over="ignore", invalid="ignore"):
+        area = person.area
+        if area is None or not 0 < area < np.inf:
+            area = (box[2] - box[0]) * (box[3] - box[1])
+        box, area = np.float32(box), float(np.float32(area))
+    return Person(np.float32(keypoints), np.int32(visibility), box, area, person.annotation_id)
 
 
 def tight_box(keypoints: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -127,12 +146,13 @@ def tight_box(keypoints: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.concatenate([keypoints[where].min(0), keypoints[where].max(0)])
 
 
-def _problem(person: Person) -> str | None:
+def _problem(person: Person, *, boxed: bool) -> str | None:
     if not person.visibility.any():
         return "no labelled joint inside the image"
-    sides = person.box[2:] - person.box[:2]
-    if not (np.isfinite(person.box).all() and (sides > 0).all()):
-        return "box of no area"
+    if not np.isfinite([*person.box, person.area]).all():
+        return "box or area that is no finite number"
+    if (person.box[2:] <= person.box[:2]).any():
+        return "box of no area" if boxed else "joints span no area and there is no bbox"
     return None
 
 

@@ -48,5 +48,6 @@ def gather(problems: Iterable[tuple[str, str]]) -> Skipped:
     """
     reasons: dict[str, list[str]] = {}
     for reason, name in problems:
-        reasons.setdefault(reason, []).append(name)
+        # Names are the file's: a line break in one would break the report's line, half a surrogate the print.
+        reasons.setdefault(reason, []).append(name if name.isprintable() else ascii(name))
     return Skipped({reason: tuple(names) for reason, names in reasons.items()})

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hardmine_jax.data import cache
+from hardmine_jax.data import cache, pictures
 from hardmine_jax.data.pictures import Person, Picture, decode_image, usable
 from hardmine_jax.data.problems import DataError, Skipped, gather
 from hardmine_jax.pose import Skeleton
@@ -171,8 +171,8 @@ def prepare(
 
     Args:
       name: of the dataset, and of its folder in the cache.
-      made_from: JSON-able; everything the records follow from (paths, hashes of files, options, a version
-        that changes with the code of `read`).
+      made_from: JSON-able; everything the records follow from (paths, hashes of files, options, the hash of
+        the file that `read` is in). The code that all datasets share is added here.
       read: called only when the data is not in the cache, with `skip(reason, name)` for what it leaves out;
         gives the skeleton and for "train" and "validation" the pictures in order. Their people need a box and
         an area; `usable` fills both in, and takes out what cannot be trained on.
@@ -182,7 +182,8 @@ def prepare(
     Raises:
       DataError: when nobody usable is in the training split, or the cache cannot be written.
     """
-    key = cache.fingerprint({"name": name, "builder": str(PoseBuilder.VERSION), "made_from": made_from})
+    code = [cache.file_hash(file) for file in (__file__, pictures.__file__)]
+    key = cache.fingerprint({"name": name, "code": code, "made_from": made_from})
     folder = cache.cache_root(cache_dir) / name / key
 
     def build(temporary: pathlib.Path) -> None:

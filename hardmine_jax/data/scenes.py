@@ -81,7 +81,8 @@ def _look(places: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _tight_box(silhouette: np.ndarray) -> np.ndarray:
     columns, rows = np.flatnonzero(silhouette.any(0)), np.flatnonzero(silhouette.any(1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    # Up to the outer edges of the outermost pixels, whose centres are the integers.
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) - np.float32(0.5)
 
 
 def _frame(rng: np.random.Generator, figure: figures.Figure, size: int) -> figures.Camera:

@@ -6,6 +6,7 @@ generator of its own, from (seed, split, index). `figures.py` draws the body, `s
 picture, `rendering.py` makes many.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -45,8 +46,12 @@ def load(
         "seed": seed,
         "num_train": num_train,
         "num_validation": num_validation,
+        "skeleton": dataclasses.asdict(COCO_SKELETON),
         # Whoever changes the renderer gets new pictures, not yesterday's.
-        "code": [cache.file_hash(module.__file__) for module in (figures, scenes, rendering)],
+        "code": [
+            cache.file_hash(file)
+            for file in (__file__, figures.__file__, scenes.__file__, rendering.__file__)
+        ],
     }
 
     def read(skip):

@@ -28,7 +28,7 @@ def threshold(
 
     Raises:
       ValueError: for min_kept < 0, min_kept > N, a `where` that is not bool or of another shape.
-      TypeError: if min_kept is no integer.
+      TypeError: if min_kept is no integer, or above 0 with complex losses.
 
     >>> threshold(jnp.array([0.1, 0.9, 0.3, 0.2]), min_loss=0.5)
     Array([False,  True, False, False], dtype=bool)

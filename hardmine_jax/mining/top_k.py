@@ -27,7 +27,7 @@ def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.A
 
     Raises:
       ValueError: for k < 1, k > N, or a `where` that is not bool or of another shape.
-      TypeError: if k is no integer, or losses are of more than 32 bits.
+      TypeError: if k is no integer, or losses are complex.
 
     >>> import jax.numpy as jnp
     >>> top_k(jnp.array([3.0, 1.0, 3.0, 2.0]), k=2)

@@ -80,7 +80,10 @@ def _shift(maps: jax.Array, by: int, *, axis: int) -> jax.Array:
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's batch normalisation (momentum 0.1 there is 0.9 here, epsilon 1e-5), float32 statistics.
+    """Batch normalisation with PyTorch's constants (momentum 0.1 there is 0.9 here, epsilon 1e-5).
+
+    Statistics are float32. Unlike PyTorch, the running variance is the biased one, and the variance of a
+    batch is mean(x^2) - mean(x)^2, which needs inputs whose mean is not many times their deviation.
 
     With `axis_name` the batch statistics are those of all devices along that axis (synchronised).
     """

@@ -82,7 +82,8 @@ class Checkpoints:
     def restore_latest(self, template: TrainState) -> Restored | None:
         """The latest checkpoint that is whole, or None when there is none at all.
 
-        A damaged one is moved to `<workdir>/checkpoints.damaged`, with a line on stderr.
+        A damaged one before which a whole one is found is moved to `<workdir>/checkpoints.damaged`, with a
+        line on stderr.
 
         Args:
           template: a fresh state of the same model and optimizer (`create_state`); gives the structure.
@@ -90,15 +91,20 @@ class Checkpoints:
         Raises:
           CheckpointError: made by another model or optimizer, or every one is damaged.
         """
-        steps = sorted(self.steps(), reverse=True)
-        for step in steps:
+        damaged = {}
+        for step in sorted(self.steps(), reverse=True):
             try:
-                return self._restore(step, template)
+                restored = self._restore(step, template)
             except _NOT_DAMAGE:
                 raise
             except Exception as error:
-                self._move_damaged(step, error)
-        if steps:
+                damaged[step] = error
+            else:
+                for bad, error in damaged.items():
+                    self._move_damaged(bad, error)
+                return restored
+        if damaged:
+            # Left where they are: the next start must not take an empty folder for a new run.
             raise CheckpointError(f"{self.directory}: every checkpoint is damaged; --no-resume starts anew")
         return None
 
@@ -192,7 +198,9 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
     if which not in ("best", "latest"):
         raise ValueError(f"which={which!r}: use best or latest")
     path = pathlib.Path(path).resolve()
-    directory, step = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
+    # A run's folder may be called by a number too: its seed, say.
+    is_step = path.name.isdecimal() and not (path / _FOLDER).is_dir()
+    directory, step = (path.parent, int(path.name)) if is_step else (path, None)
     directory = directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
     if not directory.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a workdir or a checkpoint in it")

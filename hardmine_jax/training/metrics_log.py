@@ -65,7 +65,10 @@ def read_metrics(path) -> list[dict]:
     lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "seconds" not in line:
+            raise ValueError(f"{path} is no metrics.jsonl of a training run: move it out of the way")
+        lines.append(line)
     return lines
