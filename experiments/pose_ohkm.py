@@ -34,14 +34,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import plots  # noqa: E402
 import pose_task  # noqa: E402
 import report  # noqa: E402
+from pose_evaluation import Evaluator, evenly_spaced, mean_pose  # noqa: E402
 
 from hardmine_jax import models, training  # noqa: E402
 from hardmine_jax.data import coco_keypoints, lspet, synthetic_pose  # noqa: E402
-from hardmine_jax.data.augment import AugmentConfig, evaluate_crop  # noqa: E402
-from hardmine_jax.data.pipeline import TrainBatches, evaluation_batches, train_batches  # noqa: E402
+from hardmine_jax.data.augment import AugmentConfig  # noqa: E402
+from hardmine_jax.data.pipeline import TrainBatches, train_batches  # noqa: E402
 from hardmine_jax.data.records import DataError, PoseDataset  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
-from hardmine_jax.pose.affine import apply_affine, invert_affine  # noqa: E402
 from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
 
 ModelName = Literal[
@@ -170,7 +170,7 @@ PRESETS: Mapping[PresetName, Config] = {
     ),
 }
 # Steps of the laptop preset: what 2 CPU cores do in under 5 minutes (synthetic) and in 20 (real photographs).
-LAPTOP_STEPS = {"synthetic": 700, "lspet": 3000, "coco": 3000}
+LAPTOP_STEPS = {"synthetic": 700, "lspet": 4000, "coco": 4000}
 
 
 def make_model(config: Config, num_keypoints: int, *, axis_name: str | None = None) -> nn.Module:
@@ -212,7 +212,8 @@ def load_dataset(config: Config) -> PoseDataset:
     """
     official = config.dataset == "coco" and config.annotations is None and config.images is None
     kind = "COCO 2017" if official else config.dataset
-    for name in {name for names in _DATA_FLAGS.values() for name in names} - {*_DATA_FLAGS[kind]}:
+    every = {name for names in _DATA_FLAGS.values() for name in names}
+    for name in sorted(every - {*_DATA_FLAGS[kind]}):
         if getattr(config, name) is not None:
             advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
             raise ValueError(
@@ -296,56 +297,20 @@ def make_trainer(config: Config, skeleton: Skeleton) -> tuple[training.Parallel,
     return parallel, state
 
 
-class Evaluator:
-    """Scores of a state on the validation split, in the pixels of the original images."""
-
-    def __init__(self, config: Config, dataset: PoseDataset, parallel: training.Parallel):
-        predict = make_predict(config, dataset.skeleton)
-        self._predict = parallel.evaluate_step(
-            lambda state, batch: predict(training.evaluation_variables(state), batch["image"])
-        )
-        self._config, self._dataset = config, dataset
-        self._num_people = len(dataset.validation)
-        # Evenly spaced: neighbours in a dataset are often frames of one scene.
-        some = np.linspace(0, self._num_people - 1, min(config.evaluate_people, self._num_people)).astype(int)
-        self._some = np.unique(some)
-
-    def run(self, state: training.TrainState, rows: np.ndarray | None = None):
-        """(people, keypoints, scores) over all of the split, or some rows of it."""
-        source = self._dataset.validation if rows is None else _Rows(self._dataset.validation, rows)
-        batches = evaluation_batches(
-            source,
-            batch_size=self._config.batch_size,
-            size=self._config.image_size,
-            skeleton=self._dataset.skeleton,
-            padding=self._config.augment.padding,
-        )
-        found, keypoints, scores = pose_task.predict_people(
-            lambda batch: self._predict(state, {"image": batch["image"]}), batches
-        )
-        found = found if rows is None else rows[found]
-        return pose_task.read_people(self._dataset.validation, found), keypoints, scores
-
-    def quick(self, state: training.TrainState) -> dict[str, float]:
-        """The numbers to watch while training, on a fixed part of the split."""
-        people, keypoints, scores = self.run(state, self._some)
-        result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
-        return {
-            name: result[name] for name in ("pck", "pck@0.2", "pck_visible", "ap") if result[name] is not None
-        }
-
-
-class _Rows:
-    """Some records of a source, renumbered from 0."""
-
-    def __init__(self, source, rows: np.ndarray):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {**self._source[int(self._rows[index])], "index": index}
+def make_evaluator(config: Config, dataset: PoseDataset, parallel: training.Parallel) -> Evaluator:
+    """Scores of a placed state on the validation split."""
+    predict = make_predict(config, dataset.skeleton)
+    run = parallel.evaluate_step(
+        lambda state, batch: predict(training.evaluation_variables(state), batch["image"])
+    )
+    return Evaluator(
+        dataset,
+        run,
+        batch_size=config.batch_size,
+        size=config.image_size,
+        padding=config.augment.padding,
+        num_people=config.evaluate_people,
+    )
 
 
 def train(config: Config, dataset: PoseDataset) -> dict | None:
@@ -375,7 +340,7 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
             batches.set_state(restored.iterator_state)
         check_position(config, restored)
         tell_changes(config)
-        evaluator = Evaluator(config, dataset, parallel)
+        evaluator = make_evaluator(config, dataset, parallel)
         if config.eval_only:
             return finish(config, dataset, evaluator, parallel.put_state(state), restored.step, [])
         save_config(config, dataset.skeleton)
@@ -434,7 +399,7 @@ def check_position(config: Config, restored: training.Restored | None) -> None:
 def finish(
     config: Config,
     dataset: PoseDataset,
-    evaluator: "Evaluator",
+    evaluator: Evaluator,
     state: training.TrainState,
     step: int,
     unreadable: list[int],
@@ -451,10 +416,8 @@ def finish(
     result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
     write_json(config.workdir / "result.json", result)
     hardest = np.argsort(pose_task.mean_oks(keypoints, people, skeleton), kind="stable")[:8]
-    typical = np.unique(np.linspace(0, len(people.names) - 1, min(12, len(people.names))).astype(int))
-    hardest, typical = (
-        picture_examples(config, dataset, people, keypoints, rows) for rows in (hardest, typical)
-    )
+    typical = evenly_spaced(len(people.names), 12)
+    hardest, typical = (evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical))
     notes = [dataset.skipped.report()] if dataset.skipped.count else []
     if unreadable:
         notes.append(
@@ -483,12 +446,6 @@ def mean_speed(lines: list[dict]) -> float | None:
     return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))
 
 
-def mean_pose(source, *, num_people: int = 5000) -> np.ndarray:
-    """The training set's average pose in the box, over at most so many evenly spaced people."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(num_people, len(source))).astype(int))
-    return pose_task.mean_pose(pose_task.read_people(source, rows))
-
-
 def mined_shares(lines: list[dict], num_keypoints: int) -> list[float | None]:
     """Share of all training images in which each keypoint was kept; a log line speaks for its steps."""
     lines = [line for line in lines if line.get("mined") is not None]
@@ -496,35 +453,6 @@ def mined_shares(lines: list[dict], num_keypoints: int) -> list[float | None]:
         return [None] * num_keypoints
     weights = np.diff([0] + [line["step"] for line in lines])
     return np.average([line["mined"] for line in lines], axis=0, weights=weights).tolist()
-
-
-def picture_examples(
-    config: Config,
-    dataset: PoseDataset,
-    people: pose_task.People,
-    keypoints: np.ndarray,
-    rows: np.ndarray,
-    *,
-    height: int = 384,
-) -> list[plots.Example]:
-    """Some of the evaluated people, in the crops that the network saw but finer, to be looked at."""
-    correct = pose_task.correct_keypoints(keypoints, people, fraction=0.1)
-    width = round(height * config.image_size[1] / config.image_size[0])
-    examples = []
-    for row in rows:
-        crop = evaluate_crop(
-            dataset.validation[int(people.rows[row])],
-            size=(height, width),
-            skeleton=dataset.skeleton,
-            padding=config.augment.padding,
-        )
-        to_crop = invert_affine(crop["inverse"].astype(np.float64))
-        predicted, target = (
-            apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
-        )
-        labels = (people.visibility[row], correct[row], people.names[row])
-        examples.append(plots.Example(crop["image"], predicted, target, *labels))
-    return examples
 
 
 def save_config(config: Config, skeleton: Skeleton) -> None:

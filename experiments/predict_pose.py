@@ -124,11 +124,11 @@ def read_boxes(path: pathlib.Path) -> Boxes:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = content["annotations"] if isinstance(content, dict) else content
         images = content["images"] if isinstance(content, dict) else []
-        names = {_image_id(image["id"]): pathlib.PurePath(image["file_name"]).name for image in images}
+        names = {str(_image_id(image["id"])): pathlib.PurePath(image["file_name"]).name for image in images}
         boxes: Boxes = {}
         for entry in entries:
             image_id = _image_id(entry.get("image_id", 0))
-            name = entry.get("file_name", names.get(image_id))
+            name = entry.get("file_name", names.get(str(image_id)))
             key = str(image_id) if name is None else pathlib.PurePath(name).name
             boxes.setdefault(key, (image_id, []))[1].append(_box(entry))
     except InputError as error:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import pose_ohkm  # noqa: E402
 import pose_task  # noqa: E402
 
-from hardmine_jax.data.pipeline import TrainBatches, train_batches  # noqa: E402
+from hardmine_jax.data.pipeline import TrainBatches  # noqa: E402
 from hardmine_jax.data.problems import DataError  # noqa: E402
 from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
 
@@ -112,10 +112,7 @@ def drain(batches: TrainBatches, steps: int) -> float:
 def measure(config: pose_ohkm.Config, dataset, steps: int) -> tuple[dict[str, float], int]:
     """Medians over segments (see `main` for the names), and compilations after the first step."""
     parallel, state = pose_ohkm.make_trainer(config, dataset.skeleton)
-    batches = train_batches(
-        dataset.train, batch_size=config.batch_size, size=config.image_size, skeleton=dataset.skeleton,
-        config=config.augment, seed=config.seed,
-    )  # fmt: skip
+    batches = pose_ohkm.make_batches(config, dataset)
     loop, constant = Loop(parallel, state), next(batches)
     mining = mining_alone(config, constant, config.batch_size // parallel.num_devices)
     mining()
@@ -153,7 +150,7 @@ def main(config: Config) -> None:
     flags = ["--dataset", "lspet", "--data-dir", str(config.data_dir)] if config.data_dir else []
     training = pose_ohkm.parse(flags)
     dataset = pose_ohkm.load_dataset(training)
-    training = pose_ohkm.settle(training, dataset.skeleton.num_keypoints)
+    training = pose_ohkm.settle(training, dataset.skeleton)
     found, compilations = measure(training, dataset, config.steps)
     size, a_step = training.batch_size, found["constant"]
     title = (

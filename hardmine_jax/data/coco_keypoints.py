@@ -245,9 +245,13 @@ def _pictures(
 
 def _number(image_id: str) -> int:
     """The id itself where it is a number of 64 bits, else 63 bits that depend on the id alone."""
-    if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", image_id):
+    if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", image_id) and _is_int64(int(image_id)):
         return int(image_id)
     return int.from_bytes(_digest(image_id, 8)) >> 1
+
+
+def _is_int64(number: int) -> bool:
+    return -(2**63) <= number < 2**63
 
 
 def _digest(image_id: str, size: int) -> bytes:
@@ -256,8 +260,9 @@ def _digest(image_id: str, size: int) -> bytes:
 
 def _size(image: dict) -> tuple[int, int] | None:
     """The listed (height, width); some tools leave them out, or write 0 or null."""
-    height, width = whole_id(image.get("height")), whole_id(image.get("width"))
-    return (height, width) if height and width else None
+    height, width = (whole_id(image.get(side)) for side in ("height", "width"))
+    listed = all(isinstance(side, int) and side > 0 for side in (height, width))
+    return (height, width) if listed else None
 
 
 def _load_json(path: pathlib.Path) -> dict:
@@ -375,8 +380,9 @@ def _person(annotation: dict, position: int, num_keypoints: int) -> records.Pers
     if not visibility.any():
         return "no labelled joint"
     annotation_id = whole_id(annotation.get("id"))
-    in_range = isinstance(annotation_id, int) and -(2**63) <= annotation_id < 2**63
-    return records.Person(points[:, :2], visibility, box, area, annotation_id if in_range else position)
+    if not (isinstance(annotation_id, int) and _is_int64(annotation_id)):
+        annotation_id = position
+    return records.Person(points[:, :2], visibility, box, area, annotation_id)
 
 
 def _inside(folder: pathlib.Path, name: object) -> pathlib.Path | None:

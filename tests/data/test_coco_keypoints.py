@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hardmine_jax.data import coco_download, coco_keypoints
+from hardmine_jax.data import cache, coco_download, coco_keypoints
 from hardmine_jax.data.records import DataError
 
 MOUSE = {
@@ -227,7 +227,7 @@ def test_skipped_annotations_are_counted_with_their_names(mice, tmp_path):
             "no labelled joint": ("image 100#31", "image 100#32"),
             numbers: ("image 100#33", "image 100#34"),
             "annotation without image_id": ("mice.json annotation 28",),
-            "file_name missing or outside the image folder": ("None",),
+            "file_name missing, no path or outside the image folder": ("None",),
             "annotation of an image that is not listed": ("image 999#36",),
             "box of no area": ("cage/0.png#35",),
             "no labelled joint inside the image": ("cage/0.png#37",),
@@ -252,7 +252,8 @@ def test_paths_do_not_leave_the_image_folder(mice, tmp_path):
         image["file_name"] = name
     content["images"][5]["file_name"] = "cage/../cage/5.png"
     dataset = coco_keypoints.load(*save(content))
-    assert dataset.skipped.reasons == {"file_name missing or outside the image folder": tuple(away)}
+    reason = "file_name missing, no path or outside the image folder"
+    assert dataset.skipped.reasons == {reason: (*away[:4], r"'\x00'")}
     assert sorted(everybody(dataset)) == list(range(5, 20))
 
 
@@ -261,8 +262,106 @@ def test_ids_that_are_text(mice):
     for image, labelled in zip(content["images"], content["annotations"], strict=True):
         image["id"] = labelled["image_id"] = f"image-{image['id']}"
         labelled["id"] = "a"
-    records = everybody(coco_keypoints.load(*save(content)))
-    assert {number: record["image_id"] for number, record in records.items()} == {n: n for n in range(20)}
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = 0
+    dataset = coco_keypoints.load(*save(content))
+    numbers = {record["name"]: int(record["image_id"]) for record in everybody(dataset).values()}
+    assert len(set(numbers.values())) == 20 and numbers["cage/0.png"] == 0
+    # Neither numbers nor split follow the order of the file.
+    content["images"].reverse()
+    content["annotations"].reverse()
+    turned = coco_keypoints.load(*save(content))
+    assert {record["name"]: int(record["image_id"]) for record in everybody(turned).values()} == numbers
+    for split in ("train", "validation"):
+        names = [{record["name"] for record in getattr(each, split)} for each in (dataset, turned)]
+        assert names[0] == names[1]
+
+
+def test_ids_as_pandas_or_a_form_writes_them(mice):
+    content, save = mice
+    content["images"][0]["id"] = 100.0
+    content["annotations"][1].update(image_id=101.0, id=1.0, category_id=3.0)
+    content["annotations"][2].update(image_id="102", category_id="3")
+    content["annotations"] += [annotation(30, 100.5), annotation(31, float("inf")), annotation(32, True)]
+    content["images"].append({"id": float("nan"), "file_name": "cage/0.png"})
+    dataset = coco_keypoints.load(*save(content))
+    names = tuple(f"mice.json annotation {place}" for place in (20, 21, 22))
+    assert dataset.skipped.reasons == {"annotation without image_id": names}
+    found = {number: int(record["image_id"]) for number, record in everybody(dataset).items()}
+    assert found == {number: 100 + number for number in range(20)}
+
+
+def test_no_annotation_of_the_category_names_those_there_are(mice):
+    content, save = mice
+    for place, labelled in enumerate(content["annotations"]):
+        labelled["category_id"] = place % 2 + 7
+    message = r"mice.json is of category mouse \(id 3\): their category_id is 7, 8$"
+    with pytest.raises(DataError, match=message):
+        coco_keypoints.load(*save(content))
+
+
+def test_numbers_beyond_what_a_record_holds_are_skipped_or_replaced(mice):
+    content, save = mice
+    huge = 10**400
+    content["annotations"] += [
+        annotation(30, 100, keypoints=[huge] * 15),
+        annotation(31, 100, area=huge),
+        annotation(32, 100, bbox=[0, 0, huge, 5]),
+        annotation(33, 100, area=1e300),
+        annotation(34, 100, bbox=[0, 0, 1e30, 1e30]),
+        annotation(35, 100, bbox=[1e308, 0, 1e308, 5]),
+        annotation(36, 100, bbox=[float("-inf"), 0, float("inf"), 5]),
+        annotation(37, 100, keypoints=[float("nan"), 5, 2, 5, float("inf"), 2, 5, 5, float("inf")] + [0] * 6),
+        annotation(2**70, 101),
+        annotation(2**63 - 1, 102),
+    ]
+    content["images"][3]["id"] = content["annotations"][3]["image_id"] = 2**70
+    content["images"][4]["id"] = content["annotations"][4]["image_id"] = 2**63 - 1
+    content["images"][5]["file_name"] = "\ud800.png"
+    content["images"][6]["file_name"] = "x" * 300 + ".png"
+    dataset = coco_keypoints.load(*save(content))
+    numbers = "keypoints, bbox or area that are not numbers, or not 5 x 3 and 4 of them"
+    assert dataset.skipped.reasons == {
+        numbers: tuple(f"image 100#{number}" for number in (30, 31, 32)),
+        "no labelled joint": ("image 100#37",),
+        "file_name missing, no path or outside the image folder": (r"'\ud800.png'",),
+        "box or area that is no finite number": tuple(f"cage/0.png#{number}" for number in (33, 34, 35, 36)),
+        "image unreadable": ("x" * 300 + ".png",),
+    }
+    records = everybody(dataset)
+    assert sorted(records) == [0, 1, 2, 3, 4, *range(7, 20), 28, 2**63 - 1]
+    assert records[4]["image_id"] == 2**63 - 1 and 0 <= records[3]["image_id"] < 2**63
+
+
+def test_an_image_turned_since_it_was_labelled_is_skipped(mice, tmp_path):
+    content, save = mice
+    for image in content["images"]:
+        image.update(width=40, height=40)
+    content["images"][0].update(width=30)
+    content["images"][1].update(width=40.0, height=40.0)
+    content["images"][2].update(width=0, height=None)
+    dataset = coco_keypoints.load(*save(content))
+    reason = "image is not of the listed width and height (turned by EXIF?)"
+    assert dataset.skipped.reasons == {reason: ("cage/0.png",)} and len(everybody(dataset)) == 19
+
+
+def test_one_image_leaves_the_validation_split_empty(mice):
+    content, save = mice
+    dataset = coco_keypoints.load(*save(content | {"images": content["images"][:1]}))
+    assert (len(dataset.train), len(dataset.validation)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (("RAnkle", "LAnkle", "earL", "earR", "Nose"), ((1, 0), (2, 3))),
+        (("LEFT_EAR", "RIGHT_EAR", "LEFTEYE", "RIGHTEYE"), ((0, 1), (2, 3))),
+        (("LSHOULDER", "RSHOULDER", "Lip", "Rip"), ((0, 1),)),
+        (("LeftEar", "RightEar", "L_Hip", "R_Hip", "knee.l", "knee.r"), ((0, 1), (2, 3), (4, 5))),
+        (("LEar", "Tail", "pawR"), ()),
+    ],
+)
+def test_flip_pairs_are_found_in_the_names(names, pairs):
+    assert coco_keypoints.infer_flip_pairs(names) == pairs
 
 
 @pytest.mark.parametrize(
@@ -319,6 +418,18 @@ def test_cache_follows_annotations_images_and_options(mice, tmp_path):
     write_images(tmp_path / "images", ["cage/7.png"])
     folders.append(coco_keypoints.load(*save(content)).folder)
     assert len(set(folders)) == 4
+    # A run may write into a folder beside the images; only those listed count.
+    write_images(tmp_path / "images", ["run/checkpoints/1.png"])
+    assert coco_keypoints.load(*save(content)).folder == folders[-1]
+
+
+def test_another_version_of_the_code_is_other_data(mice, monkeypatch):
+    content, save = mice
+    folder = coco_keypoints.load(*save(content)).folder
+    real = cache.file_hash
+    changed = coco_keypoints.__file__
+    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == changed else real(path))
+    assert coco_keypoints.load(*save(content)).folder != folder
 
 
 def official(folder: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hardmine_jax.data import lspet
+from hardmine_jax.data import cache, lspet
 from hardmine_jax.data.records import DataError, decode_image
 
 NUM = 100
@@ -118,7 +118,7 @@ def test_absent_cut_and_unlabelled_records_are_skipped_with_their_names(lspet_di
             "image absent": ("im00001.jpg", "im00002.jpg", "im00095.jpg"),
             "image unreadable": ("im00003.jpg",),
             "no labelled joint inside the image": ("im00005.jpg",),
-            "box of no area": ("im00006.jpg",),
+            "joints span no area and there is no bbox": ("im00006.jpg",),
         }
         assert (len(dataset.train), len(dataset.validation)) == (85, 9)
 
@@ -221,6 +221,21 @@ def test_validation_that_leaves_nobody_is_refused(subset):
         lspet.load(subset, num_validation=100)
     with pytest.raises(ValueError, match="num_validation=-1 < 0"):
         lspet.load(subset, num_validation=-1)
+
+
+def test_validation_by_default_is_a_thousand_or_a_tenth_of_few(subset):
+    dataset = lspet.load(subset)
+    assert (len(dataset.train), len(dataset.validation)) == (90, 10)
+    assert dataset.validation[0]["name"] == "im00091.jpg"
+    counts = {1: 0, 2: 1, 11: 2, 1000: 100, 1999: 200, 2000: 1000, 8000: 1000, 10_000: 1000}
+    assert {num_people: lspet._usual_validation(num_people) for num_people in counts} == counts
+
+
+def test_another_version_of_the_code_is_other_data(subset, monkeypatch):
+    folder = lspet.load(subset).folder
+    real = cache.file_hash
+    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == lspet.__file__ else real(path))
+    assert lspet.load(subset).folder != folder
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hardmine_jax.data import cache, records
+from hardmine_jax.data import augment, cache, pictures, records
 from hardmine_jax.pose import Skeleton
 
 SKELETON = Skeleton(("nose", "left_ear", "right_ear"), ((1, 2),), (0.05, 0.05, 0.05), ((0, 1), (0, 2)))
@@ -161,6 +161,56 @@ def test_bad_records_are_counted_with_their_names_also_from_the_cache(tmp_path, 
     assert capfd.readouterr().err.count("\n") == 1
 
 
+def test_persons_without_a_usable_box_are_told_apart(tmp_path):
+    along_a_line = np.array([[5.0, 20], [9, 20], [30, 20]])
+    people = (
+        person(1, keypoints=along_a_line),
+        person(2, keypoints=along_a_line, box=np.array([1.0, 15, 35, 25])),
+        person(3, visibility=np.array([2, 0, 0])),
+        person(4, box=np.array([5.0, 5, 30, 5])),
+        person(5, box=np.array([0.0, 0, 1e30, 1e30])),
+        person(6, box=np.array([0.0, 0, np.inf, 9])),
+        person(7, box=np.array([-1e200, -1e200, 1e200, 1e200]), area=np.nan),
+        person(8, area=1e300),
+        person(9, area=np.inf),
+    )
+    dataset = prepare([picture(0)._replace(people=people)], cache_dir=tmp_path)
+    assert dataset.skipped.reasons == {
+        "joints span no area and there is no bbox": ("0.jpg#1", "0.jpg#3"),
+        "box of no area": ("0.jpg#4",),
+        "box or area that is no finite number": ("0.jpg#5", "0.jpg#6", "0.jpg#7", "0.jpg#8"),
+    }
+    assert [int(record["annotation_id"]) for record in dataset.train] == [2, 9]
+    assert all(np.isfinite(record["area"]) for record in dataset.train)
+
+
+def test_an_image_of_another_size_than_listed_is_skipped(tmp_path):
+    listed = [picture(number)._replace(size=size) for number, size in enumerate([(40, 60), (60, 40), None])]
+    dataset = prepare(listed, cache_dir=tmp_path)
+    assert [record["name"] for record in dataset.train] == ["0.jpg", "2.jpg"]
+    reason = "image is not of the listed width and height (turned by EXIF?)"
+    assert dataset.skipped.reasons == {reason: ("1.jpg",)}
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_an_image_one_pixel_wide_can_be_cropped(tmp_path, extension):
+    someone = person(keypoints=np.array([[0.0, 5], [0.0, 30], [0.4, 99]]), box=np.array([-0.5, 0, 0.5, 39]))
+    shown = records.Picture("thin", 0, encoded(0, extension, (40, 1)), (someone,))
+    dataset = prepare([shown, shown._replace(people=(someone._replace(box=None),))], cache_dir=tmp_path)
+    assert dataset.skipped.reasons == {"joints span no area and there is no bbox": ("thin",)}
+    record = dataset.train[0]
+    np.testing.assert_array_equal(record["visibility"], [2, 1, 0])
+    example = augment.evaluate_crop(record, size=(32, 8), skeleton=SKELETON)
+    assert example["image"].shape == (32, 8, 3) and np.isfinite(example["keypoints"]).all()
+
+
+def test_names_that_would_break_a_line_or_a_print_are_escaped():
+    names = records.gather(
+        [("absent", name) for name in ("a b.jpg", "é.jpg", "a\nb.jpg", "\ud800.jpg", "\0")]
+    )
+    assert names.reasons["absent"] == ("a b.jpg", "é.jpg", r"'a\nb.jpg'", r"'\ud800.jpg'", r"'\x00'")
+
+
 def test_joints_outside_the_image_become_unlabelled(tmp_path):
     keypoints = np.array([[-0.4, 39.4], [59.6, 10.0], [20.0, 20.0]])
     source = prepare([picture(0)._replace(people=(person(keypoints=keypoints),))], cache_dir=tmp_path).train
@@ -256,6 +306,26 @@ def test_unwritable_cache_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(records.DataError, match="cannot write the cache .*HARDMINE_CACHE"):
         prepare([picture(0)], cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("module", [records, pictures])
+def test_another_version_of_the_shared_code_is_other_data(tmp_path, monkeypatch, module):
+    folder = prepare([picture(0)], cache_dir=tmp_path).folder
+    real = cache.file_hash
+    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == module.__file__ else real(path))
+    assert prepare([picture(0)], cache_dir=tmp_path).folder != folder
+
+
+def test_files_hash_sees_these_files_and_no_others(tmp_path):
+    files = [tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / ("x" * 300)]
+    files[0].write_bytes(b"1234")
+    before = cache.files_hash(files)
+    (tmp_path / "output.png").touch()
+    assert cache.files_hash([*files[::-1], *files]) == before
+    files[1].touch()
+    there = cache.files_hash(files)
+    files[0].write_bytes(b"12345")
+    assert len({before, there, cache.files_hash(files)}) == 3
 
 
 def test_cache_root(tmp_path, monkeypatch):

@@ -111,6 +111,12 @@ def test_the_box_holds_the_labelled_joints_and_the_area_is_part_of_it(rendered):
         assert 0.08 * (x2 - x1) * (y2 - y1) < scene.area <= (x2 - x1) * (y2 - y1)
 
 
+def test_the_box_ends_at_the_edges_of_the_outermost_pixels():
+    silhouette = np.zeros((9, 9), bool)
+    silhouette[2:4, 3] = True
+    np.testing.assert_array_equal(scenes._tight_box(silhouette), [2.5, 1.5, 3.5, 3.5])
+
+
 def test_it_is_no_toy(rendered):
     """Every joint is often seen and often hidden; people stand, lie and hang upside down, near and far."""
     visibility = np.stack([scene.visibility for scene in rendered])
@@ -181,9 +187,14 @@ def test_a_longer_dataset_begins_with_the_shorter_one_and_the_cache_tells_them_a
     assert short.train[0]["image"] != short.validation[0]["image"]
 
 
-def test_another_renderer_is_another_cache_entry(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", [synthetic_pose, figures, scenes, rendering])
+def test_another_renderer_is_another_cache_entry(tmp_path, monkeypatch, module):
     before = synthetic_pose.load(num_train=1, num_validation=1, cache_dir=tmp_path)
-    monkeypatch.setattr(synthetic_pose.cache, "file_hash", lambda path: "changed")
+    real = synthetic_pose.cache.file_hash
+    changed = module.__file__
+    monkeypatch.setattr(
+        synthetic_pose.cache, "file_hash", lambda path: "new" if path == changed else real(path)
+    )
     assert synthetic_pose.load(num_train=1, num_validation=1, cache_dir=tmp_path).folder != before.folder
 
 

@@ -104,6 +104,27 @@ def test_boxes_of_two_people_find_their_image(tmp_path, dots_network, with_names
     np.testing.assert_allclose(_points(results[1]), second, atol=1.0)
 
 
+@pytest.mark.parametrize("given", ["mouse-7", "mouse-7.png", "0007", 7, 7.0, "7"])
+def test_ids_that_training_takes_find_their_image(tmp_path, dots_network, given):
+    name = "mouse-7" if str(given).startswith("mouse") else "0007"
+    photo = _dots(tmp_path / f"{name}.png", [(60, 40), (40, 60), (80, 70)])
+    (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": given, "bbox": [20, 20, 80, 70]}]))
+    arguments = ["--checkpoint", str(dots_network), "--boxes", str(tmp_path / "boxes.json")]
+    assert predict_pose.main([str(photo), *arguments, "--output", str(tmp_path / "out")]) == 0
+    (result,) = _results(tmp_path / "out")
+    assert result["image_id"] == given and isinstance(result["image_id"], int | str)
+
+
+def test_ids_of_a_coco_file_are_joined_as_in_training(tmp_path):
+    images = [{"id": "a", "file_name": "x/one.png"}, {"id": 2, "file_name": "two.png"}]
+    annotations = [{"image_id": "a", "bbox": [0, 0, 9, 9]}, {"image_id": "2", "bbox": [1, 1, 9, 9]}]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    assert {name: image_id for name, (image_id, _) in predict_pose.read_boxes(path).items()} == {
+        "one.png": "a", "two.png": "2",
+    }  # fmt: skip
+
+
 def test_more_people_than_a_batch_stay_in_order(tmp_path, dots_network):
     places = [(30 + 4 * n, 40 + 2 * n) for n in range(20)]
     photos = []
@@ -177,6 +198,10 @@ def test_a_missing_checkpoint_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content",
     ["no json", "[1, 2]", '{"a": 1}', '[{"image_id": 1}]', '[{"image_id": 1, "bbox": [0, 0, 0, 5]}]', "[]",
+     '[{"image_id": Infinity, "bbox": [0, 0, 9, 9]}]', '[{"image_id": [1], "bbox": [0, 0, 9, 9]}]',
+     '{"images": [{"id": 1.5, "file_name": "dots.png"}], "annotations": []}',
+     '[{"image_id": 1, "bbox": [1e308, 0, 1e308, 9]}]',
+     f'[{{"image_id": 1, "bbox": [{10**400}, 0, 9, 9]}}]',
      '[{"image_id": 12345, "bbox": [0, 0, 9, 9]}]', '[{"file_name": "other.png", "bbox": [0, 0, 9, 9]}]'],
 )  # fmt: skip
 def test_bad_boxes_are_one_line(tmp_path, capsys, content):
@@ -188,7 +213,7 @@ def test_bad_boxes_are_one_line(tmp_path, capsys, content):
 def test_the_script_runs_a_trained_network_from_anywhere(tmp_path):
     """The whole way, with a real checkpoint, in a folder that is not the repository."""
     pose_ohkm = predict_pose.pose_ohkm
-    config = pose_ohkm.Config(image_size=(32, 32), workdir=tmp_path / "run", steps=100, flip_test=False)
+    config = pose_ohkm.Config(image_size=(32, 32), workdir=tmp_path / "run", steps=1000, flip_test=False)
     pose_ohkm.save_config(config, SKELETON)
     _, state = pose_ohkm.make_trainer(config, SKELETON)
     checkpoints = training.Checkpoints(config.workdir, best_metric="pck")

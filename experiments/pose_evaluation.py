@@ -1,0 +1,116 @@
+"""Evaluation of a pose network on a dataset's validation split: batches in, scores and pictures out.
+
+Everything that is compared with labels is in pixels of the original images; pictures are finer crops.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import plots
+import pose_task
+
+from hardmine_jax.data.augment import evaluate_crop
+from hardmine_jax.data.pipeline import evaluation_batches
+from hardmine_jax.data.records import PoseDataset
+from hardmine_jax.pose.affine import apply_affine, invert_affine
+
+# In pixels of the crop that is drawn on.
+_PICTURE_HEIGHT = 384
+
+
+class Evaluator:
+    """Scores of a state on the validation split.
+
+    Args:
+      dataset: its `validation` is evaluated on.
+      predict: (state, {"image": uint8 [B, H, W, 3]}) -> {"keypoints" [B, K, 2] crop pixels, "scores" [B, K]}.
+      batch_size: people a batch; the last one is filled up.
+      size: (H, W) of the crops.
+      padding: the crop is the person's box times this.
+      num_people: how many `quick` evaluates.
+    """
+
+    def __init__(
+        self,
+        dataset: PoseDataset,
+        predict: Callable,
+        *,
+        batch_size: int,
+        size: tuple[int, int],
+        padding: float,
+        num_people: int,
+    ):
+        self._dataset, self._predict = dataset, predict
+        self._batch_size, self._size, self._padding = batch_size, size, padding
+        self._some = evenly_spaced(len(dataset.validation), num_people)
+
+    def run(self, state, rows: np.ndarray | None = None) -> tuple[pose_task.People, np.ndarray, np.ndarray]:
+        """(people, keypoints [N, K, 2], scores [N, K]) over all of the split, or some rows of it."""
+        source = self._dataset.validation
+        batches = evaluation_batches(
+            source if rows is None else _Rows(source, rows),
+            batch_size=self._batch_size,
+            size=self._size,
+            skeleton=self._dataset.skeleton,
+            padding=self._padding,
+        )
+        found, keypoints, scores = pose_task.predict_people(
+            lambda batch: self._predict(state, {"image": batch["image"]}), batches
+        )
+        return pose_task.read_people(source, found if rows is None else rows[found]), keypoints, scores
+
+    def quick(self, state) -> dict[str, float]:
+        """The numbers to watch while training, on a fixed part of the split."""
+        people, keypoints, scores = self.run(state, self._some)
+        result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
+        names = ("pck", "pck@0.2", "pck_visible", "ap")
+        return {name: result[name] for name in names if result[name] is not None}
+
+    def pictures(
+        self, people: pose_task.People, keypoints: np.ndarray, rows: Sequence[int]
+    ) -> list[plots.Example]:
+        """Some of the evaluated people, in the crops that the network saw but finer."""
+        correct = pose_task.correct_keypoints(keypoints, people, fraction=0.1)
+        width = round(_PICTURE_HEIGHT * self._size[1] / self._size[0])
+        examples = []
+        for row in rows:
+            crop = evaluate_crop(
+                self._dataset.validation[int(people.rows[row])],
+                size=(_PICTURE_HEIGHT, width),
+                skeleton=self._dataset.skeleton,
+                padding=self._padding,
+            )
+            to_crop = invert_affine(crop["inverse"].astype(np.float64))
+            predicted, target = (
+                apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
+            )
+            labels = (people.visibility[row], correct[row], people.names[row])
+            examples.append(plots.Example(crop["image"], predicted, target, *labels))
+        return examples
+
+
+class _Rows:
+    """Some records of a source, renumbered from 0."""
+
+    def __init__(self, source: Sequence[dict], rows: np.ndarray):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self._source[int(self._rows[index])], "index": index}
+
+
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """At most `count` of 0 .. length - 1. Not the first ones: neighbours are often frames of one scene.
+
+    >>> evenly_spaced(9, 3), evenly_spaced(2, 5)
+    (array([0, 4, 8]), array([0, 1]))
+    """
+    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
+
+
+def mean_pose(source: Sequence[dict], *, num_people: int = 5000) -> np.ndarray:
+    """[K, 2]: the average pose in the box, in shares of its sides, of at most so many people."""
+    return pose_task.mean_pose(pose_task.read_people(source, evenly_spaced(len(source), num_people)))
