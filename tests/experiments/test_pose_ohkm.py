@@ -59,7 +59,7 @@ def _shrink(patch: pytest.MonkeyPatch, *, devices: int) -> None:
 def _small(monkeypatch):
     _shrink(monkeypatch, devices=1)
     # Drawing takes longer than all the rest; `trained` has its pictures.
-    monkeypatch.setattr(pose_ohkm, "picture_examples", lambda *_: [])
+    monkeypatch.setattr(pose_ohkm.Evaluator, "pictures", lambda *_: [])
     monkeypatch.setattr(pose_ohkm.plots, "report_pictures", lambda *_: [])
 
 
@@ -125,15 +125,14 @@ def test_every_log_line_has_the_losses_and_what_was_mined(trained):
 
 
 def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
-    before = _result(copied)
-    assert pose_ohkm.main(_arguments(copied, "--steps", 4, "--eval-only")) == 0
+    before, config = _result(copied), (copied / "config.json").read_text()
+    (copied / "result.json").unlink()
+    assert pose_ohkm.main(_arguments(copied, "--eval-only", "--mining", "none", "--seed", 9)) == 0
     after = _result(copied)
-    for result in (before, after):
-        del result["images_per_second"]
-    # One device evaluates what eight trained: rounding apart, the same.
+    # One device evaluates what eight trained: the same, rounding apart.
     assert after.pop("per_joint").keys() == before.pop("per_joint").keys()
     assert after == pytest.approx(before, abs=1e-6)
-    assert max(_steps(copied)) == 4
+    assert max(_steps(copied)) == 4 and (copied / "config.json").read_text() == config
 
 
 def test_the_same_command_on_a_finished_run_trains_no_further(copied, capsys):
@@ -196,7 +195,7 @@ def test_somebody_with_mice_brings_two_paths_and_trains(tmp_path):
     result = _result(tmp_path / "run")
     assert tuple(result["per_joint"]) == MOUSE and result["steps"] == 2
     config, skeleton = pose_ohkm.load_config(tmp_path / "run")
-    assert config.k == 3 and skeleton.names == MOUSE
+    assert config.k == 4 and skeleton.names == MOUSE
     assert skeleton.flip_pairs == ((1, 2),) and skeleton.edges == ((0, 1), (0, 2), (0, 3), (3, 4))
 
 
@@ -280,14 +279,26 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--steps", -3], "--steps -3"),
         (["--heatmap-sigma", 0], "--heatmap-sigma 0"),
         (["--ema-decay", 1], "--ema-decay 1"),
-        (["--keep-last", 0], "keep_last=0"),
-        (["--accumulate", 0], "accumulate=0"),
-        (["--accumulate", 3], "accumulate=3"),
-        (["--seed", -1], "seed=-1"),
+        (["--min-loss", -1], "--min-loss -1"),
+        (["--keep-last", 0], "--keep-last 0"),
+        (["--accumulate", 0], "--accumulate 0"),
+        (["--accumulate", 3], "--accumulate 3"),
+        (["--evaluate-people", 0], "--evaluate-people 0"),
+        (["--evaluate-every", -1], "--evaluate-every -1"),
+        (["--seed", -1], "--seed -1"),
+        (["--seed", 2**32], "--seed 4294967296"),
+        (["--images", "d"], "--images"),
+        (["--dataset", "coco", "--category", "mouse"], "--category"),
     ],
 )
-def test_numbers_that_cannot_be(copied, capsys, flags, named):
+def test_flags_that_cannot_be_leave_the_run_as_it_was(copied, capsys, flags, named):
     assert named in _fails(capsys, _arguments(copied, "--no-resume", *flags))
+    assert max(_steps(copied)) == 4 and (copied / "result.json").exists()
+
+
+def test_fewer_steps_than_were_made(copied, capsys):
+    error = _fails(capsys, _arguments(copied, "--steps", 3))
+    assert "step 4" in error and "--steps 3" in error and "--eval-only" in error
 
 
 def test_a_checkpoint_of_another_model(copied, capsys, monkeypatch, tmp_path):
@@ -405,15 +416,17 @@ def test_every_promised_choice_is_there_and_no_other(flag, values, capsys):
 def test_without_arguments_it_is_the_laptop_preset_on_made_up_people():
     config = pose_ohkm.parse([])
     assert (config.preset, config.dataset, config.mining) == ("laptop", "synthetic", "ohkm")
-    assert pose_ohkm.settle(config, 17).k == 8
+    assert pose_ohkm.settle(config, synthetic_pose.COCO_SKELETON).k == 8
     assert config.steps == pose_ohkm.LAPTOP_STEPS["synthetic"]
     assert config.workdir == pathlib.Path("runs/pose_synthetic_laptop")
 
 
-@pytest.mark.parametrize("num_keypoints, k", [(1, 1), (5, 3), (14, 7), (17, 8), (133, 8)])
+@pytest.mark.parametrize("num_keypoints, k", [(1, 1), (5, 4), (14, 8), (17, 8), (133, 8)])
 def test_k_follows_the_number_of_joints_unless_it_is_given(num_keypoints, k):
-    assert pose_ohkm.settle(pose_ohkm.parse([]), num_keypoints).k == k
-    assert pose_ohkm.settle(pose_ohkm.parse(["--k", "1"]), num_keypoints).k == 1
+    names = tuple(f"joint{number}" for number in range(num_keypoints))
+    skeleton = Skeleton(names, (), (0.05,) * num_keypoints, ())
+    assert pose_ohkm.settle(pose_ohkm.parse([]), skeleton).k == k
+    assert pose_ohkm.settle(pose_ohkm.parse(["--k", "1"]), skeleton).k == 1
 
 
 @pytest.mark.parametrize("preset", ["hrnet_w32", "hrnet_w48", "simple_baseline_50"])

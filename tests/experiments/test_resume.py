@@ -20,7 +20,6 @@ import pytest
 from experiments import pose_ohkm
 from hardmine_jax import training
 from hardmine_jax.data import synthetic_pose
-from hardmine_jax.data.pipeline import train_batches
 
 pytestmark = pytest.mark.slow
 
@@ -114,19 +113,13 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(uninterrupte
 TOLERANCE_OF_2_STEPS, TOLERANCE_OF_20 = 1e-5, 2e-2
 
 
+def _config(kind: str) -> pose_ohkm.Config:
+    flags = ["--image-size", SIDE, SIDE, "--batch-size", 16, "--steps", 20, "--parallel", kind]
+    return pose_ohkm.settle(pose_ohkm.parse([str(flag) for flag in flags]), synthetic_pose.COCO_SKELETON)
+
+
 def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.ndarray:
-    arguments = [
-        "--image-size",
-        str(SIDE),
-        str(SIDE),
-        "--batch-size",
-        "16",
-        "--steps",
-        "20",
-        "--parallel",
-        kind,
-    ]
-    config = pose_ohkm.settle(pose_ohkm.parse(arguments), synthetic_pose.COCO_SKELETON.num_keypoints)
+    config = _config(kind)
     some = functools.partial(training.parallelise, devices=jax.devices()[:devices])
     with monkeypatch.context() as patch:
         patch.setattr(pose_ohkm.training, "parallelise", some)
@@ -141,10 +134,7 @@ def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.nda
 
 def test_jit_pmap_and_shard_map_on_1_and_8_devices_give_the_same_losses(monkeypatch, tmp_path):
     dataset = synthetic_pose.load(num_train=64, num_validation=1, cache_dir=tmp_path)
-    stream = train_batches(
-        dataset.train, batch_size=16, size=(SIDE, SIDE), skeleton=dataset.skeleton,
-        config=pose_ohkm.Config().augment, seed=0,
-    )  # fmt: skip
+    stream = pose_ohkm.make_batches(_config("jit"), dataset)
     batches = [next(stream) for _ in range(20)]
     stream.close()
     expected = _losses("jit", 1, batches, monkeypatch)
