@@ -321,21 +321,22 @@ def montage(
     """
     if not images:
         raise ValueError("a montage of 0 images: give at least one")
-    captions = [""] * len(images) if captions is None else captions
-    if len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images: give one each")
+    titles = [""] * len(images) if captions is None else captions
+    if len(titles) != len(images):
+        raise ValueError(f"{len(titles)} captions for {len(images)} images: give one each")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     with rc_context(_STYLE):
-        height = rows * (12 / columns * aspect + 0.35)
+        height = rows * (12 / columns * aspect + (0.35 if captions else 0.0))
         figure = Figure(figsize=(12, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
-        for axes, image, caption in zip(grid, images, captions, strict=False):
+        for axes, image, title in zip(grid, images, titles, strict=False):
             axes.imshow(image, interpolation="lanczos")
-            axes.set_title(caption, fontsize=11)
+            if title:
+                axes.set_title(title, fontsize=11)
         return figure
 
 
