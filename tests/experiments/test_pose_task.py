@@ -1,5 +1,7 @@
 """The task's parts against plain numpy: mined losses, scores, the average pose, the flip test."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -171,7 +173,13 @@ def _people(seed=0, num=5) -> "pose_task.People":
     # Coordinates of what is not labelled mean nothing.
     keypoints[visibility == 0] = np.nan
     return pose_task.People(
-        np.arange(num), keypoints, visibility, rng.uniform(500, 5000, num), np.arange(num) // 2, ("a",) * num
+        rows=np.arange(num),
+        keypoints=keypoints,
+        visibility=visibility,
+        box=np.tile([0.0, 0.0, 140.0, 140.0], (num, 1)),
+        area=rng.uniform(500, 5000, num),
+        image_id=np.arange(num) // 2,
+        names=("a",) * num,
     )
 
 
@@ -194,6 +202,18 @@ def test_correct_keypoints_are_the_oracles():
     assert 0.2 < found[people.labelled].mean() < 0.9
 
 
+def test_somebody_with_one_labelled_joint_is_measured_by_the_given_box():
+    visibility = np.zeros((1, JOINTS), int)
+    visibility[0, 2] = 2
+    keypoints = np.full((1, JOINTS, 2), 70.0)
+    people = dataclasses.replace(_people(num=1), keypoints=keypoints, visibility=visibility)
+    np.testing.assert_array_equal(people.boxes, people.box)
+    assert pose_task.pck(keypoints + [13.0, 0.0], people) == 1.0
+    assert pose_task.pck(keypoints + [15.0, 0.0], people) == 0.0
+    corner = pose_task.place_pose(np.zeros((JOINTS, 2)), people)
+    assert pose_task.pck(corner, people) == 0.0
+
+
 def test_a_pose_that_everybody_takes_is_found_and_placed_without_error():
     pose = np.array([[0.0, 0.2], [1.0, 0.3], [0.5, 0.0], [0.4, 1.0], [0.1, 0.6], [0.7, 0.8]])
     corners, sides = np.random.default_rng(0).uniform(10, 90, (2, 4, 1, 2))
@@ -201,7 +221,7 @@ def test_a_pose_that_everybody_takes_is_found_and_placed_without_error():
     # The four joints that span the box stay labelled; of the others one or none is.
     visibility[0, 4:], visibility[1, 5] = 0, 0
     keypoints = np.where(visibility[..., None] > 0, corners + pose * sides, np.nan)
-    people = pose_task.People(np.arange(4), keypoints, visibility, np.ones(4), np.arange(4), ("",) * 4)
+    people = dataclasses.replace(_people(num=4), keypoints=keypoints, visibility=visibility)
     found = pose_task.mean_pose(people)
     np.testing.assert_allclose(found, pose, atol=1e-9)
     placed = pose_task.place_pose(found, people)
