@@ -170,7 +170,7 @@ PRESETS: Mapping[PresetName, Config] = {
     ),
 }
 # Steps of the laptop preset: under 5 minutes on 2 CPU cores (synthetic), under 20 (photographs).
-LAPTOP_STEPS = {"synthetic": 760, "lspet": 3600, "coco": 3600}
+LAPTOP_STEPS = {"synthetic": 700, "lspet": 3600, "coco": 3600}
 
 
 def make_model(config: Config, num_keypoints: int, *, axis_name: str | None = None) -> nn.Module:
