@@ -79,7 +79,8 @@ class Config:
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       batch_size: images a step, over all devices.
       accumulate: micro-batches a step is split into, to save memory.
-      steps: length of the run, by default the preset's for the dataset; the warm-up is at most a tenth of it.
+      steps: length of the run, by default the preset's for the dataset. The preset's warm-up is at most a
+        tenth of it.
       seed: of weights, order and augmentation.
       dtype: of the computation; weights stay float32.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
@@ -192,6 +193,7 @@ def make_predict(config: Config, skeleton: Skeleton):
     )
 
 
+_SKELETONS = {"synthetic": coco_keypoints.COCO_SKELETON, "lspet": lspet.LSP_SKELETON}
 _DATA_FLAGS = {
     "synthetic": (),
     "lspet": ("data_dir",),
@@ -506,8 +508,11 @@ def parse(arguments: list[str] | None = None) -> Config:
     config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
     steps = LAPTOP_STEPS[config.dataset] if config.steps is None else config.steps
     workdir = config.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
-    warmup = min(config.optimizer.warmup_steps, max(steps, 0) // 10)
-    optimizer = dataclasses.replace(config.optimizer, warmup_steps=warmup)
+    optimizer = config.optimizer
+    if optimizer.warmup_steps == PRESETS[preset].optimizer.warmup_steps:
+        # Nobody asked for these many: a short run warms up for a tenth of it.
+        warmup = min(optimizer.warmup_steps, max(steps, 0) // 10)
+        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
     return dataclasses.replace(config, steps=steps, workdir=workdir, optimizer=optimizer)
 
 
@@ -516,6 +521,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(arguments)
     keep_freed_memory()
     try:
+        if config.dataset in _SKELETONS:
+            # What can be known to be wrong is said before data is prepared for it.
+            config = settle(config, _SKELETONS[config.dataset])
         dataset = load_dataset(config)
         if dataset.skipped.count:
             print(dataset.skipped.report(), file=sys.stderr)

@@ -1,6 +1,7 @@
 """SimpleBaseline: a ResNet and three transposed convolutions (Xiao et al., arXiv 1804.06208, section 2).
 
-Images are `[B, H, W, 3]`, float, normalised; heatmaps are `[B, H/4, W/4, num_keypoints]`, float32.
+Images are `[B, H, W, 3]`, float, normalised, sides multiples of 32; heatmaps are
+`[B, H/4, W/4, num_keypoints]`, float32.
 """
 
 from typing import Any
@@ -36,6 +37,10 @@ class SimpleBaseline(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % 32 or images.shape[2] % 32:
+            raise ValueError(
+                f"SimpleBaseline wants images [B, H, W, 3] with sides a multiple of 32, got {images.shape}"
+            )
         common = dict(dtype=self.dtype, axis_name=self.axis_name)
         features = ResNet(self.depth, self.width, **common, name="trunk")(images, train)[-1]
         for index in range(3):

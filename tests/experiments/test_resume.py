@@ -108,9 +108,9 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(uninterrupte
 
 
 # Sums in another order differ in their last bits, and batch normalisation and Adam, which divide by small
-# numbers, make more of that from step to step: weights changed by 1 part in 10**7 give 2.5e-3 after 20 steps
-# on one device. Observed between all kinds: 3e-7 in the first two steps, 3.7e-3 in all.
-TOLERANCE_OF_2_STEPS, TOLERANCE_OF_20 = 1e-5, 2e-2
+# numbers, make more of that from step to step: weights changed by 1 part in 10**7 gave 2.5e-3 after 20 steps
+# on one device. Observed between the kinds: 3e-7 in the first two steps, up to 4e-3 in 20.
+TOLERANCE_OF_2_STEPS, TOLERANCE_OF_20 = 1e-5, 1e-2
 
 
 def _config(kind: str) -> pose_ohkm.Config:

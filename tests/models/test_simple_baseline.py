@@ -49,3 +49,8 @@ def test_training_moves_the_statistics_and_gives_every_parameter_a_gradient(rand
         assert not np.array_equal(before, now)
     for gradient in jax.tree.leaves(gradients):
         assert np.isfinite(gradient).all() and np.any(gradient)
+
+
+def test_sides_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"multiple of 32, got \(1, 100, 64, 3\)"):
+        jax.eval_shape(SimpleBaseline(18, 5).init, jax.random.key(0), jnp.zeros((1, 100, 64, 3)))
