@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import keep_first, order_keys
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import check_count_a_row, check_units
 
 
 def threshold(
@@ -20,14 +20,15 @@ def threshold(
     Args:
       losses: [..., N], larger is harder.
       min_loss: a number, in the units of the losses; may be traced (a schedule).
-      min_kept: 0 <= min_kept <= N, a Python int; ties to the lowest index.
+      min_kept: 0 <= min_kept <= N, a Python int; or an integer array, [] or one a row [...], which may be
+        traced. Ties to the lowest index.
       where: bool [..., N], True takes part; None for all.
 
     Returns:
       bool [..., N], a subset of `where`.
 
     Raises:
-      ValueError: for min_kept < 0, min_kept > N, a `where` that is not bool or of another shape.
+      ValueError: for a static min_kept < 0 or min_kept > N, a `where` that is not bool or of another shape.
       TypeError: if min_kept is no integer, or above 0 with complex losses.
 
     >>> threshold(jnp.array([0.1, 0.9, 0.3, 0.2]), min_loss=0.5)
@@ -36,8 +37,8 @@ def threshold(
     Array([False,  True,  True, False], dtype=bool)
     """
     losses, where = check_units(losses, where)
-    min_kept = check_count("min_kept", min_kept, losses.shape[-1], least=0)
+    min_kept = check_count_a_row("min_kept", min_kept, losses, least=0)
     keep = where & ((losses > min_loss) | jnp.isnan(losses))
-    if min_kept == 0:
+    if isinstance(min_kept, int) and min_kept == 0:
         return keep
     return keep | keep_first(order_keys(losses), k=min_kept, where=where)

@@ -3,7 +3,7 @@
 import jax
 
 from hardmine_jax.mining.order import keep_first, order_keys
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import check_count_a_row, check_units
 
 
 def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.Array:
@@ -15,18 +15,19 @@ def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.A
     can stop there, instead of training on around it. Whatever lies in slots that take no part is never
     looked at. The choice carries no gradient.
 
-    Online hard keypoint mining: CPN, 1711.07319, section 3.3. OHEM: 1604.03540, section 3.
+    Online hard keypoint mining: CPN, 1711.07319, section 3.3. OHEM: 1604.03540, section 4.1.
 
     Args:
       losses: [..., N], larger is harder.
-      k: how many to keep, 1 <= k <= N, a Python int.
+      k: how many to keep, 1 <= k <= N, a Python int; or an integer array, [] or one a row [...], which may
+        be traced (a `schedule`) and is clipped to what takes part, 0 keeping nothing.
       where: bool [..., N], True takes part; None for all.
 
     Returns:
       bool [..., N], a subset of `where`.
 
     Raises:
-      ValueError: for k < 1, k > N, or a `where` that is not bool or of another shape.
+      ValueError: for a static k < 1 or k > N, or a `where` that is not bool or of another shape.
       TypeError: if k is no integer, or losses are complex.
 
     >>> import jax.numpy as jnp
@@ -36,5 +37,5 @@ def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.A
     Array([False,  True, False, False], dtype=bool)
     """
     losses, where = check_units(losses, where)
-    k = check_count("k", k, losses.shape[-1], least=1)
+    k = check_count_a_row("k", k, losses, least=1)
     return keep_first(order_keys(losses), k=k, where=where)

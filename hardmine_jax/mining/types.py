@@ -30,20 +30,36 @@ def check_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Array, 
     return losses, check_where(losses, where)
 
 
+def check_soft_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """As `check_units` for what gives weights: losses as float32 (or float64), with their gradient."""
+    _, where = check_units(losses, where)
+    losses = jnp.asarray(losses)
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), where
+
+
 def check_where(losses: jax.Array, where: jax.Array | None) -> jax.Array:
     """`where` as a bool array of the shape of `losses`; all True for None.
 
     Raises:
       ValueError: if it is not bool, or of another shape.
     """
-    where = jnp.ones(losses.shape, bool) if where is None else jnp.asarray(where)
-    if where.dtype != bool:
-        raise ValueError(
-            f"where must be bool, not {where.dtype}: say which units take part, as in `weights > 0`"
-        )
-    if where.shape != losses.shape:
-        raise ValueError(f"where of shape {where.shape} != losses {losses.shape}: broadcast it first")
-    return where
+    if where is None:
+        return jnp.ones(losses.shape, bool)
+    return check_choice("where", where, losses, "say which units take part, as in `weights > 0`")
+
+
+def check_choice(name: str, choice: jax.Array, losses: jax.Array, advice: str) -> jax.Array:
+    """A bool array of the shape of `losses`.
+
+    Raises:
+      ValueError: if it is not bool, or of another shape.
+    """
+    choice = jnp.asarray(choice)
+    if choice.dtype != bool:
+        raise ValueError(f"{name} must be bool, not {choice.dtype}: {advice}")
+    if choice.shape != losses.shape:
+        raise ValueError(f"{name} of shape {choice.shape} != losses {losses.shape}: broadcast it first")
+    return choice
 
 
 def check_count(name: str, count: int, num_units: int, *, least: int) -> int:
@@ -60,3 +76,26 @@ def check_count(name: str, count: int, num_units: int, *, least: int) -> int:
     if count > num_units:
         raise ValueError(f"{name}={count} > N={num_units}: no more units lie on the last axis of losses")
     return int(count)
+
+
+def check_count_a_row(name: str, count: int | jax.Array, losses: jax.Array, *, least: int) -> int | jax.Array:
+    """A number of units to keep that may be traced: of an array only dtype and shape can be checked.
+
+    Args:
+      count: a Python int, checked as in `check_count`; or an integer array, [] for all rows of losses
+        [..., N] or [...] for one a row, whose values `order.keep_first` takes as between 0 and N.
+
+    Raises:
+      TypeError: if it is no integer.
+      ValueError: if a static count is out of range, or an array has another shape.
+    """
+    if not isinstance(count, (jax.Array, np.ndarray)):
+        return check_count(name, count, losses.shape[-1], least=least)
+    if not jnp.issubdtype(count.dtype, jnp.integer):
+        raise TypeError(f"{name} of {count.dtype} must be an integer array, or a Python int")
+    if count.shape not in ((), losses.shape[:-1]):
+        raise ValueError(
+            f"{name} of shape {count.shape} for losses {losses.shape}: give one for all rows, [], "
+            f"or one a row, {losses.shape[:-1]}"
+        )
+    return jax.lax.stop_gradient(jnp.asarray(count))

@@ -31,6 +31,13 @@ def test_the_losses_do_not_matter_and_the_key_does():
     assert (keep[:1] != keep).any(), "rows must not share their draw"
 
 
+def test_a_traced_k_draws_the_same_units():
+    key, losses = jax.random.key(0), jnp.zeros((3, 100))
+    compiled = jax.jit(lambda k: random_k(key, losses, k=k))
+    for k in (1, 30, 100):
+        np.testing.assert_array_equal(compiled(k), random_k(key, losses, k=k))
+
+
 def test_k_out_of_range_names_both_numbers():
     with pytest.raises(ValueError, match="k=6 > N=5"):
         random_k(jax.random.key(0), jnp.zeros(5), k=6)

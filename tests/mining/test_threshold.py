@@ -36,6 +36,13 @@ def test_the_threshold_may_be_a_schedule():
     assert compiled._cache_size() == 1
 
 
+def test_min_kept_may_be_traced():
+    losses = jnp.array([[0.9, 0.1, 0.8, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    compiled = jax.jit(lambda min_kept: threshold(losses, min_loss=0.5, min_kept=min_kept))
+    for min_kept in range(5):
+        np.testing.assert_array_equal(compiled(min_kept), threshold(losses, min_loss=0.5, min_kept=min_kept))
+
+
 def test_min_kept_out_of_range_names_both_numbers():
     with pytest.raises(ValueError, match="min_kept=6 > N=5"):
         threshold(jnp.zeros(5), min_loss=0.0, min_kept=6)
