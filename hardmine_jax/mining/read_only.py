@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.cpu_products import cpu_products
 from hardmine_jax.mining.unit_axes import UnitArgs, slice_units
-from hardmine_jax.mining.wide_products import wide_products
 
 # From the arrays of some units (UnitArgs.rebuild puts them into the arguments) to the losses of these units.
 LossesOf = Callable[[list[jax.Array]], jax.Array]
@@ -42,8 +42,7 @@ def read_only_losses(
     # The function may have parameters in its closure, where `stop_gradient` on the arguments does not reach:
     # without it the whole pass would be linearised, and its residuals held.
     score, closed_over = jax.closure_convert(losses_of, _cast(first, score_dtype))
-    if score_dtype is not None:
-        score = wide_products(score)
+    score = cpu_products(score)
     closed_over = [jax.lax.stop_gradient(value) for value in closed_over]
     # What all units share is cast once, not once a chunk.
     arrays = [
