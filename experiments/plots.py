@@ -93,7 +93,12 @@ def report_pictures(
     """
     curves = learning_curves(lines, baseline=result.get("mean_pose_pck"))
     pictures = [("Learning curves", png(curves))]
-    if any(line.get("mined") is not None for line in lines):
+    if any(line.get("unit_rate") is not None for line in lines):
+        caption = (
+            "What mining kept: the share of the labelled joints, the share of their loss (far larger where "
+            "few joints are hard), and how many different joints these are in effect"
+        )
+        pictures.append((caption, png(mining_curves(lines, num_keypoints=skeleton.num_keypoints))))
         mined = png(mined_over_training(lines, skeleton.names))
         pictures.append(("Which joints were mined, and how often, as training went on", mined))
     pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
@@ -153,17 +158,49 @@ def learning_curves(
         return figure
 
 
-def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
-    """Heat map, joints by training progress: share of the images in which a joint was among the kept ones.
+def mining_curves(lines: Sequence[dict], *, num_keypoints: int) -> Figure:
+    """What `mining.stats` told of each log line: the kept share of joints and loss, and exp(entropy).
 
     Args:
-      lines: the lines of `metrics.jsonl`; those with `mined` carry K shares in 0..1.
+      lines: the lines of `metrics.jsonl`, with `fraction_kept`, `loss_captured` and `entropy`, in nats.
+      num_keypoints: K, the number that exp(entropy) reaches where all are kept equally often.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(12, 3.9), layout="constrained")
+        share_axes, number_axes = figure.subplots(1, 2)
+        panel = dict(title="Kept by mining", label="share")
+        kinds = [("loss_captured", "of the loss", ORANGE), ("fraction_kept", "of the labelled joints", BLUE)]
+        for key, name, colour in kinds:
+            _line(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
+        share_axes.set_ylim(0, 1.03)
+        share_axes.legend(loc="lower right")
+        steps, entropies = series(lines, "entropy")
+        panel = dict(title="Different joints among the kept", label="joints, exp(entropy)")
+        _line(number_axes, steps, np.exp(entropies), colour=GREEN, **panel)
+        number_axes.set_ylim(0, 1.03 * num_keypoints)
+        number_axes.axhline(num_keypoints, color=INK, linestyle="--", linewidth=1.3)
+        number_axes.text(
+            0.98,
+            0.98 * num_keypoints,
+            f"all {num_keypoints} equally often",
+            ha="right",
+            va="top",
+            transform=number_axes.get_yaxis_transform(),
+        )
+        return figure
+
+
+def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
+    """Heat map, joints by training progress: share of the images with a joint in which it was kept.
+
+    Args:
+      lines: the lines of `metrics.jsonl`; those with `unit_rate` carry K shares in 0..1.
       names: the K joint names.
 
     Raises:
-      ValueError: no line carries `mined`, or a line has another number of joints.
+      ValueError: no line carries `unit_rate`, or a line has another number of joints.
     """
-    steps, shares = _mined(lines, names)
+    steps, shares = _unit_rates(lines, names)
     groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
     table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
     edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
@@ -177,7 +214,7 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
         axes.set_yticks(np.arange(len(names)) + 0.5, [_words(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("training step")
-        figure.colorbar(mesh, ax=axes, label="images in which the joint was kept (%)", pad=0.01)
+        figure.colorbar(mesh, ax=axes, label="kept, of the images with this joint (%)", pad=0.01)
         return figure
 
 
@@ -358,25 +395,27 @@ def _loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
         axes.set_yscale("log")
 
 
-def _line(axes, steps, values, *, colour: str, title: str, label: str, **style) -> None:
+def _line(
+    axes, steps, values, *, colour: str, title: str, label: str, line_label: str | None = None, **style
+) -> None:
     if len(steps):
-        axes.plot(steps, values, color=colour, linewidth=1.8, **style)
+        axes.plot(steps, values, color=colour, linewidth=1.8, label=line_label, **style)
     else:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes)
     axes.set(title=title, xlabel="training step", ylabel=label)
     axes.set_xlim(left=0)
 
 
-def _mined(lines: Sequence[dict], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    found = {int(line["step"]): line["mined"] for line in lines if line.get("mined") is not None}
+def _unit_rates(lines: Sequence[dict], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    found = {int(line["step"]): line["unit_rate"] for line in lines if line.get("unit_rate") is not None}
     if not found:
         raise ValueError(
-            f"none of {len(lines)} metric lines carries 'mined': was the training run without mining?"
+            f"none of {len(lines)} metric lines carries 'unit_rate': was the training run without mining?"
         )
-    for step, shares in found.items():
-        if len(shares) != len(names):
+    for step, rates in found.items():
+        if len(rates) != len(names):
             raise ValueError(
-                f"step {step} has {len(shares)} mined shares for {len(names)} joints: another run's metrics?"
+                f"step {step} has {len(rates)} unit rates for {len(names)} joints: another run's metrics?"
             )
     steps = sorted(found)
     return np.array(steps), np.array([found[step] for step in steps], dtype=float)

@@ -1,4 +1,4 @@
-"""OHKM: keypoint heatmaps trained on each person's k worst keypoints (CPN, arXiv 1711.07319, section 3.3).
+"""OHKM: keypoint heatmaps trained on each person's k worst keypoints (CPN, arXiv 1711.07319, section 3.2.2).
 
     python experiments/pose_ohkm.py                                # made-up people, under 5 minutes
     python experiments/pose_ohkm.py --dataset lspet --data-dir DIR # Leeds Sports Pose, 20 minutes
@@ -41,6 +41,7 @@ from hardmine_jax.data import coco_keypoints, lspet, synthetic_pose  # noqa: E40
 from hardmine_jax.data.augment import AugmentConfig  # noqa: E402
 from hardmine_jax.data.pipeline import TrainBatches, train_batches  # noqa: E402
 from hardmine_jax.data.records import DataError, PoseDataset  # noqa: E402
+from hardmine_jax.mining import schedule  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
 from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
 
@@ -75,6 +76,8 @@ class Config:
       mining: which labelled keypoints of each image carry the gradient.
       k: how many (ohkm, random), or at least how many (threshold); by default two thirds of the keypoints,
         at most the 8 of CPN.
+      k_schedule: constant, or k falls from all keypoints to --k, linearly or as a cosine.
+      k_steps: share of the run over which it falls.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       batch_size: images a step, over all devices.
@@ -118,6 +121,8 @@ class Config:
     image_size: tuple[int, int] = (96, 96)
     mining: Literal["none", "ohkm", "random", "threshold"] = "ohkm"
     k: int | None = None
+    k_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    k_steps: float = 0.5
     min_loss: float = 0.25
     heatmap_sigma: float = 1.5
     batch_size: int = 32
@@ -241,6 +246,12 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise ValueError(
             f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k"
         )
+    if config.mining == "none" and config.k_schedule != "constant":
+        raise ValueError(
+            f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
+        )
+    if not 0 < config.k_steps <= 1:
+        raise ValueError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
     parts = num_devices * max(config.accumulate, 1)
     if config.batch_size < 1 or config.batch_size % parts:
         raise ValueError(
@@ -271,22 +282,38 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
     return config
 
 
+def k_at(step: jax.Array, config: Config, num_keypoints: int) -> int | jax.Array:
+    """How many keypoints of an image are kept at a step, counted from 0: traced unless it is constant."""
+    if config.k_schedule == "constant":
+        return config.k
+    steps = max(1, round(config.k_steps * config.steps))
+    return schedule(step, start=num_keypoints, k=config.k, steps=steps, shape=config.k_schedule)
+
+
 def make_trainer(config: Config, skeleton: Skeleton) -> tuple[training.Parallel, training.TrainState]:
     """The compiled step on the devices, and the state it starts from."""
     ema_decay = config.ema_decay or None
 
     def make_step(axis_name: str | None):
         synchronised = axis_name if config.sync_batch_norm else None
-        loss = pose_task.make_loss(
-            make_model(config, skeleton.num_keypoints, axis_name=synchronised),
-            mining=config.mining,
-            k=config.k,
-            min_loss=config.min_loss,
-            sigma=config.heatmap_sigma,
-        )
-        return training.make_train_step(
-            loss, axis_name=axis_name, accumulate=config.accumulate, ema_decay=ema_decay
-        )
+        model = make_model(config, skeleton.num_keypoints, axis_name=synchronised)
+
+        def step(state: training.TrainState, batch: dict):
+            # The loss is made where the step is traced: that is how k knows the number of the step.
+            loss = pose_task.make_loss(
+                model,
+                mining=config.mining,
+                k=k_at(state.step, config, skeleton.num_keypoints),
+                min_loss=config.min_loss,
+                sigma=config.heatmap_sigma,
+                axis_name=axis_name,
+            )
+            train_step = training.make_train_step(
+                loss, axis_name=axis_name, accumulate=config.accumulate, ema_decay=ema_decay
+            )
+            return train_step(state, batch)
+
+        return step
 
     parallel = training.parallelise(make_step, kind=config.parallel)
     model = make_model(config, skeleton.num_keypoints)
@@ -413,8 +440,8 @@ def finish(
     baseline = pose_task.place_pose(mean_pose(dataset.train), people)
     result["mean_pose_pck"] = pose_task.pck(baseline, people)
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
-    for name, share in zip(skeleton.names, mined_shares(lines, skeleton.num_keypoints), strict=True):
-        result["per_joint"][name]["mined"] = share
+    for name, rate in zip(skeleton.names, mean_unit_rates(lines, skeleton.num_keypoints), strict=True):
+        result["per_joint"][name]["unit_rate"] = rate
     result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
     write_json(config.workdir / "result.json", result)
     hardest = np.argsort(pose_task.mean_oks(keypoints, people, skeleton), kind="stable")[:8]
@@ -448,13 +475,13 @@ def mean_speed(lines: list[dict]) -> float | None:
     return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))
 
 
-def mined_shares(lines: list[dict], num_keypoints: int) -> list[float | None]:
-    """Share of all training images in which each keypoint was kept; a log line speaks for its steps."""
-    lines = [line for line in lines if line.get("mined") is not None]
+def mean_unit_rates(lines: list[dict], num_keypoints: int) -> list[float | None]:
+    """How often each keypoint was kept over the whole training; a log line speaks for its steps."""
+    lines = [line for line in lines if line.get("unit_rate") is not None]
     if not lines:
         return [None] * num_keypoints
     weights = np.diff([0] + [line["step"] for line in lines])
-    return np.average([line["mined"] for line in lines], axis=0, weights=weights).tolist()
+    return np.average([line["unit_rate"] for line in lines], axis=0, weights=weights).tolist()
 
 
 def save_config(config: Config, skeleton: Skeleton) -> None:

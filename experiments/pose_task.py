@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining import masked_mean, random_k, threshold, top_k
+from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
 from hardmine_jax.models import normalise_images
 from hardmine_jax.pose import (
     Skeleton,
@@ -31,35 +31,57 @@ STRIDE = 4
 
 
 def make_loss(
-    model: nn.Module, *, mining: str, k: int, min_loss: float, sigma: float
+    model: nn.Module,
+    *,
+    mining: str,
+    k: int | jax.Array,
+    min_loss: float,
+    sigma: float,
+    axis_name: str | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[dict, dict]]]:
     """The training loss `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
 
     Args:
       model: `model.apply(variables, images, train=True)` -> heatmaps.
       mining: what is kept of each image's labelled keypoints: "ohkm" the k hardest, "random" k of them,
-        "threshold" those above `min_loss` and at least the k hardest, "none" all. Every sum is over a fixed
-        denominator (k an image; K for "none" and "threshold"), so that devices average exactly.
+        "threshold" those above `min_loss` and at least the k hardest, "none" all. Every sum is over a
+        denominator that no label changes (k an image; K for "none" and "threshold"), so that devices average
+        exactly.
+      k: a Python int, or int32 [] that may be traced.
       min_loss: share of what an empty heatmap costs.
       sigma: of the target Gaussians, heatmap pixels.
+      axis_name: the mapped axis, inside pmap or shard_map.
 
     Returns:
       The function. Its metrics: `mse`, over all labelled keypoints whatever was kept, and but for "none"
-      `mined` [K], the share of images in which a keypoint was kept.
+      what `mining.stats` tells: `fraction_kept`, `loss_captured`, `entropy` [] and `unit_rate` [K]. These are
+      ratios over the images of all devices together. Over micro-batches, and over the steps of a log line,
+      they are averaged, a mean of ratios: a joint that is labelled nowhere in one of these counts as 0 there,
+      and the entropy is that of a choice within it.
     """
 
     def loss_function(params, batch_stats, batch, key):
         variables = {"params": params, "batch_stats": batch_stats}
         images = normalise_images(batch["image"])
         heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss, metrics = mined_loss(heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma)
+        loss, metrics = mined_loss(
+            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma, axis_name=axis_name
+        )
         return loss, (updated["batch_stats"], metrics)
 
     return loss_function
 
 
 def mined_loss(
-    heatmaps: jax.Array, batch: dict, key: jax.Array, *, mining: str, k: int, min_loss: float, sigma: float
+    heatmaps: jax.Array,
+    batch: dict,
+    key: jax.Array,
+    *,
+    mining: str,
+    k: int | jax.Array,
+    min_loss: float,
+    sigma: float,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Everything between the heatmaps and the loss: targets, losses, choice, mean; see `make_loss`."""
     labelled = (batch["visibility"] > 0) & batch["where"][:, None]
@@ -68,23 +90,35 @@ def mined_loss(
     targets = encode_heatmaps(keypoints, size=size, sigma=sigma, where=labelled)
     losses = heatmap_mse(heatmaps, targets, where=labelled)
     num_images, num_keypoints = losses.shape
-    if mining == "ohkm":
-        keep, count = top_k(losses, k=k, where=labelled), k
-    elif mining == "random":
-        # One key an image, from its index: the same draw however the batch is split over devices.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        keep, count = jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
-    elif mining == "threshold":
-        empty = np.pi * sigma**2 / (size[0] * size[1])
-        keep, count = threshold(losses, min_loss=min_loss * empty, min_kept=k, where=labelled), num_keypoints
-    else:
-        keep, count = labelled, num_keypoints
+    empty = np.pi * sigma**2 / (size[0] * size[1])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"]) if mining == "random" else None
+    keep, count = _choose(losses, labelled, keys, mining=mining, k=k, min_loss=min_loss * empty)
     loss = masked_mean(losses, where=keep, denominator=count * num_images)
     mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
     metrics = {"mse": jax.lax.stop_gradient(mse)}
     if mining != "none":
-        metrics["mined"] = keep.astype(jnp.float32).mean(0)
+        metrics |= stats(losses, keep, labelled, axis_name=axis_name)._asdict()
     return loss, metrics
+
+
+def _choose(
+    losses: jax.Array,
+    labelled: jax.Array,
+    keys: jax.Array | None,
+    *,
+    mining: str,
+    k: int | jax.Array,
+    min_loss: float,
+) -> tuple[jax.Array, int | jax.Array]:
+    """What is kept [B, K], and how many keypoints of an image its loss is divided by."""
+    if mining == "ohkm":
+        return top_k(losses, k=k, where=labelled), k
+    if mining == "random":
+        # One key an image, from its index: the same draw however the batch is split over devices.
+        return jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
+    if mining == "threshold":
+        return threshold(losses, min_loss=min_loss, min_kept=k, where=labelled), losses.shape[-1]
+    return labelled, losses.shape[-1]
 
 
 def make_predict(

@@ -20,7 +20,7 @@ _COLUMNS = (
     ("pck", "PCK all"),
     ("pck_visible", "PCK visible"),
     ("pck_occluded", "PCK occluded"),
-    ("mined", "mined"),
+    ("unit_rate", "mined"),
 )
 _CSS = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #d9e0e7; }
@@ -160,9 +160,9 @@ def _caption(result: Mapping) -> str:
 
 
 def _totals(result: Mapping) -> list[float | None]:
-    shares = [row["mined"] for row in result["per_joint"].values() if _exists(row.get("mined"))]
-    mined = sum(shares) / len(shares) if shares else None
-    return [result.get("pck"), result.get("pck_visible"), result.get("pck_occluded"), mined]
+    rates = [row["unit_rate"] for row in result["per_joint"].values() if _exists(row.get("unit_rate"))]
+    mean_rate = sum(rates) / len(rates) if rates else None
+    return [result.get("pck"), result.get("pck_visible"), result.get("pck_occluded"), mean_rate]
 
 
 def _html_table(result: Mapping) -> str:
@@ -235,11 +235,12 @@ def _mining_words(config: Mapping) -> str:
     kind, k = config.get("mining"), config.get("k")
     if kind == "none":
         return "learning from all joints alike"
+    at_first = "" if config.get("k_schedule", "constant") == "constant" else "all joints at first, then from "
     if kind == "ohkm":
-        return f"learning from the {k} hardest joints of each image (ohkm)"
+        return f"learning from {at_first}the {k} hardest joints of each image (ohkm)"
     if kind == "random":
-        return f"learning from {k} joints of each image drawn at random"
-    return f"learning from the joints that {kind} mining keeps"
+        return f"learning from {at_first}{k} joints of each image drawn at random"
+    return f"learning from {at_first}the joints that {kind} mining keeps"
 
 
 def _exists(value: float | None) -> bool:

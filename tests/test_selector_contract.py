@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hardmine_jax import mining
+from hardmine_jax import detection, mining
 
 
 def _hardest(losses: np.ndarray, where: np.ndarray, k: int) -> np.ndarray:
@@ -56,6 +56,11 @@ def _similarity_matrix(losses):
 def _similarity_row(losses):
     level = _level(losses)
     return lambda index: _alike(jnp.take_along_axis(level, index[..., None], -1), level)
+
+
+def _a_box_for_each_level(losses):
+    left = 20 * _level(losses)[..., None]
+    return left.astype(np.float32) + np.array([0, 0, 10, 10], np.float32).reshape((1,) * losses.ndim + (4,))
 
 
 def _greedy(losses: np.ndarray, where: np.ndarray, threshold: float, max_kept: int) -> np.ndarray:
@@ -139,6 +144,12 @@ SELECTORS = [
         lambda key, losses, where: mining.non_max(
             losses, _similarity_row(losses), threshold=0.7, max_kept=3, where=where
         ),
+        lambda losses, where: _greedy(losses, where, 0.7, 3),
+        None,
+    ),
+    Row(
+        "ohem",
+        lambda key, losses, where: detection.ohem(losses, _a_box_for_each_level(losses), k=3, where=where),
         lambda losses, where: _greedy(losses, where, 0.7, 3),
         None,
     ),

@@ -26,7 +26,7 @@ def focal_weights(
 
     Returns:
       [..., N], float32 (float64 for float64 losses), from 0 to 1, 0 where a unit takes no part. A NaN that
-      takes part gives NaN.
+      takes part gives NaN, except where gamma is 0 (the product with its loss is NaN there too).
 
     Raises:
       ValueError: for gamma < 0, or a `where` that is not bool or of another shape.

@@ -46,10 +46,10 @@ def ghm_weights(
     finish with `masked_mean(weights * losses, where=where)`. The paper divides by all bins; its code, and
     this, by those that are not empty. The gradient norm is |d loss / d logit|: for a binary cross-entropy
     |sigmoid(logit) - target| = 1 - exp(-loss), for the authors' smooth L1 |d| / sqrt(d^2 + mu^2).
-    1811.05181, section 3.2 and equation 9.
+    1811.05181, "Unit Region Approximation" and equation 9.
 
     The counts may be those of more units than these: `jax.lax.psum(gradient_histogram(...), axis_name)` over
-    devices, or a moving average over steps that the caller keeps (the paper's section 3.3).
+    devices, or a moving average over steps that the caller keeps ("EMA" in the paper).
 
     Args:
       gradient_norms: [..., N], from 0 to 1.

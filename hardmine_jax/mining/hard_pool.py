@@ -127,7 +127,7 @@ def update(
     Array([7, 9], dtype=int32)
     """
     indices, scores, positive, where = _check_seen(pool, indices, scores, positive, where)
-    if isinstance(decay, (int, float)) and not 0 < decay <= 1:
+    if not isinstance(decay, jax.Array) and not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must be in (0, 1]: each update multiplies the scores by it")
     seen = Ranked(jnp.where(where, indices, -1), scores.astype(jnp.float32), jnp.zeros_like(indices))
     replaced = seen.indices

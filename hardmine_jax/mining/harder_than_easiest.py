@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.order import count, keep_first, order_keys
-from hardmine_jax.mining.types import check_count_a_row, check_units
+from hardmine_jax.mining.types import at_least_single, check_count_a_row, check_units
 
 
 def harder_than_easiest(
@@ -40,8 +40,8 @@ def harder_than_easiest(
       bool [..., N], a subset of `where`.
 
     Raises:
-      ValueError: for a ratio < 1, a static min_kept or max_kept out of range, min_kept > max_kept, a `where`
-        that is not bool or of another shape.
+      ValueError: for a ratio < 1 or not finite, a static min_kept or max_kept out of range, min_kept >
+        max_kept, a `where` that is not bool or of another shape.
       TypeError: if min_kept or max_kept is no integer, or losses are complex.
 
     >>> losses = jnp.array([0.5, 0.1, 0.3, 0.15])
@@ -64,7 +64,7 @@ def harder_than_easiest(
 
 
 def _num_hard(losses: jax.Array, ratio: float | jax.Array, where: jax.Array) -> jax.Array:
-    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    losses = losses.astype(at_least_single(losses.dtype))
     broken = jnp.isnan(losses)
     # Some backends flush subnormals and some do not.
     losses = jnp.where(jnp.abs(losses) < jnp.finfo(losses.dtype).tiny, 0, losses)

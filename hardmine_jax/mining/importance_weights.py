@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import check_count_a_row, check_units
+from hardmine_jax.mining.types import at_least_single, check_count_a_row, check_units
 
 # Shares are drawn in whole 2^-28ths: every sum of them is exact, and with a step of a whole row (k=1) still
 # fits int32.
@@ -37,8 +37,9 @@ def importance_weights(
       losses: [..., N], 0 or more (less counts as 0). Where one that takes part is not finite, only such are
         favoured, so that it reaches the loss.
       k: draws a row, 1 <= k <= N, a Python int; or an integer array, [] or one a row [...], which may be
-        traced, less than 1 counting as 1.
-      uniform: in (0, 1], the part of the draws given evenly: no weight exceeds participating / (k * uniform).
+        traced and is clipped to that.
+      uniform: in (0, 1], the part of the draws given evenly: no weight exceeds participating / (k * uniform),
+        or 2 where that is more.
       where: bool [..., N], True takes part; None for all.
 
     Returns:
@@ -59,7 +60,7 @@ def importance_weights(
     k = check_count_a_row("k", k, losses, least=1)
     if not 0 < uniform <= 1:
         raise ValueError(f"uniform={uniform} must lie in (0, 1]: with none, a loss of 0 could never be drawn")
-    k = jnp.maximum(jnp.broadcast_to(k, losses.shape[:-1]).astype(jnp.int32), 1)[..., None]
+    k = jnp.maximum(jnp.broadcast_to(k, losses.shape[:-1]), 1)[..., None]
     shares = _shares(losses, uniform, where)
     ends = jnp.cumsum(shares, axis=-1)
     # Rounded up, so that k steps reach the end and never more are drawn.
@@ -71,13 +72,14 @@ def importance_weights(
 
 def _shares(losses: jax.Array, uniform: float, where: jax.Array) -> jax.Array:
     """int32 [..., N]: 1 or more for a unit that takes part, together about _GRAIN."""
+    dtype = at_least_single(losses.dtype)
     broken = where & ~jnp.isfinite(losses)
-    scores = jnp.where(where, jnp.maximum(losses.astype(jnp.float32), 0), 0)
-    scores = jnp.where(broken.any(axis=-1, keepdims=True), broken.astype(jnp.float32), scores)
-    # Away from both ends of float32: there a sum overflows, and a reciprocal is flushed to 0.
+    scores = jnp.where(where, jnp.maximum(losses.astype(dtype), 0), 0)
+    scores = jnp.where(broken.any(axis=-1, keepdims=True), broken.astype(dtype), scores)
+    # Away from both ends of the numbers there are: there a sum overflows, and a reciprocal is flushed to 0.
     scores = scores * jnp.where(scores.max(axis=-1, keepdims=True) > 1, 2.0**-64, 2.0**64)
     total = scores.sum(axis=-1, keepdims=True)
-    number = jnp.maximum(where.sum(axis=-1, keepdims=True, dtype=jnp.float32), 1)
-    evenly = jnp.where(total > 0, jnp.float32(uniform), 1)
+    number = jnp.maximum(where.sum(axis=-1, keepdims=True, dtype=dtype), 1)
+    evenly = jnp.where(total > 0, jnp.asarray(uniform, dtype), 1)
     share = (1 - evenly) * scores / jnp.where(total > 0, total, 1) + evenly / number
     return jnp.where(where, (share * _GRAIN).astype(jnp.int32) + 1, 0)

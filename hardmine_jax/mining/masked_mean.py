@@ -1,11 +1,9 @@
 """From per-unit losses and a choice to the scalar that is differentiated."""
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import check_where
+from hardmine_jax.mining.types import at_least_single, check_where
 
 
 def masked_mean(
@@ -26,13 +24,13 @@ def masked_mean(
     Args:
       losses: [...], float, integer or bool (then it is the fraction of True).
       where: bool, of the shape of losses: what a selector returned. None for all.
-      denominator: a positive number; None for the number of kept slots.
+      denominator: one positive number, which may be traced; None for the number of kept slots.
 
     Returns:
       [], float32 (float64 for float64 losses), summed in that precision.
 
     Raises:
-      ValueError: if `where` is not bool or of another shape, or the denominator is not positive.
+      ValueError: if `where` is not bool or of another shape, or the denominator is not one positive number.
 
     >>> losses = jnp.array([1.0, 3.0, float("nan")])
     >>> masked_mean(losses, where=jnp.array([True, True, False]))
@@ -42,9 +40,11 @@ def masked_mean(
     """
     losses = jnp.asarray(losses)
     where = check_where(losses, where)
-    if isinstance(denominator, numbers.Number) and not denominator > 0:
+    if denominator is not None and jnp.ndim(denominator) > 0:
+        raise ValueError(f"denominator of shape {jnp.shape(denominator)}: give one number for all losses")
+    if denominator is not None and not isinstance(denominator, jax.Array) and not denominator > 0:
         raise ValueError(f"denominator={denominator} must be positive")
-    dtype = jnp.promote_types(losses.dtype, jnp.float32)
+    dtype = at_least_single(losses.dtype)
     total = jnp.where(where, losses, jnp.zeros((), losses.dtype)).sum(dtype=dtype)
-    count = jnp.maximum(where.sum(dtype=dtype), 1) if denominator is None else denominator
+    count = jnp.maximum(where.sum(dtype=dtype), 1) if denominator is None else jnp.asarray(denominator, dtype)
     return total / count

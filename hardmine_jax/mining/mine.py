@@ -64,6 +64,9 @@ def mine(
     gather and run `loss_fn` oneself: the gradient is then one of k rows, and jit leaves out the second run
     here.
 
+    On a mesh with Explicit axes (`jax.make_mesh`) the units must lie whole on each device: use it inside
+    `shard_map` there, one call a device.
+
     *BatchNorm.* The second run sees other units together than the first (and so does each chunk), so
     statistics taken over units differ: loss and gradient are those of a batch of the k hard ones, not of the
     masked path. Inside `loss_fn` use running averages (`train=False`) or a normalisation within the unit
@@ -93,7 +96,8 @@ def mine(
         the parameters as an argument.
       reuse: keeps what the first run computed for the gradient and pulls back the chosen units, instead of
         running them again: 3N / (N + 2k). It takes the memory of a forward pass with residuals over all N, is
-        for reverse mode only, and pays from about k = N/8 on. Not with `chunk` or `score_dtype`.
+        for first derivatives in reverse mode only, and pays from about k = N/8 on. Not with `chunk` or
+        `score_dtype`.
 
     Returns:
       A function of `loss_fn`'s positional arguments that returns `Mined`.
@@ -101,7 +105,8 @@ def mine(
     Raises:
       ValueError: for a number out of range, `reuse` along with `chunk` or `score_dtype`; from the returned
         function if capacity > N, `in_axes` does not fit the arguments, arguments disagree on N, `loss_fn` or
-        `select` return anything but [N]; and with `reuse` if a residual cannot be gathered along the units.
+        `select` return anything but [N]; and with `reuse` if a residual cannot be gathered along the units,
+        or the gradient is differentiated again.
       TypeError: for a capacity or chunk that is no integer, a score_dtype that is no floating type.
 
     >>> from hardmine_jax.mining.masked_mean import masked_mean

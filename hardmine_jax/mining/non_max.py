@@ -1,14 +1,18 @@
 """Hard units that are not near-copies of one another."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.order import order_keys, participating
+from hardmine_jax.mining.order import order_keys
 from hardmine_jax.mining.types import check_count, check_units
 
 SimilarityRow = Callable[[jax.Array], jax.Array]
+
+# Of 8, 16 and 32 the fastest for 2,000 units (CPU).
+_SLICES = 8
 
 
 def non_max(
@@ -24,9 +28,10 @@ def non_max(
     keep_i = where_i and all(similarity_ji <= threshold for each kept j harder than i)
 
     Non-maximum suppression where similarity is the overlap of boxes. Units are taken from the hardest down,
-    ties from the lowest index up, NaN first, as in `top_k`. Similarity is compared with the threshold in
-    float32 and equal is kept; NaN is no such thing, so it is covered. A unit's similarity to itself is never
-    looked at. No gradient flows, neither through losses nor through similarity.
+    ties from the lowest index up, NaN first, as in `top_k` (of integer losses the three lowest are a tie).
+    Similarity is compared with the threshold in float32 and equal is kept; NaN is no such thing, so it is
+    covered. A unit's similarity to itself is never looked at. No gradient flows, neither through losses nor
+    through similarity.
 
     One row of similarities is read for each unit kept, so that max_kept bounds the time: O(N * max_kept).
     Memory is O(N) where a function gives the rows. OHEM: 1604.03540, section 4.1, with IoU at 0.7.
@@ -56,23 +61,49 @@ def non_max(
     if max_kept is not None:
         max_kept = check_count("max_kept", max_kept, losses.shape[-1], least=1)
     similar = _row_function(similarity, losses.shape)
-    keys = participating(order_keys(losses), where)
-    lowest = jnp.iinfo(keys.dtype).min
+    keys = _starting_keys(losses, where)
     index = jnp.arange(losses.shape[-1], dtype=jnp.int32).reshape((1,) * (losses.ndim - 1) + (-1,))
 
-    def keep_hardest(state):
-        keys, keep = state
-        hardest = keys.max(axis=-1, keepdims=True)
+    def keep_hardest(keys):
+        hardest = _reduced(keys, jnp.maximum, jnp.max)
         # The lowest index at which it lies: two reductions, since XLA:CPU has no fast arg-max.
-        first = jnp.where(keys == hardest, index, losses.shape[-1]).min(axis=-1)
-        chosen = (index == first[..., None]) & (hardest > lowest)
-        covered = ~(similar(first) <= jnp.asarray(threshold, jnp.float32))
-        return jnp.where(chosen | covered, lowest, keys), keep | chosen
+        first = _reduced(jnp.where(keys == hardest, index, losses.shape[-1]), jnp.minimum, jnp.min)
+        covered = ~(similar(first[..., 0]) <= jnp.asarray(threshold, jnp.float32))
+        left = jnp.where(covered, jnp.minimum(keys, _out(keys)), keys)
+        return jnp.where((index == first) & (hardest > _out(keys)), _kept(keys), left)
 
-    state = keys, jnp.zeros_like(where)
     if max_kept is None:
-        return jax.lax.while_loop(lambda state: (state[0] > lowest).any(), keep_hardest, state)[1]
-    return jax.lax.fori_loop(0, max_kept, lambda _, state: keep_hardest(state), state)[1]
+        keys = jax.lax.while_loop(lambda keys: (keys > _out(keys)).any(), keep_hardest, keys)
+    else:
+        keys = jax.lax.fori_loop(0, max_kept, lambda _, keys: keep_hardest(keys), keys)
+    return keys == _kept(keys)
+
+
+def _kept(keys: jax.Array) -> int:
+    return jnp.iinfo(keys.dtype).min
+
+
+def _out(keys: jax.Array) -> int:
+    """The key of a unit that takes no part, or no longer."""
+    return jnp.iinfo(keys.dtype).min + 1
+
+
+def _starting_keys(losses: jax.Array, where: jax.Array) -> jax.Array:
+    """Keys above `_out` where a unit takes part: one array tells what is kept, covered and still to come."""
+    keys = order_keys(losses)
+    return jnp.where(where, jnp.maximum(keys, _out(keys) + 1), _out(keys))
+
+
+def _reduced(values: jax.Array, combine: Callable, reduce: Callable) -> jax.Array:
+    """[..., N] -> [..., 1] by a reduction that may count a value twice.
+
+    Slices are combined side by side first: XLA:CPU vectorises that, and no reduction along a short axis.
+    """
+    num_units = values.shape[-1]
+    length = -(-num_units // _SLICES)
+    starts = [min(length * number, num_units - length) for number in range(_SLICES)]
+    slices = [jax.lax.slice_in_dim(values, start, start + length, axis=-1) for start in starts]
+    return reduce(functools.reduce(combine, slices), axis=-1, keepdims=True)
 
 
 def _row_function(similarity: jax.Array | SimilarityRow, shape: tuple[int, ...]) -> SimilarityRow:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.types import at_least_single
+
 # Up to here counting the harder units of each pair is faster (CPU, 64 rows); it takes N^2 comparisons.
 _PAIRWISE_UNITS = 64
 
@@ -28,7 +30,7 @@ def order_keys(losses: jax.Array) -> jax.Array:
         raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
     signed = jnp.int64 if losses.dtype.itemsize == 8 else jnp.int32
     if jnp.issubdtype(losses.dtype, jnp.floating):
-        return _float_keys(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), signed)
+        return _float_keys(losses.astype(at_least_single(losses.dtype)), signed)
     if losses.dtype in (jnp.uint32, jnp.uint64):
         return jax.lax.bitcast_convert_type(losses, signed) ^ jnp.iinfo(signed).min
     return losses.astype(signed)
@@ -72,7 +74,8 @@ def keep_first(keys: jax.Array, *, k: int | jax.Array, where: jax.Array) -> jax.
       bool [..., N], a subset of `where`.
     """
     k = jnp.broadcast_to(jnp.asarray(k).astype(jnp.int32), keys.shape[:-1])[..., None]
-    k = jnp.clip(k, 0, count(where))
+    # The zeros vary over the devices of `shard_map` as the keys do: a loop's state has to from the start.
+    k = jnp.clip(k, 0, count(where)) + jnp.zeros_like(keys[..., :1], dtype=jnp.int32)
     first = _first_by_counting if keys.shape[-1] <= _PAIRWISE_UNITS else _first_by_bisection
     return first(participating(keys, where), k) & where
 

@@ -16,8 +16,8 @@ from hardmine_jax.mining.jaxprs import CALLS, called
 def may_hold_positions(jaxpr: Any, num_units: int) -> list[bool]:
     """For each output of a jaxpr (not closed) whether it is an integer array that may hold positions.
 
-    They come from `iota`, from arrays worked out before (`np.arange`) and from loop counters, and are
-    recognised by an axis of size `num_units`. One may be taken for such that is none.
+    They come from `iota`, from arrays worked out before (`np.arange`) and from within loops and branches, and
+    are recognised by an axis of size `num_units`. One may be taken for such that is none.
     """
     held = _held(jaxpr, [False] * len(jaxpr.invars), num_units)
     return [
@@ -39,9 +39,15 @@ def _held(jaxpr: Any, inputs: list[bool], num_units: int) -> list[bool]:
         arriving = [known(atom) for atom in equation.invars]
         if equation.primitive.name in CALLS:
             leaving = _held(called(equation.params)[0], arriving, num_units)
-        elif equation.primitive.name in ("iota", "scan", "while"):
+        elif equation.primitive.name == "iota" or _holds_program(equation.params):
             leaving = [any(arriving) or sized(variable) for variable in equation.outvars]
         else:
             leaving = [any(arriving)] * len(equation.outvars)
         held.update(zip(equation.outvars, leaving, strict=True))
     return [known(atom) for atom in jaxpr.outvars]
+
+
+def _holds_program(params: dict[str, Any]) -> bool:
+    """Whether a primitive has a jaxpr of its own, as loops and branches do, in which anything may be made."""
+    parts = [part for value in params.values() for part in (value if isinstance(value, tuple) else (value,))]
+    return any(hasattr(part, "eqns") for part in parts)

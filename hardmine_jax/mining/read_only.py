@@ -67,4 +67,5 @@ def read_only_losses(
 def _cast(arrays: list[jax.Array], dtype: jax.typing.DTypeLike | None) -> list[jax.Array]:
     if dtype is None:
         return arrays
+    arrays = [jnp.asarray(array) for array in arrays]
     return [array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array for array in arrays]

@@ -5,11 +5,13 @@ of units, the same program shows which axis that is: the one whose size changed 
 the residuals of k units fit the pullback traced for k. Only positions (positions.py) are worked out anew.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from hardmine_jax.mining.positions import may_hold_positions
 from hardmine_jax.mining.read_only import LossesOf, check_losses
@@ -66,11 +68,11 @@ class Residuals:
             return losses
 
         def forward(floating, losses, pullback, slots):
-            return losses, (pullback, slots)
+            return losses, (floating, pullback, slots)
 
         def backward(residuals, cotangent):
-            pullback, slots = residuals
-            (rows,) = pullback(jnp.pad(cotangent, (0, spare)))
+            floating, pullback, slots = residuals
+            (rows,) = pullback(jnp.pad(_first_derivative(cotangent, floating), (0, spare)))
             spread = {
                 place: _spread(row, shapes[place], self._axes[place], slots) for place, row in rows.items()
             }
@@ -116,6 +118,21 @@ class Residuals:
             f" {self._probe}) has no axis of units to gather along: let loss_fn keep the units on one axis of"
             " their own, merged with no other and met with no other unit, or set reuse=False"
         )
+
+
+@jax.custom_jvp
+def _first_derivative(cotangent: jax.Array, floating: dict[int, jax.Array]) -> jax.Array:
+    """The cotangent. Residuals are cut off from the operands: a second derivative would lack its terms."""
+    return cotangent
+
+
+@functools.partial(_first_derivative.defjvp, symbolic_zeros=True)
+def _no_second_derivative(primals, tangents):
+    if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents[1])):
+        raise ValueError(
+            "reuse=True: residuals give first derivatives only: set reuse=False for second derivatives"
+        )
+    return primals[0], tangents[0]
 
 
 def _floating(operands: list[jax.Array]) -> dict[int, jax.Array]:

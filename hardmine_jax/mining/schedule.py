@@ -52,4 +52,7 @@ def schedule(
     # Whole steps are subtracted before they become floats, which are exact up to 2^24 only.
     done = jnp.clip((jnp.asarray(step).astype(jnp.int32) - begin).astype(jnp.float32) / steps, 0, 1)
     portion = done if shape == "linear" else (1 - jnp.cos(jnp.pi * done)) / 2
-    return start + jnp.round((k - start) * portion).astype(jnp.int32)
+    start, k = int(start), int(k)
+    number = start + jnp.round((k - start) * portion).astype(jnp.int32)
+    # Both ends exactly, above 2^24 units too.
+    return jnp.where(done < 1, jnp.clip(number, min(start, k), max(start, k)), k)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import check_choice, check_units
+from hardmine_jax.mining.types import at_least_single, check_choice, check_units
 
 
 class Stats(NamedTuple):
@@ -26,7 +26,13 @@ class Stats(NamedTuple):
     unit_rate: jax.Array
 
 
-def stats(losses: jax.Array, keep: jax.Array, where: jax.Array | None = None) -> Stats:
+def stats(
+    losses: jax.Array,
+    keep: jax.Array,
+    where: jax.Array | None = None,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Stats:
     """Describes a choice: how much of the units and of the loss it kept, and which units.
 
     Means of these over batches and devices are what training logs. The entropy of a mean `unit_rate` says
@@ -36,6 +42,8 @@ def stats(losses: jax.Array, keep: jax.Array, where: jax.Array | None = None) ->
       losses: [..., N].
       keep: bool [..., N], what a selector returned.
       where: bool [..., N], what the selector was given; None for all.
+      axis_name: inside pmap or shard_map the mapped axis: the rows of all its devices are described together,
+        which moves 2N + 2 numbers. A mean of each device's ratios would be another number.
 
     Returns:
       `Stats`, float32 (float64 for float64 losses), no gradient.
@@ -50,10 +58,13 @@ def stats(losses: jax.Array, keep: jax.Array, where: jax.Array | None = None) ->
     """
     losses, where = check_units(losses, where)
     keep = check_choice("keep", keep, losses, "give what the selector returned") & where
-    dtype = jnp.promote_types(losses.dtype, jnp.float32)
+    dtype = at_least_single(losses.dtype)
     rows = tuple(range(losses.ndim - 1))
     kept, present = keep.sum(axis=rows, dtype=dtype), where.sum(axis=rows, dtype=dtype)
     kept_loss, whole_loss = (jnp.where(chosen, losses, 0).sum(dtype=dtype) for chosen in (keep, where))
+    if axis_name is not None:
+        sums = jax.lax.psum((kept, present, kept_loss, whole_loss), axis_name)
+        kept, present, kept_loss, whole_loss = sums
     portion = _over(kept, kept.sum())
     return Stats(
         fraction_kept=_over(kept.sum(), present.sum()),

@@ -15,7 +15,7 @@ def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.A
     can stop there, instead of training on around it. Whatever lies in slots that take no part is never
     looked at. The choice carries no gradient.
 
-    Online hard keypoint mining: CPN, 1711.07319, section 3.3. OHEM: 1604.03540, section 4.1.
+    Online hard keypoint mining: CPN, 1711.07319, section 3.2.2. OHEM: 1604.03540, section 4.1.
 
     Args:
       losses: [..., N], larger is harder.

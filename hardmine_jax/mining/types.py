@@ -34,7 +34,13 @@ def check_soft_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Ar
     """As `check_units` for what gives weights: losses as float32 (or float64), with their gradient."""
     _, where = check_units(losses, where)
     losses = jnp.asarray(losses)
-    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), where
+    return losses.astype(at_least_single(losses.dtype)), where
+
+
+def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
+    """float64 for float64, float32 for every other: in what sums and comparisons are made."""
+    # `jnp.promote_types` refuses bfloat16 under jax_numpy_dtype_promotion="strict".
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def check_where(losses: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -83,7 +89,10 @@ def check_count_a_row(name: str, count: int | jax.Array, losses: jax.Array, *, l
 
     Args:
       count: a Python int, checked as in `check_count`; or an integer array, [] for all rows of losses
-        [..., N] or [...] for one a row, whose values `order.keep_first` takes as between 0 and N.
+        [..., N] or [...] for one a row.
+
+    Returns:
+      The Python int; or the array as int32, its values clipped to between 0 and N.
 
     Raises:
       TypeError: if it is no integer.
@@ -98,4 +107,6 @@ def check_count_a_row(name: str, count: int | jax.Array, losses: jax.Array, *, l
             f"{name} of shape {count.shape} for losses {losses.shape}: give one for all rows, [], "
             f"or one a row, {losses.shape[:-1]}"
         )
-    return jax.lax.stop_gradient(jnp.asarray(count))
+    # Clipped before the cast, which would make a negative number of a large one.
+    most = min(losses.shape[-1], jnp.iinfo(count.dtype).max)
+    return jnp.asarray(count.clip(0, most), jnp.int32)

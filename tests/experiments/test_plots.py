@@ -112,7 +112,7 @@ def test_the_smoothed_loss_is_not_shifted():
 
 
 def test_mined_heat_map_averages_over_training_and_keeps_the_joints_apart():
-    lines = [{"step": step, "loss": 0.1, "mined": [0.25, 1.0, step / 600]} for step in range(1, 601)]
+    lines = [{"step": step, "loss": 0.1, "unit_rate": [0.25, 1.0, step / 600]} for step in range(1, 601)]
     axes = plots.mined_over_training(lines, ["a", "b", "c"]).axes[0]
     table = axes.collections[0].get_array().reshape(3, -1)
     assert table.shape == (3, 60)
@@ -123,15 +123,29 @@ def test_mined_heat_map_averages_over_training_and_keeps_the_joints_apart():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
 
 
+def test_mining_curves_show_shares_and_the_number_of_joints():
+    lines = [
+        {"step": step, "fraction_kept": 8 / 17, "loss_captured": 0.9, "entropy": np.log(step)}
+        for step in (1, 4, 16)
+    ]
+    shares, number = plots.mining_curves([*lines, {"step": 20}], num_keypoints=17).axes
+    drawn = {line.get_label(): line.get_ydata() for line in shares.lines}
+    np.testing.assert_allclose(drawn["of the loss"], 0.9)
+    np.testing.assert_allclose(drawn["of the labelled joints"], 8 / 17)
+    np.testing.assert_allclose(number.lines[0].get_ydata(), [1, 4, 16])
+    assert list(number.lines[0].get_xdata()) == [1, 4, 16]
+    assert list(number.lines[1].get_ydata()) == [17, 17] and number.get_ylim()[1] > 17
+
+
 def test_mined_heat_map_of_a_single_line_works():
-    plots.png(plots.mined_over_training([{"step": 5, "mined": [0.5]}], ["a"]))
+    plots.png(plots.mined_over_training([{"step": 5, "unit_rate": [0.5]}], ["a"]))
 
 
 def test_mined_heat_map_names_what_is_wrong():
-    with pytest.raises(ValueError, match="none of 1 metric lines carries 'mined'"):
+    with pytest.raises(ValueError, match="none of 1 metric lines carries 'unit_rate'"):
         plots.mined_over_training([{"step": 1, "loss": 1.0}], ["a"])
-    with pytest.raises(ValueError, match="step 1 has 2 mined shares for 3 joints"):
-        plots.mined_over_training([{"step": 1, "mined": [0.1, 0.2]}], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="step 1 has 2 unit rates for 3 joints"):
+        plots.mined_over_training([{"step": 1, "unit_rate": [0.1, 0.2]}], ["a", "b", "c"])
 
 
 def test_bars_leave_out_what_the_dataset_does_not_know():
@@ -149,7 +163,7 @@ def test_bars_leave_out_what_the_dataset_does_not_know():
 def test_names_are_names_and_not_formulas():
     rows = {"$x_{": {"pck": 0.5}, "<b>": {"pck": 0.1}}
     plots.png(plots.per_joint_bars(rows))
-    plots.png(plots.mined_over_training([{"step": 1, "mined": [0.5, 0.5]}], list(rows)))
+    plots.png(plots.mined_over_training([{"step": 1, "unit_rate": [0.5, 0.5]}], list(rows)))
     plots.png(plots.montage([_grey()], captions=["$a_{.jpg"]))
 
 
@@ -185,8 +199,9 @@ def test_report_pictures_leave_out_what_was_not_recorded():
     lines = [{"step": 1, "loss": 1.0}]
     bare = plots.report_pictures(lines, {"per_joint": rows}, SKELETON, [])
     assert len(bare) == 2
-    lines.append({"step": 2, "mined": [0.5] * 5})
+    kept = {"fraction_kept": 0.5, "loss_captured": 0.8, "entropy": 1.5, "unit_rate": [0.5] * 5}
+    lines.append({"step": 2, **kept})
     full = plots.report_pictures(lines, {"per_joint": rows}, SKELETON, [_example()])
-    assert len(full) == 4
+    assert len(full) == 5
     for caption, picture in full:
         assert caption and _pixels(picture).shape[1] > 1200

@@ -105,9 +105,9 @@ def test_a_run_writes_everything_that_it_promises(trained):
     assert 0 <= result["pck"] <= result["pck@0.2"] <= 1 and 0 < result["mean_pose_pck"] < 1
     assert tuple(result["per_joint"]) == synthetic_pose.COCO_SKELETON.names
     for joint in result["per_joint"].values():
-        assert set(joint) == {"pck", "pck_visible", "pck_occluded", "count", "mined"}
-    # At most 8 joints of each image are mined, and fewer only where fewer are labelled.
-    assert 4 < sum(joint["mined"] for joint in result["per_joint"].values()) <= 8.001
+        assert set(joint) == {"pck", "pck_visible", "pck_occluded", "count", "unit_rate"}
+    rates = [joint["unit_rate"] for joint in result["per_joint"].values()]
+    assert 4 < sum(rates) < 17 and 0 <= min(rates) and max(rates) <= 1
     assert {3, 4} <= set(_steps(trained))
     html = (trained / "report.html").read_text()
     assert html.count("data:image/png;base64,") >= 3 and f"{100 * result['pck']:.1f} %" in html
@@ -118,8 +118,11 @@ def test_every_log_line_has_the_losses_and_what_was_mined(trained):
     lines = training.read_metrics(trained / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
-        assert {"loss", "mse", "mined", "grad_norm", "learning_rate", "seconds"} <= set(line)
-        assert len(line["mined"]) == 17 and sum(line["mined"]) <= 8.001
+        assert {"loss", "mse", "grad_norm", "learning_rate", "seconds"} <= set(line)
+        assert len(line["unit_rate"]) == 17 and 0 <= min(line["unit_rate"]) <= max(line["unit_rate"]) <= 1
+        # At most 8 of 17 joints of each image are mined, and all only where fewer are labelled.
+        assert 8 / 17 - 1e-6 <= line["fraction_kept"] < line["loss_captured"] < 1
+        assert 1 < np.exp(line["entropy"]) <= 17.001
     for line in lines[2:]:
         assert {"validation/pck", "validation/pck@0.2", "validation/ap"} <= set(line)
 
@@ -153,12 +156,68 @@ def test_a_changed_flag_is_told_and_no_resume_starts_anew(copied, capsys):
     captured = capsys.readouterr()
     assert "resuming" not in captured.out and "note:" not in captured.err
     assert _steps(copied) == [1, 2] and (copied / "checkpoints.previous" / "5").is_dir()
-    assert {joint["mined"] for joint in _result(copied)["per_joint"].values()} == {None}
+    assert {joint["unit_rate"] for joint in _result(copied)["per_joint"].values()} == {None}
 
 
 def test_threshold_mining_keeps_at_least_k(copied):
     assert pose_ohkm.main(_arguments(copied, "--steps", 2, "--mining", "threshold", "--no-resume")) == 0
-    assert 4 < sum(joint["mined"] for joint in _result(copied)["per_joint"].values()) <= 17.001
+    lines = training.read_metrics(copied / "metrics.jsonl")
+    assert all(8 / 17 - 1e-6 <= line["fraction_kept"] <= 1 for line in lines)
+
+
+def _step_and_batch(*flags: object):
+    """A placed step, its state, and a batch in which everybody's 17 joints are labelled."""
+    arguments = _arguments(pathlib.Path("nowhere"), "--steps", 12, *flags)
+    config = pose_ohkm.settle(pose_ohkm.parse(arguments), synthetic_pose.COCO_SKELETON)
+    parallel, state = pose_ohkm.make_trainer(config, synthetic_pose.COCO_SKELETON)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+        "keypoints": rng.uniform(0, 32, (8, 17, 2)).astype(np.float32),
+        "visibility": np.full((8, 17), 2, np.int32),
+        "where": np.ones(8, bool),
+        "index": np.arange(8, dtype=np.int32),
+    }
+    return parallel, parallel.put_state(state), parallel.put_batch(batch)
+
+
+def _run_steps(*flags: object, steps: int) -> list[dict]:
+    """Metrics of every step; only the first may compile."""
+    parallel, state, batch = _step_and_batch(*flags)
+    lines, events = [], []
+    listen = lambda event, *_, **__: events.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(steps):
+            state, metrics = parallel.train_step(state, batch)
+            lines.append((jax.device_get(parallel.get(metrics)), len(events)))
+            jax.block_until_ready(state)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    compiled = ["backend_compile" in event for event in events]
+    assert any(compiled[: lines[0][1]]) and not any(compiled[lines[0][1] :])
+    return [line for line, _ in lines]
+
+
+@pytest.mark.parametrize("shape, devices", [("linear", 1), ("cosine", 8)])
+def test_k_falls_from_all_joints_and_nothing_compiles_again(shape, devices, monkeypatch):
+    parallelise = functools.partial(training.parallelise, devices=jax.devices()[:devices])
+    monkeypatch.setattr(pose_ohkm.training, "parallelise", parallelise)
+    lines = _run_steps("--k", 5, "--k-schedule", shape, "--k-steps", 0.5, steps=8)
+    kept = [17 * float(line["fraction_kept"]) for line in lines]
+    assert (kept[0], kept[3]) == pytest.approx((17, 11))
+    assert kept[6:] == pytest.approx([5, 5]) and kept == sorted(kept, reverse=True)
+    # All are kept: then the loss is the mean over all of them.
+    assert float(lines[0]["loss"]) == pytest.approx(float(lines[0]["mse"]), rel=1e-6)
+
+
+def test_a_schedule_that_starts_at_k_changes_nothing():
+    flags = ("--k", 17, "--batch-size", 16, "--accumulate", 2)
+    constant = _run_steps(*flags, steps=3)
+    falling = _run_steps(*flags, "--k-schedule", "linear", steps=3)
+    for one, other in zip(constant, falling, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
+        np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], rtol=1e-5)
 
 
 def _mice(folder: pathlib.Path, *, num_images=16, draw=True) -> list[str]:
@@ -280,6 +339,9 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--heatmap-sigma", 0], "--heatmap-sigma 0"),
         (["--ema-decay", 1], "--ema-decay 1"),
         (["--min-loss", -1], "--min-loss -1"),
+        (["--k-steps", 0], "--k-steps 0"),
+        (["--k-steps", 1.5], "--k-steps 1.5"),
+        (["--k-schedule", "linear", "--mining", "none"], "--k-schedule linear"),
         (["--keep-last", 0], "--keep-last 0"),
         (["--accumulate", 0], "--accumulate 0"),
         (["--accumulate", 3], "--accumulate 3"),
@@ -401,15 +463,16 @@ def test_every_promised_flag_is_there(tmp_path):
     [
         ("dataset", ("synthetic", "lspet", "coco")),
         ("mining", ("none", "ohkm", "random", "threshold")),
+        ("k_schedule", ("constant", "linear", "cosine")),
         ("parallel", ("auto", "jit", "pmap", "shard_map")),
         ("preset", ("laptop", "hrnet_w32", "hrnet_w48", "simple_baseline_50")),
     ],
 )
 def test_every_promised_choice_is_there_and_no_other(flag, values, capsys):
     for value in values:
-        assert getattr(pose_ohkm.parse([f"--{flag}", value]), flag) == value
+        assert getattr(pose_ohkm.parse([f"--{flag.replace('_', '-')}", value]), flag) == value
     with pytest.raises(SystemExit) as raised:
-        pose_ohkm.parse([f"--{flag}", "nonsense"])
+        pose_ohkm.parse([f"--{flag.replace('_', '-')}", "nonsense"])
     assert raised.value.code == 2 and "nonsense" in capsys.readouterr().err
 
 
@@ -460,7 +523,7 @@ def test_config_comes_back_as_it_was(tmp_path):
     assert pose_ohkm.load_config(tmp_path) == (config, skeleton)
 
 
-def test_shares_of_mined_joints_weigh_each_line_by_its_steps():
-    lines = [{"step": 1, "mined": [1.0, 0.0]}, {"step": 4, "mined": [0.0, 1.0]}]
-    assert pose_ohkm.mined_shares(lines, 2) == [0.25, 0.75]
-    assert pose_ohkm.mined_shares([{"step": 1}], 2) == [None, None]
+def test_unit_rates_weigh_each_line_by_its_steps():
+    lines = [{"step": 1, "unit_rate": [1.0, 0.0]}, {"step": 4, "unit_rate": [0.0, 1.0]}]
+    assert pose_ohkm.mean_unit_rates(lines, 2) == [0.25, 0.75]
+    assert pose_ohkm.mean_unit_rates([{"step": 1}], 2) == [None, None]

@@ -40,11 +40,10 @@ def _heatmaps(num_images=8, seed=1) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
 
 
-def _mined_loss(heatmaps, batch, *, mining, key=None, min_loss=0.25):
+def _mined_loss(heatmaps, batch, *, mining, key=None, min_loss=0.25, k=K, axis_name=None):
     key = jax.random.key(0) if key is None else key
-    return pose_task.mined_loss(
-        jnp.asarray(heatmaps), batch, key, mining=mining, k=K, min_loss=min_loss, sigma=SIGMA
-    )
+    options = dict(mining=mining, k=k, min_loss=min_loss, sigma=SIGMA, axis_name=axis_name)
+    return pose_task.mined_loss(jnp.asarray(heatmaps), batch, key, **options)
 
 
 def _errors(heatmaps, batch) -> np.ndarray:
@@ -85,21 +84,33 @@ def test_mined_loss_is_the_oracles(mining, min_loss):
     expected, keep = _oracle(heatmaps, batch, mining, min_loss)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["mse"]) == pytest.approx(_oracle(heatmaps, batch, "none")[0], rel=1e-5)
-    assert ("mined" in metrics) == (mining != "none")
-    if mining != "none":
-        np.testing.assert_allclose(metrics["mined"], keep.mean(0), rtol=1e-6)
+    if mining == "none":
+        assert set(metrics) == {"mse"}
+        return
+    errors = np.nan_to_num(_errors(heatmaps, batch))
+    labelled, kept = (batch["visibility"] > 0).sum(0), keep.sum(0)
+    share = kept / kept.sum()
+    described = {
+        "fraction_kept": kept.sum() / labelled.sum(),
+        "loss_captured": errors[keep].sum() / errors.sum(),
+        "entropy": -(share * np.log(np.where(share > 0, share, 1))).sum(),
+        "unit_rate": kept / labelled,
+    }
+    assert set(metrics) == {"mse", *described}
+    for name, value in described.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
 
 
 def test_threshold_mining_lies_between_the_hardest_and_all():
     """Both ends of `min_loss`, so that the middle values above test something."""
     heatmaps, batch = _heatmaps(), _batch()
     kept = {
-        share: float(_mined_loss(heatmaps, batch, mining="threshold", min_loss=share)[1]["mined"].sum())
+        share: float(_mined_loss(heatmaps, batch, mining="threshold", min_loss=share)[1]["fraction_kept"])
         for share in (0.0, 0.8, 1e3)
     }
     labelled = batch["visibility"] > 0
-    assert kept[0.0] == pytest.approx(labelled.mean(0).sum())
-    assert kept[1e3] == pytest.approx(np.minimum(labelled.sum(1), K).mean())
+    assert kept[0.0] == 1.0
+    assert kept[1e3] == pytest.approx(np.minimum(labelled.sum(1), K).sum() / labelled.sum())
     assert kept[1e3] < kept[0.8] < kept[0.0]
 
 
@@ -118,7 +129,7 @@ def test_random_mining_keeps_k_of_the_labelled_ones_and_each_as_often():
     heatmaps, batch = _heatmaps(512), _batch(512)
     batch["visibility"][:] = 1
     loss, metrics = _mined_loss(heatmaps, batch, mining="random")
-    shares = np.asarray(metrics["mined"])
+    shares = np.asarray(metrics["unit_rate"])
     assert shares.sum() == pytest.approx(K)
     # Five standard deviations of a share of 1/2 in 512 draws.
     assert np.abs(shares - K / JOINTS).max() < 5 * 0.5 / np.sqrt(512)
@@ -129,16 +140,41 @@ def test_random_mining_keeps_k_of_the_labelled_ones_and_each_as_often():
 
 def test_random_mining_does_not_depend_on_how_the_batch_is_split():
     heatmaps, batch, key = _heatmaps(), _batch(), jax.random.key(3)
-    whole, metrics = _mined_loss(heatmaps, batch, mining="random", key=key)
+    whole = _mined_loss(heatmaps, batch, mining="random", key=key)[0]
     parts = []
     for rows in (slice(1, None, 2), slice(0, None, 2)):
         part = {name: value[rows] for name, value in batch.items()}
         parts.append(_mined_loss(heatmaps[rows], part, mining="random", key=key))
     assert np.mean([loss for loss, _ in parts]) == pytest.approx(float(whole), rel=1e-6)
-    mined = np.mean([found["mined"] for _, found in parts], axis=0)
-    np.testing.assert_allclose(mined, metrics["mined"], rtol=1e-6)
     other = _mined_loss(heatmaps, batch, mining="random", key=jax.random.key(4))[0]
     assert float(other) != pytest.approx(float(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("mining", ["ohkm", "random", "threshold"])
+def test_what_was_mined_is_told_of_all_devices_together(mining):
+    """Labels are uneven, so that the mean of what each device would tell is another number."""
+    heatmaps, batch = _heatmaps(), _batch()
+    batch["visibility"][:6, 1:] = 0
+    whole = _mined_loss(heatmaps, batch, mining=mining)[1]
+    split = jax.tree.map(lambda x: jnp.reshape(x, (4, 2, *x.shape[1:])), (jnp.asarray(heatmaps), batch))
+    devices = jax.pmap(lambda h, b: _mined_loss(h, b, mining=mining, axis_name="d")[1], axis_name="d")(*split)
+    apart = jax.vmap(lambda h, b: _mined_loss(h, b, mining=mining)[1])(*split)
+    for name in ("fraction_kept", "loss_captured", "entropy", "unit_rate"):
+        for device in range(4):
+            np.testing.assert_allclose(devices[name][device], whole[name], rtol=1e-6)
+    assert not np.allclose(apart["entropy"].mean(), whole["entropy"], rtol=0.05)
+
+
+@pytest.mark.parametrize("mining", ["ohkm", "random", "threshold"])
+def test_k_may_be_traced_and_is_the_denominator(mining):
+    heatmaps, batch = _heatmaps(), _batch()
+    run = jax.jit(lambda h, k: _mined_loss(h, batch, mining=mining, min_loss=0.8, k=k))
+    for k in (JOINTS, K, 1):
+        loss, metrics = _mined_loss(heatmaps, batch, mining=mining, min_loss=0.8, k=k)
+        found, told = run(heatmaps, jnp.int32(k))
+        assert float(found) == pytest.approx(float(loss), rel=1e-6)
+        np.testing.assert_allclose(told["unit_rate"], metrics["unit_rate"], rtol=1e-6)
+    assert run._cache_size() == 1
 
 
 @pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold"])

@@ -28,8 +28,8 @@ RESULT = {
     "steps": 1200,
     "images_per_second": 52.3,
     "per_joint": {
-        "left_hip": {"pck": 0.4, "pck_visible": 0.45, "pck_occluded": 0.2, "count": 900, "mined": 0.25},
-        "right_hip": {"pck": 0.6, "pck_visible": 0.65, "pck_occluded": 0.3, "count": 1100, "mined": 0.75},
+        "left_hip": {"pck": 0.4, "pck_visible": 0.45, "pck_occluded": 0.2, "count": 900, "unit_rate": 0.25},
+        "right_hip": {"pck": 0.6, "pck_visible": 0.65, "pck_occluded": 0.3, "count": 1100, "unit_rate": 0.75},
     },
 }
 
@@ -128,7 +128,7 @@ def test_every_name_is_escaped(tmp_path, picture):
 def test_occlusion_that_a_dataset_does_not_know_is_a_dash(tmp_path):
     result = copy.deepcopy(RESULT) | {"pck_occluded": None, "ap": float("nan"), "mean_pose_pck": None}
     for row in result["per_joint"].values():
-        row |= {"pck_occluded": None, "mined": None}
+        row |= {"pck_occluded": None, "unit_rate": None}
     text, page = _write(tmp_path, result=result)
     for word in ("None", "nan"):
         assert word not in page.text
@@ -184,6 +184,12 @@ def test_configuration_stands_whole_at_the_end(tmp_path):
 )
 def test_summary_says_how_was_mined(mining, words):
     assert words in report.summarise(CONFIG | {"mining": mining}, RESULT)
+
+
+def test_summary_says_that_k_falls():
+    words = report.summarise(CONFIG | {"k_schedule": "linear"}, RESULT)
+    assert "learning from all joints at first, then from the 8 hardest joints of each image" in words
+    assert "at first" not in report.summarise(CONFIG | {"k_schedule": "constant"}, RESULT)
 
 
 def test_notes_are_listed_and_their_heading_stays_away_without_any(tmp_path):

@@ -55,11 +55,12 @@ def _probe(folder: pathlib.Path, page: str, width: int) -> dict[str, str]:
 def page(tmp_path_factory) -> pathlib.Path:
     rng = np.random.default_rng(0)
     lines = [
-        {"step": step, "loss": 1 / step, "learning_rate": 1e-3, "mined": list(rng.random(4))}
+        {"step": step, "loss": 1 / step, "learning_rate": 1e-3, "unit_rate": list(rng.random(4))}
+        | {"fraction_kept": 0.5, "loss_captured": 0.8, "entropy": 1.2}
         for step in range(1, 200)
     ]
     lines += [{"step": step, "validation/pck": step / 400} for step in range(20, 200, 20)]
-    row = {"pck": 0.5, "pck_visible": 0.6, "pck_occluded": None, "count": 90, "mined": 0.5}
+    row = {"pck": 0.5, "pck_visible": 0.6, "pck_occluded": None, "count": 90, "unit_rate": 0.5}
     result = {
         "pck": 0.5, "pck@0.2": 0.7, "pck_visible": 0.6, "pck_occluded": None, "mean_pose_pck": 0.06,
         "ap": 0.2, "steps": 200, "images_per_second": 50.0, "per_joint": dict.fromkeys(SKELETON.names, row),
@@ -106,7 +107,7 @@ def test_a_script_in_the_page_would_be_noticed(page):
 def test_every_picture_is_there_and_legible(page, width):
     found = _probe(page.parent, page.read_text(encoding="utf-8"), width)
     images = [image.split(",") for image in found["images"].split(";")]
-    assert len(images) == 4
+    assert len(images) == 5
     for complete, natural, shown in images:
         assert complete == "true" and int(natural) > 1200
         assert int(shown) >= (1000 if width == 1200 else 600)

@@ -47,6 +47,12 @@ def test_the_histogram_counts_those_that_take_part():
     np.testing.assert_array_equal(counts[1], np.eye(10)[5] * 3)
 
 
+def test_nan_counts_as_the_strongest_gradient():
+    norms = jnp.array([jnp.nan, 0.1, 0.1, 0.9])
+    np.testing.assert_array_equal(gradient_histogram(norms, num_bins=2), [2, 2])
+    np.testing.assert_array_equal(ghm_weights(norms, num_bins=2), np.ones(4))
+
+
 def test_counts_may_be_those_of_all_devices():
     norms = np.random.default_rng(2).random((4, 50), np.float32)
 
@@ -64,8 +70,14 @@ def test_counts_that_lack_a_unit_give_no_infinite_weight():
 
 
 def test_no_gradient():
-    norms = jnp.array([0.1, 0.2, 0.9])
+    norms, counts = jnp.array([0.1, 0.2, 0.9]), jnp.array([2.0, 1.0])
+
+    def total(norms, counts):
+        return ghm_weights(norms, num_bins=2, counts=counts).sum()
+
     np.testing.assert_array_equal(jax.grad(lambda norms: ghm_weights(norms).sum())(norms), np.zeros(3))
+    gradients = jax.grad(total, argnums=(0, 1))(norms, counts)
+    np.testing.assert_array_equal(np.concatenate(gradients), np.zeros(5))
 
 
 def test_refusals():

@@ -1,7 +1,5 @@
 """`global_top_k` over eight devices; the laws it shares are in tests/test_selector_contract.py."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
+from experiments.benchmarks import mining as benchmark
 from hardmine_jax.mining import global_top_k, masked_mean, top_k
+
+# The module that the script itself imported.
+collective_bytes = benchmark.mining_devices.collective_bytes
 
 pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py simulates them on CPU)"
 )
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
 def _shard_map(k, with_where=True):
@@ -89,8 +90,9 @@ def test_fewer_take_part_than_k():
     np.testing.assert_array_equal(_shard_map(20)(losses, where), where)
 
 
-def test_without_where_every_unit_takes_part():
-    losses, where = _example((2, 64))
+@pytest.mark.parametrize("num_units", [8, 100])
+def test_without_where_every_unit_takes_part(num_units):
+    losses, where = _example((2, 8 * num_units))
     np.testing.assert_array_equal(_shard_map(9, with_where=False)(losses, where), top_k(losses, k=9))
 
 
@@ -140,17 +142,6 @@ def test_mean_and_gradient_are_those_of_one_device():
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
 
 
-def _collective_bytes(hlo: str) -> tuple[int, int]:
-    """Number of collectives, and bytes of what they return on one device."""
-    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", hlo)
-    shapes = [shape for result in found for shape in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", result)]
-    sizes = [
-        BYTES[kind] * np.prod([int(n) for n in dims.split(",") if n], dtype=int) for kind, dims in shapes
-    ]
-    return len(found), sum(sizes)
-
-
 @pytest.mark.parametrize("num_units, k", [(5, 16), (1000, 16), (100_000, 16), (1000, 300)])
 @pytest.mark.parametrize("kind", ["shard_map", "pmap"])
 def test_moves_at_most_eight_bytes_times_k_times_devices(kind, num_units, k):
@@ -160,7 +151,7 @@ def test_moves_at_most_eight_bytes_times_k_times_devices(kind, num_units, k):
     else:
         shapes = (jax.ShapeDtypeStruct((8 * num_units,), dtype) for dtype in (jnp.float32, bool))
         lowered = _shard_map(k).lower(*shapes)
-    number, moved = _collective_bytes(lowered.compile().as_text())
+    number, moved = collective_bytes(lowered.compile().as_text())
     assert number == 1
     assert moved == 4 * min(k, num_units) * 8 <= 8 * k * 8
 
@@ -171,7 +162,7 @@ def test_the_count_of_bytes_sees_a_gather_of_everything():
 
     shapes = (jax.ShapeDtypeStruct((8, 100), dtype) for dtype in (jnp.float32, bool))
     hlo = jax.pmap(everything, axis_name="data").lower(*shapes).compile().as_text()
-    number, moved = _collective_bytes(hlo)
+    number, moved = collective_bytes(hlo)
     assert number == 2 and moved == 4 * 100 * 8 + 4
 
 

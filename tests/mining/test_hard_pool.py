@@ -156,6 +156,13 @@ def test_draws_are_uniform_and_decided_by_the_key():
     np.testing.assert_allclose(counts / 4000, 0.5, atol=6 * 0.5 / np.sqrt(4000))
 
 
+def test_positives_and_negatives_are_drawn_apart():
+    pool = UPDATE(hard_pool.init(9, num_positives=9), jnp.arange(9), jnp.arange(9.0))
+    pool = UPDATE(pool, jnp.arange(10, 19), jnp.arange(9.0), positive=jnp.ones(9, bool))
+    drawn = hard_pool.sample(pool, jax.random.key(0), num_negatives=9, num_positives=9).indices
+    assert (drawn[:9] - 10 != drawn[9:]).any()
+
+
 def test_the_same_updates_make_the_same_pool_and_one_program():
     pool = hard_pool.init(4, num_positives=3)
     step = jax.jit(functools.partial(hard_pool.update, decay=0.9))
@@ -199,8 +206,9 @@ def test_wrong_numbers_and_shapes_are_named():
         hard_pool.update(
             hard_pool.init(3, num_positives=1), jnp.arange(2), jnp.zeros(2), positive=jnp.ones(2)
         )
-    with pytest.raises(ValueError, match=r"decay=1.5 must be in \(0, 1\]"):
-        hard_pool.update(pool, jnp.arange(2), jnp.zeros(2), decay=1.5)
+    for decay in (1.5, 0, np.float32(1.5)):
+        with pytest.raises(ValueError, match=rf"decay={decay} must be in \(0, 1\]"):
+            hard_pool.update(pool, jnp.arange(2), jnp.zeros(2), decay=decay)
     with pytest.raises(ValueError, match="num_negatives=4 of a pool with 3"):
         hard_pool.sample(pool, jax.random.key(0), num_negatives=4)
     with pytest.raises(ValueError, match="num_positives=1 of a pool with 0"):

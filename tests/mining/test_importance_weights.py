@@ -34,13 +34,18 @@ def test_the_mean_gradient_over_draws_is_the_full_gradient():
         assert (error < 0.03 * np.abs(expected).max()).all(), "the test would notice too little"
 
 
-@pytest.mark.parametrize("k", [1, 3, 9])
-def test_every_weight_has_the_expectation_1_exactly(k, monkeypatch):
-    """Over all offsets, each as likely: with shares in coarse grains there are few enough to try each."""
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("k, grain", [(1, 512), (3, 512), (9, 512), (3, 32)])
+def test_every_weight_has_the_expectation_1_exactly(k, grain, equal, monkeypatch):
+    """Over all offsets, each as likely: with shares in coarse grains there are few enough to try each.
+
+    At 32 grains the even part of a unit is less than one.
+    """
     module = importlib.import_module("hardmine_jax.mining.importance_weights")
-    monkeypatch.setattr(module, "_GRAIN", 512)
+    monkeypatch.setattr(module, "_GRAIN", grain)
     losses = np.array([0.0, 1.0, 1e-3, 30.0, 5.0, 5.0, 2.0, np.nan, 0.1], np.float32)
     where = ~np.isnan(losses)
+    losses = np.where(where, 1, losses) if equal else losses
     steps = []
 
     def every_offset(key, shape, low, high):
@@ -66,6 +71,11 @@ def test_harder_units_are_drawn_more_often_and_weigh_less():
     assert (np.diff(weights.max(axis=0)) < 0).all()
 
 
+def test_each_row_draws_its_own():
+    drawn = np.asarray(importance_weights(jax.random.key(0), jnp.ones((20, 30)), k=3) > 0)
+    assert len(np.unique(drawn, axis=0)) > 5
+
+
 def test_draws_are_k_and_no_weight_is_beyond_its_bound():
     rng = np.random.default_rng(0)
     losses = rng.pareto(1.0, (50, 1000)).astype(np.float32)
@@ -76,6 +86,14 @@ def test_draws_are_k_and_no_weight_is_beyond_its_bound():
     np.testing.assert_array_equal(draws.round().sum(-1), np.full(50, 64))
     assert weights.max() <= 1.001 * 1000 / (64 * 0.1)
     assert (np.abs(draws - 64 * share) < 1.02).all(), "floor or ceil of the expected number"
+
+
+def test_no_weight_is_beyond_2_where_nearly_all_are_drawn():
+    """A unit with k p = 1.2 is drawn once or twice: its weight is 0.83 or 1.67."""
+    losses = jnp.array([0.3] + [0.7 / 9] * 9)
+    keys = jax.random.split(jax.random.key(0), 200)
+    weights = jax.vmap(lambda key: importance_weights(key, losses, k=10, uniform=0.9))(keys)
+    assert float(weights.max()) == pytest.approx(2 / 1.2, rel=1e-4)
 
 
 def test_a_million_units_stay_unbiased():
@@ -108,6 +126,16 @@ def test_the_unit_of_the_loss_does_not_matter(size):
     np.testing.assert_allclose(weights.max(axis=0), 1 / share, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e300])
+def test_losses_beyond_float32_keep_their_proportions(size):
+    with jax.enable_x64(True):
+        losses = size * np.array([0.1, 0.5, 0.2, 1.0])
+        keys = jax.random.split(jax.random.key(3), 400)
+        weights = jax.vmap(lambda key: importance_weights(key, losses, k=1))(keys)
+    share = 0.9 * np.array([0.1, 0.5, 0.2, 1.0]) / 1.8 + 0.1 / 4
+    np.testing.assert_allclose(weights.max(axis=0), 1 / share, rtol=1e-4)
+
+
 def test_without_any_loss_draws_are_uniform():
     weights = importance_weights(jax.random.key(0), jnp.zeros(12), k=4)
     np.testing.assert_allclose(np.sort(weights), [0] * 8 + [3] * 4, rtol=1e-6)
@@ -124,6 +152,8 @@ def test_a_traced_k_draws_the_same():
     compiled = jax.jit(lambda k: importance_weights(jax.random.key(0), losses, k=k))
     for k in (1, 7, 30):
         np.testing.assert_allclose(compiled(k), importance_weights(jax.random.key(0), losses, k=k), rtol=1e-6)
+    for k, clipped in ((-3, 1), (31, 30), (2**31 - 1, 30)):
+        np.testing.assert_array_equal(compiled(k), compiled(clipped))
 
 
 def test_refusals():

@@ -55,6 +55,24 @@ def test_bool_and_integer_losses_give_a_fraction():
     assert masked_mean(LOSSES.astype(np.int32), where=WHERE) == pytest.approx(LOSSES[WHERE].mean())
 
 
+@pytest.mark.parametrize("garbage", [np.nan, np.inf])
+def test_garbage_reaches_no_tangent_and_no_second_derivative(garbage):
+    dirty = np.where(WHERE, LOSSES, np.float32(garbage))
+
+    def square(losses):
+        return masked_mean(losses, where=WHERE) ** 2
+
+    value, tangent = jax.jvp(lambda losses: masked_mean(losses, where=WHERE), (dirty,), (dirty,))
+    assert value == tangent == pytest.approx(LOSSES[WHERE].mean())
+    chex.assert_trees_all_equal(jax.hessian(square)(dirty), jax.hessian(square)(LOSSES))
+
+
+def test_the_denominator_does_not_change_the_precision():
+    with jax.enable_x64(True):
+        for denominator in (16, np.float64(16), jnp.int32(16), jnp.float64(16)):
+            assert masked_mean(LOSSES, where=WHERE, denominator=denominator).dtype == jnp.float32
+
+
 def test_a_traced_denominator():
     assert jax.jit(lambda d: masked_mean(LOSSES, where=None, denominator=d))(63) == pytest.approx(1.0)
 
@@ -64,5 +82,8 @@ def test_refusals():
         masked_mean(LOSSES, where=WHERE.astype(np.float32))
     with pytest.raises(ValueError, match=r"\(3,\) != losses \(2, 3\)"):
         masked_mean(LOSSES, where=WHERE[0])
-    with pytest.raises(ValueError, match="denominator=0 must be positive"):
-        masked_mean(LOSSES, where=WHERE, denominator=0)
+    for denominator in (0, -1.0, float("nan"), np.array(0.0)):
+        with pytest.raises(ValueError, match=f"denominator={denominator} must be positive"):
+            masked_mean(LOSSES, where=WHERE, denominator=denominator)
+    with pytest.raises(ValueError, match=r"denominator of shape \(2,\): give one number"):
+        masked_mean(LOSSES, where=WHERE, denominator=jnp.array([2.0, 3.0]))

@@ -184,6 +184,16 @@ def _by_counter(params, x, labels):
     return jax.lax.fori_loop(0, len(labels), body, jnp.zeros(len(labels)))
 
 
+def _by_branch(params, x, labels):
+    """The rows are numbered where no operand of the branch shows it."""
+    logits = jax.nn.log_softmax(jax.nn.relu(x @ params["w1"] + params["b1"][None]) @ params["w2"])
+
+    def by_number():
+        return -logits[jnp.arange(len(labels)), labels]
+
+    return jax.lax.cond(params["b1"][0] < 99, by_number, lambda: logits[:, 0])
+
+
 def _between(losses):
     """Thresholds that keep 0, 1, ... N units, where the last bit of a loss decides nothing."""
     losses = np.sort(np.asarray(losses))[::-1]
@@ -204,8 +214,13 @@ def test_fewer_equal_and_more_kept_than_capacity(way, capacity):
 @pytest.mark.parametrize("capacity", [3, NUM_UNITS])
 @pytest.mark.parametrize(
     "loss_fn",
-    [functools.partial(_by_position, numpy=False), functools.partial(_by_position, numpy=True), _by_counter],
-    ids=["jnp.arange", "np.arange", "fori_loop"],
+    [
+        functools.partial(_by_position, numpy=False),
+        functools.partial(_by_position, numpy=True),
+        _by_counter,
+        _by_branch,
+    ],
+    ids=["jnp.arange", "np.arange", "fori_loop", "cond"],
 )
 def test_reuse_works_out_positions_anew(loss_fn, capacity):
     args = _head()
@@ -270,19 +285,20 @@ def test_what_is_no_array_passes_by_as_it_is():
 
 
 @every_way
-def test_free_slots_never_meet_padding(way):
+@pytest.mark.parametrize("capacity, least, expected", [(4, 1.5, 2.5), (1, 2.5, 3.0)])
+def test_free_slots_never_meet_padding(way, capacity, least, expected):
     """The derivative of the padding's loss is infinite: 0 times it would be NaN."""
 
     def loss_fn(weight, x):
         return jnp.sqrt(weight * x)
 
     def loss(weight):
-        hard = mine(loss_fn, lambda losses, x: losses > 1.5, capacity=4, in_axes=(None, 0), **way)
+        hard = mine(loss_fn, lambda losses, x: losses > least, capacity=capacity, in_axes=(None, 0), **way)
         mined = hard(weight, jnp.array([0.0, 4.0, 0.0, 9.0, 1.0, 1.0, 1.0]))
         return masked_mean(mined.losses, where=mined.keep)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.float32(1.0))
-    assert (float(value), float(gradient)) == (2.5, 1.25)
+    assert (float(value), float(gradient)) == (expected, expected / 2)
 
 
 @every_way
@@ -331,6 +347,18 @@ def test_reuse_keeps_the_masks_of_one_key_for_all():
     )
 
 
+def test_score_dtype_takes_a_python_number():
+    """As an argument of `jax.grad` it is no array yet where it is cast."""
+    hard = mine(
+        lambda weight, x: weight * x,
+        lambda losses, x: top_k(losses, k=2),
+        capacity=2,
+        in_axes=(None, 0),
+        score_dtype=jnp.bfloat16,
+    )
+    assert float(jax.grad(lambda weight: hard(weight, jnp.arange(5.0)).losses.sum())(3.0)) == 7.0
+
+
 def test_score_dtype_is_for_the_first_run_only():
     seen = []
 
@@ -375,6 +403,25 @@ def test_forward_mode_and_second_derivatives_without_reuse():
     found = jax.jit(lambda b1: (jax.jvp(mined_loss, (b1,), (b1,)), jax.hessian(mined_loss)(b1)))(b1)
     expected = jax.jit(lambda b1: (jax.jvp(masked_loss, (b1,), (b1,)), jax.hessian(masked_loss)(b1)))(b1)
     chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
+def test_reuse_refuses_second_derivatives():
+    """Its residuals are cut off from the arguments, so that terms would be missing without a sign of it."""
+    params, x, labels = _head()
+    select = functools.partial(_by_threshold, -99.0)
+    hard = mine(_cross_entropy, select, capacity=3, in_axes=(None, 0, 0), reuse=True)
+
+    def gradient(params, scale=1.0):
+        return jax.grad(lambda params: scale * hard(params, x, labels).losses.sum())(params)
+
+    def size(params, scale=1.0):
+        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient(params, scale)))
+
+    with pytest.raises(ValueError, match="set reuse=False for second derivatives"):
+        jax.jit(jax.grad(size))(params)
+    # What does not pass through the residuals may be differentiated once more.
+    found = jax.jit(jax.grad(size, argnums=1))(params, 3.0)
+    np.testing.assert_allclose(found, 6 * size(params), rtol=1e-5)
 
 
 KEEP_TWO = {"select": lambda losses, *_: top_k(losses, k=2), "capacity": 2}
@@ -439,6 +486,8 @@ def test_in_axes_are_integers():
     [
         (lambda x: x.sum(), r"not shape \(\): reduce what lies within a unit"),
         (lambda x: x, r"not shape \([1-7], 2\)"),
+        # The number of units is written into it.
+        (lambda x: x[0, 0] + jnp.zeros(NUM_UNITS), r"not shape \(7,\)"),
         (lambda x: (x[:, 0], x), "not tuple"),
     ],
 )

@@ -106,6 +106,37 @@ def test_grad_of_vmap_with_shared_weights(way):
     _close(found, jax.jit(jax.value_and_grad(masked, argnums=(0, 1)))(weight[0], x))
 
 
+@pytest.mark.parametrize("way", [{}, {"chunk": 3}], ids=str)
+@pytest.mark.parametrize("closure", [False, True])
+def test_only_the_second_run_is_differentiated(way, closure):
+    """Neither the first nor `select`: a rule that is called tells how many units it met."""
+    seen = []
+
+    @jax.custom_jvp
+    def sine(x):
+        return jnp.sin(x)
+
+    @sine.defjvp
+    def rule(primals, tangents):
+        seen.append(primals[0].shape)
+        return jnp.sin(*primals), jnp.cos(*primals) * tangents[0]
+
+    def loss_fn(weight, x):
+        return sine(x @ weight)
+
+    def select(losses, x):
+        return top_k(losses + sine(x[:, 0]), k=3)
+
+    def loss(weight, x):
+        if closure:
+            return mine(lambda x: loss_fn(weight, x), select, capacity=4, in_axes=0, **way)(x).losses.sum()
+        return mine(loss_fn, select, capacity=4, in_axes=(None, 0), **way)(weight, x).losses.sum()
+
+    weight, x, _ = _problem()
+    jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(weight, x)
+    assert seen == [(4,)]
+
+
 @every_way
 def test_checkpoint_runs_it_again_to_the_same(way):
     hard = mine(_loss_fn, _select, capacity=4, in_axes=(None, 0, 0), **way)

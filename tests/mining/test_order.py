@@ -66,3 +66,11 @@ def test_order_of_keys_is_the_order_of_losses():
     assert (np.diff(keys.astype(np.int64)) > 0).all()
     assert order.order_keys(jnp.float32(-0.0)) == order.order_keys(jnp.float32(0.0))
     assert order.order_keys(-jnp.float32(jnp.nan)) == INT32.max
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_strict_promotion_of_types_is_no_obstacle(dtype):
+    losses = jnp.asarray([3, 1, 2], dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        keep = order.keep_first(order.order_keys(losses), k=2, where=jnp.ones(3, bool))
+    np.testing.assert_array_equal(keep, [True, False, True])

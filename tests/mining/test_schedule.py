@@ -33,6 +33,20 @@ def test_a_late_step_is_not_rounded():
     np.testing.assert_array_equal(schedule(steps, start=5, k=1, steps=4, begin=begin), [5, 4, 3, 2, 1])
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+@pytest.mark.parametrize("start, k", [(33_554_436, 1), (33_554_435, 1), (1, 33_554_436)])
+def test_the_ends_are_exact_above_the_integers_of_float32(start, k, shape):
+    steps = jnp.array([0, 1, 50_000, 99_999, 100_000, 100_001])
+    numbers = np.asarray(schedule(steps, start=start, k=k, steps=100_000, shape=shape))
+    assert numbers[0] == start and (numbers[4:] == k).all()
+    assert numbers.min() == min(start, k) and numbers.max() == max(start, k)
+
+
+def test_numpy_integers_do_not_wrap():
+    assert int(schedule(5, start=np.uint8(1), k=np.uint8(3), steps=np.uint8(10))) == 2
+    assert int(schedule(5, start=np.uint8(3), k=np.uint8(1), steps=np.uint8(10))) == 2
+
+
 def test_it_may_rise_and_may_stay():
     assert [int(schedule(step, start=1, k=3, steps=2)) for step in range(4)] == [1, 2, 3, 3]
     assert int(schedule(5, start=8, k=8, steps=10)) == 8

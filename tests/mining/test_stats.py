@@ -81,3 +81,24 @@ def test_refusals():
         stats(jnp.zeros(3), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"keep of shape \(3,\) != losses \(2, 3\)"):
         stats(jnp.zeros((2, 3)), jnp.zeros(3, bool))
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_describes_the_rows_of_all_devices_together(kind):
+    """Devices that label and keep unlike numbers of units, so that a mean of ratios would be wrong."""
+    rng = np.random.default_rng(1)
+    losses = jnp.asarray(rng.exponential(size=(8, 3, 6)), jnp.float32)
+    where = jnp.asarray(rng.random(losses.shape) < np.linspace(0.2, 1, 8)[:, None, None])
+    keep = top_k(losses, k=2, where=where)
+
+    def described(losses, keep, where):
+        return stats(losses, keep, where, axis_name="device")
+
+    if kind == "pmap":
+        found = jax.tree.map(lambda leaf: leaf[0], jax.pmap(described, "device")(losses, keep, where))
+    else:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+        split, everywhere = jax.sharding.PartitionSpec("device"), jax.sharding.PartitionSpec()
+        spread = jax.shard_map(described, mesh=mesh, in_specs=split, out_specs=everywhere)
+        found = jax.jit(spread)(losses, keep, where)
+    chex.assert_trees_all_close(found, stats(losses, keep, where), rtol=1e-5)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hardmine_jax.pose import heatmap_mse, ohkm
+from hardmine_jax.pose import heatmap_mse, losses, ohkm
 
 BATCH, HEIGHT, WIDTH, KEYPOINTS = 5, 12, 9, 17
 
@@ -144,3 +144,18 @@ def test_refusals_name_the_numbers(maps):
         heatmap_mse(predicted, target, where=where.astype(np.float32))
     with pytest.raises(ValueError, match=r"bool\(5, 1\) must be bool, \[B=5, K=17\]"):
         heatmap_mse(predicted, target, where=where[:, :1])
+
+
+@pytest.mark.parametrize("size", [(12, 9), (5, 3), (8, 4), (1, 1)])
+def test_the_ways_for_cpu_and_for_accelerators_agree(size):
+    """One of the two is not what runs here, so both are called."""
+    rng = np.random.default_rng(0)
+    predicted, target = rng.normal(size=(2, 3, *size, 4)).astype(np.float32)
+    where = rng.random((3, 4)) < 0.7
+    predicted[~where.any(axis=-1)] = np.nan
+    for labelled in (None, where):
+        ways = [
+            jax.value_and_grad(lambda p, way=way, w=labelled: jnp.sin(way(p, target, w)).sum())(predicted)
+            for way in (losses._squared_error, losses._squared_error_of_neighbours)
+        ]
+        chex.assert_trees_all_close(*ways, rtol=1e-5, atol=1e-7)
