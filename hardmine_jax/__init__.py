@@ -4,11 +4,11 @@
     keep = mining.top_k(losses, k=8, where=labelled)  # [..., N] bool, no gradient
     loss = mining.masked_mean(losses, where=keep)     # []
 
-`mining` and `pose` come with this import. `hardmine_jax.models`, `hardmine_jax.data` and
+`mining`, `pose` and `detection` come with this import. `hardmine_jax.models`, `hardmine_jax.data` and
 `hardmine_jax.training` need the `train` extra and are imported by name.
 """
 
-from hardmine_jax import mining, pose
+from hardmine_jax import detection, mining, pose
 
 __version__ = "0.1.0"
-__all__ = ["mining", "pose"]
+__all__ = ["detection", "mining", "pose"]

@@ -1,0 +1,97 @@
+"""Which ground truth each box belongs to. Boxes are xyxy in pixels."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hardmine_jax.detection.boxes import iou
+
+
+class Matched(NamedTuple):
+    """What `match` gives for each of N boxes. Nothing in it carries a gradient.
+
+    Attributes:
+      labels: int32 [..., N], of the ground truth where the overlap reaches `foreground`, else 0: background.
+      boxes: float [..., N, 4] pixels, the ground truth overlapped most, for background too; the box itself
+        where it touches none, so that `encode_boxes` gives zeros.
+      overlaps: float [..., N] in 0 .. 1, the IoU with it; 0 where none is touched.
+      indices: int32 [..., N] in 0 .. M - 1, which ground truth it is; 0 where none is touched.
+    """
+
+    labels: jax.Array
+    boxes: jax.Array
+    overlaps: jax.Array
+    indices: jax.Array
+
+
+def match(
+    boxes: jax.Array,
+    gt_boxes: jax.Array,
+    gt_labels: jax.Array,
+    *,
+    foreground: float = 0.5,
+    where: jax.Array | None = None,
+) -> Matched:
+    """Gives each box the ground truth that it overlaps most, and its label if that is enough.
+
+    index_n = arg-max over m in where of iou_nm,  label_n = gt_labels[index_n] if iou >= foreground else 0
+
+    Ties go to the lowest index of the ground truth. Ground truth without area, and what takes no part, is
+    never matched, whatever it holds. What background is worth using (an overlap of at least 0.1, say) is the
+    sampler's affair: `sample_rois`. Fast R-CNN, 1504.08083, section 2.3, "Mini-batch sampling".
+
+    Args:
+      boxes: [..., N, 4] pixels.
+      gt_boxes: [..., M, 4] pixels; M may be 0.
+      gt_labels: int [..., M], 1 .. C.
+      foreground: the least overlap of an object, above 0.
+      where: bool [..., M], which ground truth takes part; None for all.
+
+    Returns:
+      `Matched`.
+
+    Raises:
+      ValueError: for foreground <= 0 or > 1, or shapes that do not fit.
+
+    >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [50.0, 0.0, 60.0, 10.0]])
+    >>> matched = match(boxes, jnp.array([[0.0, 0.0, 10.0, 12.0]]), jnp.array([7]))
+    >>> matched.labels, matched.overlaps.round(2)
+    (Array([7, 0, 0], dtype=int32), Array([0.83, 0.29, 0.  ], dtype=float32))
+    """
+    boxes, gt_boxes, gt_labels = (
+        jax.lax.stop_gradient(jnp.asarray(array)) for array in (boxes, gt_boxes, gt_labels)
+    )
+    where = jnp.ones(gt_labels.shape, bool) if where is None else jnp.asarray(where)
+    _check(boxes, gt_boxes, gt_labels, foreground, where)
+    if gt_labels.shape[-1] == 0:
+        none = jnp.zeros(boxes.shape[:-1], jnp.int32)
+        return Matched(labels=none, boxes=boxes, overlaps=none.astype(jnp.float32), indices=none)
+    pairs = jnp.where(where[..., None, :], iou(boxes, gt_boxes), 0)
+    overlaps = pairs.max(axis=-1)
+    number = jnp.arange(gt_labels.shape[-1], dtype=jnp.int32).reshape((1,) * (pairs.ndim - 1) + (-1,))
+    # The lowest index of the best: XLA:CPU has no fast arg-max.
+    indices = jnp.where(pairs == overlaps[..., None], number, gt_labels.shape[-1]).min(axis=-1)
+    labels = jnp.take_along_axis(gt_labels.astype(jnp.int32), indices, axis=-1)
+    nearest = jnp.take_along_axis(gt_boxes, indices[..., None], axis=-2)
+    touches = overlaps > 0
+    return Matched(
+        labels=jnp.where(overlaps >= foreground, labels, 0),
+        boxes=jnp.where(touches[..., None], nearest, boxes),
+        overlaps=overlaps,
+        indices=jnp.where(touches, indices, 0),
+    )
+
+
+def _check(boxes, gt_boxes, gt_labels, foreground, where) -> None:
+    if not 0 < foreground <= 1:
+        raise ValueError(f"foreground={foreground} must be above 0, up to 1: an object's least overlap")
+    if gt_boxes.shape != (*gt_labels.shape, 4) or where.shape != gt_labels.shape:
+        raise ValueError(
+            f"gt_boxes {gt_boxes.shape}, gt_labels {gt_labels.shape} and where {where.shape} must be"
+            " [..., M, 4], [..., M] and [..., M]"
+        )
+    if where.dtype != bool:
+        raise ValueError(f"where must be bool, not {where.dtype}: say which ground truth takes part")
+    if boxes.ndim < 2 or boxes.shape[:-2] != gt_labels.shape[:-1]:
+        raise ValueError(f"boxes {boxes.shape} and gt_boxes {gt_boxes.shape} must have the same leading axes")
