@@ -1,4 +1,5 @@
-"""Datasets of people (or mice, hands, fish) with keypoints: one file a dataset, and the way to batches.
+"""Datasets of people (or mice, hands, fish) with keypoints, and of objects in boxes: one file a dataset, and
+the way to batches.
 
 Needs the `train` extra. Import what is needed by name, for instance `from hardmine_jax.data import lspet`.
 """

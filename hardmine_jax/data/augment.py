@@ -110,7 +110,7 @@ def augment(
         record, affine_matrix(centre, sides, rotation, size=size), size=size, skeleton=skeleton, flip=flip
     )
     if config.colour:
-        example["image"] = _jitter(example["image"], rng, config.colour)
+        example["image"] = jitter(example["image"], rng, config.colour)
     return example
 
 
@@ -160,18 +160,21 @@ def _warp(record: dict, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray
     # OpenCV's own threads cost more than they bring at this size, and fight with the reading threads.
     cv2.setNumThreads(0)
     shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    image, (step_x, step_y) = _decode(record, min(int(math.log2(max(shrink, 1.0))), 3))
+    image, (step_x, step_y) = decode_smaller(record, min(int(math.log2(max(shrink, 1.0))), 3))
     # Pixel i of the smaller picture covers the pixels around (i + 0.5) * step - 0.5 of the original.
     matrix = matrix @ np.array([[step_x, 0, (step_x - 1) / 2], [0, step_y, (step_y - 1) / 2], [0, 0, 1]])
     crop = cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=BORDER[::-1])
     return cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
 
 
-def _decode(record: dict, halvings: int) -> tuple[np.ndarray, tuple[float, float]]:
+def decode_smaller(record: dict, halvings: int) -> tuple[np.ndarray, tuple[float, float]]:
     """BGR picture made smaller by about 2**halvings, and how many original pixels each one spans (x, y).
 
     Shrinking comes before the warp because bilinear sampling at a stride above 2 skips pixels. JPEG does it
     while decoding, which also saves most of the decoding. EXIF orientation is ignored, as by `decode_image`.
+
+    Raises:
+      UnreadableImage: the bytes are no whole image.
     """
     encoded, factor = record["image"], 2**halvings
     is_jpeg = encoded.startswith(b"\xff\xd8")
@@ -197,7 +200,7 @@ def _decode(record: dict, halvings: int) -> tuple[np.ndarray, tuple[float, float
     return small, (width / small.shape[1], height / small.shape[0])
 
 
-def _jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+def jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Saturation, contrast and brightness as one 3x4 matrix on the colours of each pixel."""
     saturation, contrast, brightness = rng.uniform(1 - strength, 1 + strength, 3)
     luma = np.array([0.299, 0.587, 0.114])

@@ -12,17 +12,15 @@ as COCO does, or from 0 when a 0 is among them. Ids may be whole numbers or text
 same id. Format: https://cocodataset.org/#format-data
 """
 
-import hashlib
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from hardmine_jax.data import cache, coco_download, records
+from hardmine_jax.data import cache, coco_download, coco_json, listing, records
+from hardmine_jax.data.coco_json import whole_id
 from hardmine_jax.pose import Skeleton
 
 # Sigmas: the official evaluation's, https://cocodataset.org/#keypoints-eval
@@ -48,8 +46,6 @@ DEFAULT_SIGMA = 0.067
 
 # Between a capital side at either end of a name and the rest; the rest of "LEFT" and "RIGHT" is none.
 _CAMEL_CASE_SIDE = r"(?<=^[LR])(?=[A-Z])(?!EFT|IGHT)|(?<=[a-z])(?=[LR]$)"
-
-_SHAPE = 'a JSON object with the lists "images", "annotations" and "categories"'
 
 
 def load(
@@ -85,9 +81,9 @@ def load(
       DataError: missing file or folder, JSON that is no COCO keypoint file, no image that is listed, nobody
         usable to train on.
     """
-    files = [_load_file(annotations, images)]
+    files = [coco_json.load_file(annotations, images)]
     if validation_annotations is not None:
-        files.append(_load_file(validation_annotations, validation_images or images))
+        files.append(coco_json.load_file(validation_annotations, validation_images or images))
     options = {
         "category": category,
         "sigmas": None if sigmas is None else [float(sigma) for sigma in sigmas],
@@ -95,10 +91,8 @@ def load(
         "edges": None if edges is None else [list(pair) for pair in edges],
     }
     made_from = {
-        "files": [[os.fspath(file.path), cache.file_hash(file.path)] for file in files],
-        # Not the whole folder: a run may write its own output there.
-        "images": [[os.fspath(file.folder), cache.files_hash(_listed(file))] for file in files],
-        "code": cache.file_hash(__file__),
+        **coco_json.made_from(files),
+        "code": [cache.file_hash(file) for file in (__file__, coco_json.__file__, listing.__file__)],
         **options,
     }
     return records.prepare(
@@ -156,50 +150,14 @@ def infer_flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     )
 
 
-def whole_id(given: object) -> int | str | None:
-    """An id as a JSON file gives it: text and whole numbers, 1.0 (as pandas writes it) as 1; else None.
-
-    >>> whole_id(7), whole_id(7.0), whole_id("a7"), whole_id(7.5), whole_id(None), whole_id(True)
-    (7, 7, 'a7', None, None, None)
-    """
-    if isinstance(given, float) and given.is_integer():
-        return int(given)
-    return given if isinstance(given, int | str) and not isinstance(given, bool) else None
-
-
 def _right(left: re.Match) -> str:
     return "right" if left[0] == "left" else "r"
 
 
-class _File(NamedTuple):
-    path: pathlib.Path
-    folder: pathlib.Path
-    content: dict
-
-
-def _load_file(annotations: str | os.PathLike | None, images: str | os.PathLike | None) -> _File:
-    if annotations is None or images is None:
-        missing = "--annotations JSON" if annotations is None else "--images DIR"
-        raise records.DataError(f"coco needs --annotations JSON and --images DIR: {missing} is missing")
-    path, folder = (pathlib.Path(given).expanduser().resolve() for given in (annotations, images))
-    if not path.is_file():
-        raise records.DataError(f"no file {path}: give a COCO keypoint JSON")
-    if not folder.is_dir():
-        raise records.DataError(
-            f"no folder {folder}: give the one that the file names in {path} are relative to"
-        )
-    return _File(path, folder, _load_json(path))
-
-
-def _listed(file: _File) -> list[pathlib.Path]:
-    names = (image.get("file_name") for image in file.content["images"] if isinstance(image, dict))
-    return [path for name in names if (path := _inside(file.folder, name)) is not None]
-
-
-def _read(files: list[_File], options: dict, skip: records.Skip) -> tuple[Skeleton, records.Splits]:
+def _read(files: list[coco_json.File], options: dict, skip: records.Skip) -> tuple[Skeleton, records.Splits]:
     skeleton, everybody = _read_file(files[0], options, skip)
     if len(files) == 1:
-        train, validation = _tenth_apart(everybody)
+        train, validation = listing.tenth_apart(everybody, [str(picture.image_id) for picture in everybody])
     else:
         train, (other, validation) = everybody, _read_file(files[1], options, skip)
         if other.names != skeleton.names:
@@ -209,7 +167,9 @@ def _read(files: list[_File], options: dict, skip: records.Skip) -> tuple[Skelet
     return skeleton, {"train": records.usable(train, skip), "validation": records.usable(validation, skip)}
 
 
-def _read_file(file: _File, options: dict, skip: records.Skip) -> tuple[Skeleton, list[records.Picture]]:
+def _read_file(
+    file: coco_json.File, options: dict, skip: records.Skip
+) -> tuple[Skeleton, list[records.Picture]]:
     path, folder, content = file
     category = _category(content["categories"], options["category"], path)
     skeleton = _skeleton(category, options, path)
@@ -236,54 +196,12 @@ def _pictures(
         if not labelled:
             continue
         name = image.get("file_name")
-        image_file = _inside(folder, name)
+        image_file = listing.inside(folder, name)
         if image_file is None:
             skip("file_name missing, no path or outside the image folder", str(name))
         else:
-            yield records.Picture(name, _number(image_id), image_file, tuple(labelled), _size(image))
-
-
-def _number(image_id: str) -> int:
-    """The id itself where it is a number of 64 bits, else 63 bits that depend on the id alone."""
-    if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", image_id) and _is_int64(int(image_id)):
-        return int(image_id)
-    return int.from_bytes(_digest(image_id, 8)) >> 1
-
-
-def _is_int64(number: int) -> bool:
-    return -(2**63) <= number < 2**63
-
-
-def _digest(image_id: str, size: int) -> bytes:
-    return hashlib.blake2b(image_id.encode(errors="surrogatepass"), digest_size=size).digest()
-
-
-def _size(image: dict) -> tuple[int, int] | None:
-    """The listed (height, width); some tools leave them out, or write 0 or null."""
-    height, width = (whole_id(image.get(side)) for side in ("height", "width"))
-    listed = all(isinstance(side, int) and side > 0 for side in (height, width))
-    return (height, width) if listed else None
-
-
-def _load_json(path: pathlib.Path) -> dict:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            # Outlines are most of an official file, and never used.
-            content = json.load(file, object_hook=_without_segmentation)
-    except (ValueError, RecursionError) as error:
-        raise records.DataError(f"{path} is no JSON ({error}): expected {_SHAPE}") from error
-    keys = content if isinstance(content, dict) else {}
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(keys.get(key), list)]
-    if missing:
-        raise records.DataError(
-            f"{path} is no COCO file, it lacks {' and '.join(missing)}: expected {_SHAPE}"
-        )
-    return content
-
-
-def _without_segmentation(content: dict) -> dict:
-    content.pop("segmentation", None)
-    return content
+            number = listing.id_number(image_id)
+            yield records.Picture(name, number, image_file, tuple(labelled), coco_json.listed_size(image))
 
 
 def _category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
@@ -380,39 +298,6 @@ def _person(annotation: dict, position: int, num_keypoints: int) -> records.Pers
     if not visibility.any():
         return "no labelled joint"
     annotation_id = whole_id(annotation.get("id"))
-    if not (isinstance(annotation_id, int) and _is_int64(annotation_id)):
+    if not (isinstance(annotation_id, int) and listing.is_int64(annotation_id)):
         annotation_id = position
     return records.Person(points[:, :2], visibility, box, area, annotation_id)
-
-
-def _inside(folder: pathlib.Path, name: object) -> pathlib.Path | None:
-    """The file `name` of the folder, or None where the name leads out; links inside are allowed."""
-    if not isinstance(name, str) or "\0" in name or not _is_utf8(name):
-        return None
-    path = pathlib.Path(os.path.normpath(folder / name))
-    return path if folder in path.parents else None
-
-
-def _is_utf8(name: str) -> bool:
-    """False for half a surrogate pair, which JSON can hold and neither a file system nor a record can."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _tenth_apart(pictures: list[records.Picture]) -> tuple[list[records.Picture], list[records.Picture]]:
-    """Pictures to train on and to validate on; both get one as soon as there are two."""
-    if len(pictures) < 2:
-        return pictures, []
-    places = [_place(picture.image_id) for picture in pictures]
-    threshold = min(max(0.1, min(places)), sorted(places)[-2])
-    train = [picture for picture, place in zip(pictures, places, strict=True) if place > threshold]
-    validation = [picture for picture, place in zip(pictures, places, strict=True) if place <= threshold]
-    return train, validation
-
-
-def _place(image_id: int) -> float:
-    """A number in [0, 1) that depends on the id alone."""
-    return int.from_bytes(_digest(str(image_id), 6)) / 2.0**48

@@ -74,18 +74,23 @@ def usable(pictures: Iterable[Picture], skip: Callable[[str, str], None]) -> Ite
     each person without a labelled keypoint inside the image or without a box of some area. Keypoints outside
     the image become visibility 0.
     """
+    for picture, problems in in_threads(_check, pictures):
+        for reason, name in problems:
+            skip(reason, name)
+        if picture.people:
+            yield picture
+
+
+def in_threads(check: Callable, pictures: Iterable) -> Iterator:
+    """`check` of each picture, in order, a thread a core; OpenCV prints nothing meanwhile."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, _quiet_opencv():
         pictures = iter(pictures)
         while chunk := list(itertools.islice(pictures, 64)):
-            for picture, problems in pool.map(_check, chunk):
-                for reason, name in problems:
-                    skip(reason, name)
-                if picture.people:
-                    yield picture
+            yield from pool.map(check, chunk)
 
 
 def _check(picture: Picture) -> tuple[Picture, list[tuple[str, str]]]:
-    opened = _open(picture)
+    opened = open_image(picture.image, picture.size)
     if isinstance(opened, str):
         return picture._replace(people=()), [(opened, picture.name)]
     encoded, size = opened
@@ -101,19 +106,21 @@ def _check(picture: Picture) -> tuple[Picture, list[tuple[str, str]]]:
     return picture._replace(image=encoded, people=tuple(people)), problems
 
 
-def _open(picture: Picture) -> tuple[bytes, tuple[int, int]] | str:
+def open_image(
+    image: bytes | pathlib.Path, listed_size: tuple[int, int] | None
+) -> tuple[bytes, tuple[int, int]] | str:
     """The image's bytes and its (H, W), or the reason why it cannot be used."""
     try:
-        encoded = picture.image if isinstance(picture.image, bytes) else picture.image.read_bytes()
+        encoded = image if isinstance(image, bytes) else image.read_bytes()
     except FileNotFoundError:
         return "image absent"
     except (OSError, ValueError):  # ValueError: a name that can be no path.
         return "image unreadable"
-    image = decode_image(encoded)
-    if image is None:
+    decoded = decode_image(encoded)
+    if decoded is None:
         return "image unreadable"
-    size = image.shape[:2]
-    if picture.size not in (None, size):
+    size = decoded.shape[:2]
+    if listed_size not in (None, size):
         return "image is not of the listed width and height (turned by EXIF?)"
     return encoded, size
 

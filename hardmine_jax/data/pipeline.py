@@ -8,7 +8,7 @@ that image, "visibility" i32 [B, K], "index" i32 [B] (position in the source, -1
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -23,20 +23,23 @@ _logger = logging.getLogger(__name__)
 _READ_THREADS = 2
 
 
+# (record, rng) -> example, and record -> example: dictionaries of numpy arrays of one shape for all records.
+Augment = Callable[[dict, np.random.Generator], dict]
+Read = Callable[[dict], dict]
+
+
 @dataclasses.dataclass(frozen=True)
 class _TrainReader:
     """(position in the source, rng) -> example; a class because worker processes get it pickled."""
 
     source: Sequence[dict]
-    size: tuple[int, int]
-    skeleton: Skeleton
-    config: AugmentConfig
+    augment: Augment
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict:
         for tries in range(len(self.source)):
             record = self.source[(index + tries) % len(self.source)]
             try:
-                example = augment(record, rng, size=self.size, skeleton=self.skeleton, config=self.config)
+                example = self.augment(record, rng)
             except UnreadableImage:
                 continue
             # An unreadable record's place is taken by the next readable one; the batches' owner counts them.
@@ -142,12 +145,39 @@ def train_batches(
     Raises:
       ValueError: an empty source, or a number out of its range.
     """
+    return endless_batches(
+        source,
+        functools.partial(augment, size=size, skeleton=skeleton, config=config),
+        batch_size=batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        prefetch=prefetch,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+
+
+def endless_batches(
+    source: Sequence[dict],
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    prefetch: int = 4,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> TrainBatches:
+    """What `train_batches` does, with any `augment`; it raises UnreadableImage where the next record goes in.
+
+    Args and raises: as for `train_batches`. `augment` must be picklable where `num_workers` > 0.
+    """
     _check(source, batch_size, shard_index, shard_count)
     if not 0 <= seed < 2**32 or num_workers < 0 or prefetch < 1:
         raise ValueError(
             f"seed={seed} must be 0..2**32-1, num_workers={num_workers} >= 0, prefetch={prefetch} >= 1"
         )
-    read = _TrainReader(source, size, skeleton, config)
+    read = _TrainReader(source, augment)
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(read)
     # Cut after the shuffle: the shards then share one stream, and each epoch of it holds every example once.
     batches = stream.slice(slice(shard_index, None, shard_count)).batch(batch_size, drop_remainder=True)
@@ -175,9 +205,41 @@ def evaluation_batches(
     Raises:
       ValueError: an empty source, or a number out of its range.
     """
+    padding_example = {
+        "image": np.broadcast_to(np.uint8(BORDER), (*size, 3)),
+        "keypoints": np.zeros((skeleton.num_keypoints, 2), np.float32),
+        "visibility": np.zeros(skeleton.num_keypoints, np.int32),
+        "index": np.int32(-1),
+        "inverse": np.eye(2, 3, dtype=np.float32),
+    }
+    return ordered_batches(
+        source,
+        functools.partial(evaluate_crop, size=size, skeleton=skeleton, padding=padding),
+        padding_example,
+        batch_size=batch_size,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+
+
+def ordered_batches(
+    source: Sequence[dict],
+    read: Read,
+    padding_example: dict,
+    *,
+    batch_size: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.IterDataset:
+    """What `evaluation_batches` does, with any `read`.
+
+    Args:
+      read: raises UnreadableImage for a record whose place is to be padding.
+      padding_example: what stands where there is no record, without "where".
+    """
     _check(source, batch_size, shard_index, shard_count)
     a_step = batch_size * shard_count
-    read = functools.partial(_read_evaluation, source=source, size=size, skeleton=skeleton, padding=padding)
+    read = functools.partial(_read_or_pad, source=source, read=read, padding_example=padding_example)
     examples = grain.MapDataset.range(-(-len(source) // a_step) * a_step).map(read)
     batches = examples.slice(slice(shard_index, None, shard_count)).batch(batch_size, drop_remainder=True)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=4))
@@ -192,20 +254,10 @@ def _check(source: Sequence[dict], batch_size: int, shard_index: int, shard_coun
         )
 
 
-def _read_evaluation(
-    index: int, *, source: Sequence[dict], size: tuple[int, int], skeleton: Skeleton, padding: float
-) -> dict:
+def _read_or_pad(index: int, *, source: Sequence[dict], read: Read, padding_example: dict) -> dict:
     if index < len(source):
         try:
-            example = evaluate_crop(source[index], size=size, skeleton=skeleton, padding=padding)
-            return {**example, "where": np.True_}
+            return {**read(source[index]), "where": np.True_}
         except UnreadableImage as error:
             _logger.warning("left out of the evaluation: %s", error)
-    return {
-        "image": np.broadcast_to(np.uint8(BORDER), (*size, 3)),
-        "keypoints": np.zeros((skeleton.num_keypoints, 2), np.float32),
-        "visibility": np.zeros(skeleton.num_keypoints, np.int32),
-        "index": np.int32(-1),
-        "inverse": np.eye(2, 3, dtype=np.float32),
-        "where": np.False_,
-    }
+    return {**padding_example, "where": np.False_}

@@ -14,6 +14,7 @@ class Skipped:
 
     Attributes:
       reasons: reason -> names of the records (images, or people in them) left out for it, in reading order.
+      noted: what was odd -> names of the records that are there nevertheless.
 
     >>> skipped = Skipped({"image absent": ("im00001.jpg", "im00007.jpg")})
     >>> skipped.count, skipped.report()
@@ -21,6 +22,7 @@ class Skipped:
     """
 
     reasons: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    noted: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -28,26 +30,34 @@ class Skipped:
         return sum(len(names) for names in self.reasons.values())
 
     def report(self, *, num_names: int = 5) -> str:
-        """One line: each reason with its count and its first `num_names` names."""
-        if not self.count:
-            return "skipped nothing"
-        reasons = self.reasons.items()
-        parts = [f"{len(names)} {reason} ({_first(names, num_names)})" for reason, names in reasons]
-        return f"skipped {self.count} record{'s' * (self.count > 1)}: {'; '.join(parts)}"
+        """One line: each reason with its count and its first `num_names` names, then what was noted."""
+        parts = []
+        for found, heading in ((self.reasons, "skipped"), (self.noted, "kept, but noted")):
+            count = sum(len(names) for names in found.values())
+            listed = "; ".join(
+                f"{len(names)} {reason} ({_first(names, num_names)})" for reason, names in found.items()
+            )
+            if count:
+                parts.append(f"{heading} {count} record{'s' * (count > 1)}: {listed}")
+        return ". ".join(parts) or "skipped nothing"
 
 
 def _first(names: tuple[str, ...], k: int) -> str:
     return ", ".join(names[:k]) + (", ..." if len(names) > k else "")
 
 
-def gather(problems: Iterable[tuple[str, str]]) -> Skipped:
+def gather(problems: Iterable[tuple[str, str]], noted: Iterable[tuple[str, str]] = ()) -> Skipped:
     """(reason, name) pairs -> Skipped, reasons in order of their first appearance.
 
     >>> gather([("b", "1"), ("a", "2"), ("b", "3")]).reasons
     {'b': ('1', '3'), 'a': ('2',)}
     """
+    return Skipped(_by_reason(problems), _by_reason(noted))
+
+
+def _by_reason(problems: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     reasons: dict[str, list[str]] = {}
     for reason, name in problems:
         # Names are the file's: a line break in one would break the report's line, half a surrogate the print.
         reasons.setdefault(reason, []).append(name if name.isprintable() else ascii(name))
-    return Skipped({reason: tuple(names) for reason, names in reasons.items()})
+    return {reason: tuple(names) for reason, names in reasons.items()}

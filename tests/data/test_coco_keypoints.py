@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hardmine_jax.data import cache, coco_download, coco_keypoints
+from hardmine_jax.data import cache, coco_download, coco_keypoints, listing
 from hardmine_jax.data.records import DataError
 
 MOUSE = {
@@ -129,7 +129,7 @@ def test_split_follows_the_image_and_stays_when_others_come(mice):
 @pytest.mark.parametrize("num_images", [2, 3, 1000])
 def test_a_tenth_is_set_apart_and_both_sides_have_somebody(num_images):
     pictures = [coco_keypoints.records.Picture("", number, b"", ()) for number in range(num_images)]
-    train, validation = coco_keypoints._tenth_apart(pictures)
+    train, validation = listing.tenth_apart(pictures, [str(picture.image_id) for picture in pictures])
     assert len(train) + len(validation) == num_images and train and validation
     if num_images == 1000:
         assert 70 < len(validation) < 130

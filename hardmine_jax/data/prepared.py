@@ -1,0 +1,154 @@
+"""Prepared examples on disk: a tensorflow-datasets builder in array_record (no TensorFlow needed).
+
+One example an image, images as they stood in their files, in the order given. What an example holds besides
+its image is the business of `records.py` (people) and `detection_records.py` (objects).
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from hardmine_jax.data import cache, pictures
+from hardmine_jax.data.problems import DataError
+
+_EXAMPLES_A_SHARD = 4096
+SPLITS = ("train", "validation")
+# For each split its examples in order, as dictionaries of the features.
+Examples = Mapping[str, Iterable[dict]]
+# Called once a picture; tells who waits how far it is.
+Tell = Callable[[], None]
+IMAGE_FEATURES = {
+    "name": tfds.features.Text(),
+    "image_id": tfds.features.Scalar(np.int64),
+    "image": tfds.features.Image(),
+}
+
+
+class ExampleReader:
+    """Random access to the examples of a split, their images as encoded bytes.
+
+    Opens its files at the first example, so it pickles small and each worker process gets its own readers.
+    """
+
+    def __init__(self, folder: pathlib.Path, split: str):
+        self.folder = folder
+        self.split = split
+        self._examples = None
+
+    def __getitem__(self, index: int) -> dict:
+        return self._open()[index]
+
+    def _open(self):
+        if self._examples is None:
+            try:
+                builder = tfds.builder_from_directory(os.fspath(self.folder / "examples"))
+                decoders = {"image": tfds.decode.SkipDecoding()}
+                self._examples = builder.as_data_source(split=self.split, decoders=decoders)
+            except (OSError, ValueError) as error:
+                raise damaged(self.folder, error) from error
+        return self._examples
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_examples": None}
+
+    def __repr__(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}, {self.split}"
+
+
+class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
+    """One example an image, in the order given; `features` are those besides IMAGE_FEATURES."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, features: dict, examples: Examples, data_dir: pathlib.Path):
+        self._features = {**IMAGE_FEATURES, **features}
+        self._given = examples
+        super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._features))
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator[dict]]:
+        return {split: self._generate_examples(examples) for split, examples in self._given.items()}
+
+    def _generate_examples(self, examples: Iterable[dict]) -> Iterator[dict]:
+        yield from examples
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        # GeneratorBasedBuilder's own writer keeps a split in memory to shuffle it, and from 1 GB on asks for
+        # TensorFlow; tensorflow-datasets' sequential writer does neither.
+        # `self.info` knows the final folder only, and this runs in a temporary one.
+        info = self._info()
+        writer = tfds.core.SequentialWriter(info, _EXAMPLES_A_SHARD, file_format="array_record")
+        for split, examples in self._split_generators(dl_manager).items():
+            writer.initialize_splits([split])
+            while chunk := list(itertools.islice(examples, 256)):
+                writer.add_examples({split: chunk})
+        writer.close_all()
+        self.info.set_splits(info.splits)
+
+
+def write_examples(folder: pathlib.Path, features: dict, examples: Examples) -> None:
+    """Fills `folder / "examples"`, what `ExampleReader(folder, split)` reads."""
+    with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
+        builder = ExampleBuilder(features=features, examples=examples, data_dir=folder / "tfds")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    # One fixed name, so that nothing else has to know how tensorflow-datasets lays out its folders.
+    pathlib.Path(builder.data_dir).rename(folder / "examples")
+    shutil.rmtree(folder / "tfds")
+
+
+def prepare_folder(
+    name: str,
+    *,
+    made_from: dict,
+    code: Iterable[str],
+    build: Callable[[pathlib.Path, Tell], None],
+    cache_dir: str | os.PathLike | None,
+) -> pathlib.Path:
+    """The folder of a dataset in the cache, filled now by `build(temporary folder, tell)` unless it is there.
+
+    Args:
+      name: of the dataset, and of its folder in the cache.
+      made_from: JSON-able; everything the examples follow from (paths, hashes of files, options, code).
+      code: files whose contents belong to the fingerprint too, besides this one and `pictures.py`.
+      build: calls `tell()` once a picture.
+      cache_dir: see `cache.cache_root`.
+    """
+    hashes = [cache.file_hash(file) for file in (*code, __file__, pictures.__file__)]
+    key = cache.fingerprint({"name": name, "code": hashes, "made_from": made_from})
+    folder = cache.cache_root(cache_dir) / name / key
+    tell = Teller(name, folder)
+    cache.build_once(folder, lambda temporary: build(temporary, tell))
+    return folder
+
+
+def damaged(folder: pathlib.Path, error: Exception) -> DataError:
+    return DataError(f"prepared data {folder} is damaged: delete that folder ({error})")
+
+
+class Teller:
+    """One line to the terminal at the first picture, and one every half minute after it.
+
+    Not before the first picture: for data that is none the error is the only line.
+    """
+
+    def __init__(self, name: str, folder: pathlib.Path):
+        self._name, self._folder = name, folder
+        self._count, self._due = 0, 0.0
+
+    def __call__(self) -> None:
+        if not self._count or time.monotonic() > self._due:
+            progress = f": {self._count} images so far" if self._count else " (once for this data)"
+            print(f"preparing {self._name} in {self._folder}{progress}", file=sys.stderr, flush=True)
+            self._due = time.monotonic() + 30
+        self._count += 1
