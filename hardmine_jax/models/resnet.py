@@ -72,12 +72,14 @@ class ResNet(nn.Module):
     Attributes:
       depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
       width: channels of the first stage before expansion; 64 as published.
+      stages: how many of the four there are; with 3 the levels end at c4.
       dtype: type of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
     """
 
     depth: int = 50
     width: int = 64
+    stages: int = 4
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -91,7 +93,7 @@ class ResNet(nn.Module):
         features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
         block = BasicBlock if self.depth < 50 else Bottleneck
         levels = []
-        for stage, count in enumerate(STAGES[self.depth]):
+        for stage, count in enumerate(STAGES[self.depth][: self.stages]):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"layer{stage + 1}_{index}"

@@ -12,10 +12,10 @@ def _fill(path, leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndar
 
 @pytest.fixture(scope="session")
 def random_variables():
-    """`(model, images) -> variables` by numpy: compiling `model.init` takes longer than the tests."""
+    """`(model, *inputs) -> variables` by numpy: compiling `model.init` takes longer than the tests."""
 
-    def make(model, images):
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    def make(model, *inputs):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         rng = np.random.default_rng(0)
         return jax.tree_util.tree_map_with_path(lambda path, leaf: _fill(path, leaf, rng), shapes)
 
