@@ -1,0 +1,234 @@
+"""Evaluation of a detector on a dataset's validation split: batches in, scores and pictures out.
+
+Boxes are xyxy in pixels of the original images; labels are 1 .. C.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import detection_plots
+import numpy as np
+from pose_evaluation import evenly_spaced
+
+from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
+from hardmine_jax.data.detection_records import DetectionDataset
+from hardmine_jax.data.pictures import decode_image
+from hardmine_jax.data.proposals import SourceProposals
+from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
+from hardmine_jax.detection.coco_eval import coco_average_precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Some images of a split: their positions in the source and names, what was found and what is there."""
+
+    rows: np.ndarray
+    names: Sequence[str]
+    found: Sequence[Detections]
+    truth: Sequence[GroundTruth]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How a split becomes batches: images a batch, (H, W) of the input, boxes and proposals an image."""
+
+    batch_size: int
+    size: tuple[int, int]
+    max_boxes: int
+    max_proposals: int
+    short_side: int | None = None
+
+    def batches(self, source: Sequence[dict], proposals: SourceProposals, rows: np.ndarray | None = None):
+        """Batches of a split, or of some rows of it, numbered by their place among these."""
+        if rows is not None:
+            source, every = Rows(source, rows), proposals
+
+            def proposals(index):
+                return every[int(rows[index])]
+
+        return detection_evaluation_batches(source, proposals, **dataclasses.asdict(self))
+
+
+class Rows:
+    """Some records of a source, renumbered from 0."""
+
+    def __init__(self, source: Sequence[dict], rows: np.ndarray):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self._source[int(self._rows[index])], "index": index}
+
+
+class Evaluator:
+    """Scores of a state on the validation split.
+
+    Args:
+      dataset: its `validation` is evaluated on.
+      proposals: of the validation split.
+      predict: (state, batch) -> what `detection_task.make_predict` gives.
+      batching: of the split.
+      num_images: how many `quick` evaluates.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        proposals: SourceProposals,
+        predict: Callable,
+        *,
+        batching: Batching,
+        num_images: int,
+    ):
+        self._dataset, self._proposals, self._predict = dataset, proposals, predict
+        self._batching = batching
+        self._some = evenly_spaced(len(dataset.validation), num_images)
+
+    def run(self, state, rows: np.ndarray | None = None) -> Evaluated:
+        """Everything found on all of the split, or on some rows of it."""
+        source = self._dataset.validation
+        rows = np.arange(len(source)) if rows is None else rows
+        seen, found = [], []
+        for batch in self._batching.batches(source, self._proposals, rows):
+            outputs = self._predict(state, {name: batch[name] for name in PREDICTED_FROM})
+            for place in np.flatnonzero(batch["where"]):
+                keep = outputs["where"][place]
+                found.append(Detections(*(outputs[name][place][keep] for name in Detections._fields)))
+                seen.append(int(batch["index"][place]))
+        rows = rows[np.array(seen, int)]
+        truth = [read_truth(source[int(row)]) for row in rows]
+        return Evaluated(rows, [name for name, _ in truth], found, [objects for _, objects in truth])
+
+    def quick(self, state) -> dict[str, float]:
+        """The numbers to watch while training, on a fixed part of the split."""
+        evaluated = self.run(state, self._some)
+        measured = voc(evaluated, self._dataset.classes)
+        # A few images may show no object that counts.
+        return {"map": finite(measured.mean) or 0.0, "map_11_point": finite(measured.mean_11_point) or 0.0}
+
+    def recall(self, evaluated: Evaluated, *, overlap: float = 0.5) -> float | None:
+        """Share of the objects that some proposal covers: no detector gets beyond it by much."""
+        covered = []
+        for row, truth in zip(evaluated.rows, evaluated.truth, strict=True):
+            boxes = self._proposals[int(row)][: self._batching.max_proposals]
+            for box in truth.boxes[~truth.difficult]:
+                covered.append((detection_plots.overlaps(box, boxes) >= overlap).any())
+        return float(np.mean(covered)) if covered else None
+
+    def pictures(self, evaluated: Evaluated, places: Sequence[int]) -> list[detection_plots.Example]:
+        """Some of the evaluated images with what was found and what is there."""
+        examples = []
+        for place in places:
+            image = decode_image(self._dataset.validation[int(evaluated.rows[place])]["image"])
+            examples.append(
+                detection_plots.Example(
+                    image, evaluated.found[place], evaluated.truth[place], evaluated.names[place]
+                )
+            )
+        return examples
+
+
+# What `detection_task.make_predict` reads of a batch.
+PREDICTED_FROM = ("image", "image_size", "scale", "proposals", "proposals_where")
+
+
+def read_truth(record: dict) -> tuple[str, GroundTruth]:
+    """Name and objects of a record; those without area are none."""
+    boxes = np.asarray(record["boxes"], np.float32).reshape(-1, 4)
+    real = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    columns = (boxes, np.asarray(record["labels"]), np.asarray(record["difficult"], bool))
+    return str(record["name"]), GroundTruth(*(column[real] for column in columns))
+
+
+def voc(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecision:
+    return average_precision(evaluated.found, evaluated.truth, classes=classes)
+
+
+def score(evaluated: Evaluated, classes: Sequence[str]) -> dict:
+    """The numbers of result.json: `map` and `map_11_point` at IoU 0.5, `per_class`, COCO's own in `coco`."""
+    measured = voc(evaluated, classes)
+    per_class = {
+        row.name: {
+            "ap": finite(row.ap),
+            "ap_11_point": finite(row.ap_11_point),
+            "recall": finite(row.recall[-1]) if len(row.recall) else (0.0 if row.num_objects else None),
+            "count": row.num_objects,
+        }
+        for row in measured.classes
+    }
+    coco = coco_average_precision(evaluated.found, evaluated.truth, classes=classes)
+    return {
+        "map": finite(measured.mean),
+        "map_11_point": finite(measured.mean_11_point),
+        "coco": coco,
+        "per_class": per_class,
+        "classes_without_objects": list(measured.without_objects),
+    }
+
+
+def curves(evaluated: Evaluated, classes: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(recall, precision) of every class that has objects."""
+    rows = voc(evaluated, classes).classes
+    return {row.name: (row.recall, row.precision) for row in rows if row.num_objects and len(row.recall)}
+
+
+def finite(value: float) -> float | None:
+    """None for NaN, which is no JSON."""
+    return float(value) if np.isfinite(value) else None
+
+
+class MinedRecorder:
+    """Writes down which RoIs of a few training images are mined, as training goes on: `mined/<step>.npz`.
+
+    Args:
+      workdir: the run's folder.
+      source, proposals: of the training split.
+      choose: (state, batch) -> what `detection_task.make_choice` gives.
+      batching: of the split, one batch of which is watched.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        source: Sequence[dict],
+        proposals: SourceProposals,
+        choose: Callable,
+        *,
+        batching: Batching,
+    ):
+        self._folder, self._source, self._choose = workdir / "mined", source, choose
+        rows = evenly_spaced(len(source), batching.batch_size)
+        self._batch = next(iter(batching.batches(source, proposals, rows)))
+        self._rows = rows
+
+    def record(self, state, step: int) -> None:
+        chosen = self._choose(state, self._batch)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(self._folder / f"{step}.npz", **chosen)
+
+    def pictures(self) -> list[detection_plots.MinedExample]:
+        """For each watched image what was mined first and last; empty where fewer than two were recorded."""
+        steps = sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
+        if len(steps) < 2:
+            return []
+        early, late = ({**np.load(self._folder / f"{step}.npz")} for step in (steps[0], steps[-1]))
+        if early["keep"].shape != late["keep"].shape:
+            return []
+        examples = []
+        for place in np.flatnonzero(self._batch["where"]):
+            record = self._source[int(self._rows[self._batch["index"][place]])]
+            scale = float(self._batch["scale"][place])
+            mined = (
+                detection_plots.MinedRois(
+                    step, chosen["boxes"][place][keep] / scale, chosen["labels"][place][keep]
+                )
+                for step, chosen in ((steps[0], early), (steps[-1], late))
+                for keep in (chosen["keep"][place],)
+            )
+            examples.append(
+                detection_plots.MinedExample(decode_image(record["image"]), *mined, str(record["name"]))
+            )
+        return examples

@@ -1,0 +1,266 @@
+"""Pictures of a detector's training: curves, precision and recall, boxes on photographs, what was mined.
+
+Images are u8 [H, W, 3] RGB, boxes [N, 4] xyxy in pixels of that image, labels 1 .. C. Every plot is a
+function of plain numbers and returns a `matplotlib.figure.Figure`, as in `plots.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import plots
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from plots import BLUE, GREEN, INK, ORANGE, png, series
+
+from hardmine_jax.detection import Detections, GroundTruth
+
+# Okabe and Ito (2008), which stay apart for colour-blind readers; classes beyond the eighth begin anew.
+COLOURS = (
+    (230, 120, 0), (0, 130, 215), (0, 158, 115), (240, 228, 66), (204, 121, 167), (86, 180, 233),
+    (213, 94, 0), (250, 250, 250),
+)  # fmt: skip
+_MISSED, _BACKGROUND = (220, 20, 60), (255, 255, 255)
+_TILE = 480
+
+
+class Example(NamedTuple):
+    """An evaluated image with what was found on it and what is there."""
+
+    image: np.ndarray
+    found: Detections
+    truth: GroundTruth
+    name: str
+
+
+class MinedRois(NamedTuple):
+    """RoIs that were mined at a step: boxes [k, 4], labels [k], 0 background."""
+
+    step: int
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class MinedExample(NamedTuple):
+    """A training image and what was mined on it early and late."""
+
+    image: np.ndarray
+    early: MinedRois
+    late: MinedRois
+    name: str
+
+
+def report_pictures(
+    lines: Sequence[dict],
+    result: Mapping,
+    classes: Sequence[str],
+    *,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    mined: Sequence[MinedExample],
+    typical: Sequence[Example],
+    hardest: Sequence[Example],
+) -> list[tuple[str, bytes]]:
+    """`(caption, PNG)` of every picture in the report.
+
+    Args:
+      lines: of `metrics.jsonl`.
+      result: what result.json holds.
+      classes: names, without background.
+      curves: for each class (recall, precision), rising recall.
+      mined: may be empty, as may the next two.
+      typical: validation images that nobody picked.
+      hardest: validation images with most mistakes.
+    """
+    pictures = [("Learning curves", png(learning_curves(lines)))]
+    if any(line.get("fraction_kept") is not None for line in lines):
+        caption = (
+            "What carries the gradient: the share of the RoIs that is kept, how much of their loss that is, "
+            "and how many of the kept ones are foreground"
+        )
+        pictures.append((caption, png(mining_curves(lines))))
+    if curves:
+        caption = "Precision and recall at IoU 0.5 of every class; the area below is the average precision"
+        pictures.append((caption, png(precision_recall(curves, result["per_class"]))))
+    if mined:
+        caption = (
+            f"Which RoIs were mined on some training images: at step {mined[0].early.step:,} and at step "
+            f"{mined[0].late.step:,}. White boxes are background, coloured ones objects"
+        )
+        pictures.append((caption, png(mined_early_and_late(mined, classes))))
+    if typical:
+        caption = (
+            "Validation images taken at equal distances with everything found at a score above 0.5; "
+            "dashed red: objects that were missed"
+        )
+        pictures.append((caption, png(found_on_images(typical, classes))))
+    if hardest:
+        caption = "The validation images with most mistakes, drawn alike"
+        pictures.append((caption, png(found_on_images(hardest, classes))))
+    return pictures
+
+
+def learning_curves(lines: Sequence[dict]) -> Figure:
+    """Training loss, learning rate and validation mAP over steps."""
+    with rc_context(plots._STYLE):
+        figure = Figure(figsize=(12, 3.9), layout="constrained")
+        loss_axes, rate_axes, map_axes = figure.subplots(1, 3)
+        plots._loss_panel(loss_axes, *series(lines, "loss"))
+        panel = dict(colour=GREEN, title="Learning rate", label="learning rate")
+        plots._line(rate_axes, *series(lines, "learning_rate"), **panel)
+        rate_axes.yaxis.set_major_formatter("{x:g}")
+        panel = dict(colour=ORANGE, title="Validation accuracy", label="mAP at IoU 0.5 (area)", marker="o")
+        plots._line(map_axes, *series(lines, "validation/map"), **panel)
+        map_axes.set_ylim(0, 1)
+        return figure
+
+
+def mining_curves(lines: Sequence[dict]) -> Figure:
+    """Shares over steps: RoIs kept, their part of all the loss, and the foreground among them."""
+    panels = (
+        ("fraction_kept", "RoIs kept", BLUE),
+        ("loss_captured", "Loss captured", ORANGE),
+        ("foreground_share", "Foreground among the kept", GREEN),
+    )
+    with rc_context(plots._STYLE):
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        for axes, (key, title, colour) in zip(figure.subplots(1, 3), panels, strict=True):
+            plots._line(axes, *series(lines, key), colour=colour, title=title, label="share")
+            axes.set_ylim(0, 1.03)
+        return figure
+
+
+def precision_recall(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], per_class: Mapping[str, Mapping]
+) -> Figure:
+    """Precision over recall, a line a class, at most the twenty classes with most objects."""
+    names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:20]
+    with rc_context(plots._STYLE):
+        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        axes = figure.subplots()
+        for number, name in enumerate(names):
+            recall, precision = curves[name]
+            ap = per_class[name].get("ap")
+            label = name if ap is None else f"{name} ({ap:.3f})"
+            colour = INK if number % 8 == 7 else tuple(c / 255 for c in COLOURS[number % 8])
+            axes.plot(recall, precision, color=colour, linewidth=2, label=label)
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
+        figure.legend(loc="outside right upper", ncols=1 if len(names) <= 12 else 2)
+        return figure
+
+
+def found_on_images(examples: Sequence[Example], classes: Sequence[str], *, columns: int = 3) -> Figure:
+    """A grid of images with what was found on them."""
+    tiles = [draw_example(example, classes) for example in examples]
+    captions = [f"{plots._shorten(example.name)}: {len(example.truth.boxes)} objects" for example in examples]
+    return plots.montage(tiles, captions=captions, columns=columns)
+
+
+def draw_example(example: Example, classes: Sequence[str], *, min_score: float = 0.5) -> np.ndarray:
+    """The image with what was found at `min_score`, and the objects that this misses dashed in red."""
+    found, truth = example.found, example.truth
+    sure = found.scores >= min_score
+    boxes, labels = found.boxes[sure], found.labels[sure]
+    missed = [
+        not ((labels == label) & (overlaps(box, boxes) >= 0.5)).any()
+        for box, label in zip(truth.boxes, truth.labels, strict=True)
+    ]
+    image, factor = _enlarge(example.image)
+    canvas = draw_boxes(image, boxes * factor, labels, classes, scores=found.scores[sure])
+    for box in truth.boxes[np.array(missed, bool)]:
+        _dashed(canvas, box * factor, _MISSED)
+    return canvas
+
+
+def count_mistakes(found: Detections, truth: GroundTruth, *, min_score: float = 0.5) -> int:
+    """Objects missed, difficult ones aside, plus detections that cover no object of their class."""
+    sure = found.scores >= min_score
+    boxes, labels = found.boxes[sure], found.labels[sure]
+    covered = np.array([overlaps(box, boxes) for box in truth.boxes]).reshape(len(truth.boxes), len(boxes))
+    hits = (covered >= 0.5) & (truth.labels[:, None] == labels)
+    missed = ~hits.any(1) & ~np.asarray(truth.difficult, bool)
+    return int(missed.sum() + (~hits.any(0)).sum())
+
+
+def mined_early_and_late(examples: Sequence[MinedExample], classes: Sequence[str]) -> Figure:
+    """Two pictures an example: what was mined early, and beside it late."""
+    tiles, captions = [], []
+    for example in examples:
+        image, factor = _enlarge(example.image)
+        for mined in (example.early, example.late):
+            tiles.append(draw_boxes(image, mined.boxes * factor, mined.labels, classes))
+            objects = int((mined.labels > 0).sum())
+            captions.append(f"step {mined.step:,}: {len(mined.labels)} RoIs, {objects} foreground")
+    return plots.montage(tiles, captions=captions, columns=4 if len(examples) > 1 else 2)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
+    """A copy of the image with boxes in the colours of their classes; with scores, named too.
+
+    Args:
+      image: u8 [H, W, 3] RGB.
+      boxes: [N, 4] pixels of the image; labels: int [N], 0 (background) is white; scores: [N].
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    thickness = max(1, round(max(image.shape[:2]) / 320))
+    # The best is drawn last, on top.
+    for place in reversed(range(len(boxes))):
+        label = int(labels[place])
+        colour = COLOURS[(label - 1) % len(COLOURS)] if label else _BACKGROUND
+        start, end = _corners(boxes[place], canvas.shape)
+        cv2.rectangle(canvas, start, end, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+        cv2.rectangle(canvas, start, end, colour, thickness, cv2.LINE_AA)
+        if scores is not None:
+            _write(canvas, f"{classes[label - 1]} {scores[place]:.2f}", start, colour)
+    return canvas
+
+
+def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    # OpenCV's letters are ASCII; other names show as question marks.
+    text = text.encode("ascii", "replace").decode()
+    scale = max(canvas.shape[:2]) / 1400
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    x = min(max(corner[0], 0), max(canvas.shape[1] - width, 0))
+    y = max(corner[1] - 3, height + 1)
+    cv2.rectangle(canvas, (x, y - height - 2), (x + width, y + 3), colour, -1)
+    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _dashed(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], dash: int = 8) -> None:
+    (x1, y1), (x2, y2) = _corners(box, canvas.shape)
+    for start in range(0, max(x2 - x1, y2 - y1), 2 * dash):
+        for fixed in (y1, y2):
+            if x1 + start < x2:
+                cv2.line(canvas, (x1 + start, fixed), (min(x1 + start + dash, x2), fixed), colour, 2)
+        for fixed in (x1, x2):
+            if y1 + start < y2:
+                cv2.line(canvas, (fixed, y1 + start), (fixed, min(y1 + start + dash, y2)), colour, 2)
+
+
+def _corners(box: np.ndarray, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    low, high = -1, np.array([shape[1], shape[0]])
+    points = np.clip(np.round(np.reshape(box, (2, 2))), low, high).astype(int)
+    return tuple(points[0].tolist()), tuple(points[1].tolist())
+
+
+def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """To the height of a tile: lines stay crisp on small images, and the report small with large ones."""
+    factor = _TILE / image.shape[0]
+    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    size = (max(1, round(image.shape[1] * factor)), _TILE)
+    return cv2.resize(image, size, interpolation=way), factor
+
+
+def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of one box with many, [N]."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    both = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) + np.prod(box[2:] - box[:2])
+    return both / np.maximum(areas - both, 1e-9)

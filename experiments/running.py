@@ -1,0 +1,245 @@
+"""What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
+
+A config is a frozen dataclass with at least `preset`, `workdir`, `steps`, `resume`, `eval_only`, `keep_last`,
+`batch_size`, `accumulate` and `optimizer`; `config.json` holds it as JSON.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hardmine_jax import training
+from hardmine_jax.data.problems import DataError
+
+
+def first_flags(arguments: list[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The flags that the defaults of the others follow from; of each the first choice where it is not given.
+
+    >>> first_flags(["--steps", "3", "--preset", "big"], {"preset": ("small", "big"), "dataset": ("lspet",)})
+    {'preset': 'big', 'dataset': 'lspet'}
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, allowed in choices.items():
+        parser.add_argument(flag(name), choices=allowed, default=allowed[0])
+    return vars(parser.parse_known_args(arguments)[0])
+
+
+def shorten_warmup(config, default):
+    """The config, its warm-up at most a tenth of the run where it is the default's: nobody asked for it."""
+    optimizer = config.optimizer
+    if optimizer.warmup_steps != default.optimizer.warmup_steps:
+        return config
+    warmup = min(optimizer.warmup_steps, max(config.steps, 0) // 10)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, warmup_steps=warmup))
+
+
+def run_to_exit_code(body: Callable[[], object]) -> int:
+    """0 when `body` came to its end, 2 after one line about what is wrong; bugs stay exceptions."""
+    try:
+        body()
+    except (ValueError, OSError) as error:
+        # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: out of memory: lower --batch-size or raise --accumulate", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_counts(config, least: Mapping[str, int]) -> None:
+    """Raises ValueError for a flag below its least value, and for a seed that is none."""
+    for name, low in {**least, "seed": 0}.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"{flag(name)} {getattr(config, name)} must be at least {low}")
+    if config.seed >= 2**32:
+        raise ValueError(f"--seed {config.seed} must be below 2**32")
+
+
+def check_batch_size(config) -> None:
+    """Raises ValueError for a batch that does not split over devices and micro-batches."""
+    num_devices = jax.device_count()
+    parts = num_devices * max(config.accumulate, 1)
+    if config.batch_size < 1 or config.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not split over {num_devices} devices and "
+            f"--accumulate {config.accumulate}: use a multiple of {parts}"
+        )
+
+
+def check_data_flags(config, used: Mapping[str, tuple[str, ...]], kind: str, advice: str) -> None:
+    """Raises ValueError for a flag that is given and means nothing to the dataset.
+
+    Args:
+      used: for each kind of dataset the flags that it reads.
+      kind: which one it is; `advice`: what to do instead.
+    """
+    for name in sorted({name for names in used.values() for name in names} - {*used[kind]}):
+        if getattr(config, name) is not None:
+            raise ValueError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
+
+
+def flag(name: str) -> str:
+    """
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+class Opened(NamedTuple):
+    """Where a run stands: its state, the step, whether it was restored, and where to save."""
+
+    state: training.TrainState
+    step: int
+    restored: bool
+    checkpoints: training.Checkpoints
+
+
+@contextlib.contextmanager
+def open_run(config, state: training.TrainState, batches, *, best_metric: str) -> Iterator[Opened]:
+    """The run in `config.workdir`, where it was left; at its beginning with a fresh `state` otherwise.
+
+    Args:
+      state: fresh; gives the structure.
+      batches: moved to where the run stands; closed at the end.
+      best_metric: the score by which a checkpoint is the best.
+
+    Raises:
+      CheckpointError: another model's, or --eval-only without a checkpoint.
+      ValueError: the run is beyond --steps.
+    """
+    if config.eval_only and not (config.workdir / "config.json").exists():
+        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
+    if not (config.resume or config.eval_only):
+        start_anew(config.workdir)
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(contextlib.closing(batches))
+        checkpoints = training.Checkpoints(
+            config.workdir, keep_last=config.keep_last, best_metric=best_metric
+        )
+        closing.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore_latest(state)
+        if restored is None:
+            if config.eval_only:
+                raise training.CheckpointError(f"{config.workdir} has no checkpoint to evaluate: train first")
+            yield Opened(state, 0, False, checkpoints)
+            return
+        print(f"resuming from step {restored.step} of {config.workdir}")
+        if not config.eval_only and restored.step > config.steps:
+            raise ValueError(
+                f"{config.workdir} is at step {restored.step}, beyond --steps {config.steps}: give more "
+                "--steps, --eval-only, or --no-resume to start anew"
+            )
+        batches.set_state(restored.iterator_state)
+        yield Opened(restored.state, restored.step, True, checkpoints)
+
+
+def start_anew(workdir: pathlib.Path) -> None:
+    """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
+    training.set_aside(workdir)
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html"):
+        (workdir / name).unlink(missing_ok=True)
+
+
+# Flags that may change between two starts of one run without changing what it is.
+_FREE = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
+
+
+def tell_changes(workdir: pathlib.Path, old, new) -> None:
+    """One line on stderr where a run goes on with another config than it had."""
+    old, new = plain(old), plain(new)
+    changed = [f"{name}={old[name]!r}" for name in new if name not in _FREE and old[name] != new[name]]
+    if changed:
+        print(f"note: {workdir} was trained with {', '.join(changed)} until here", file=sys.stderr)
+
+
+def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list:
+    """The parts of a run's config.json.
+
+    Args:
+      kinds: for each part the dataclass it becomes; None leaves it as it is, lists as tuples.
+      script: whose config.json it should be, for the error.
+
+    Raises:
+      DataError: no config.json there, or not one of this script.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
+                for name, kind in kinds.items()]  # fmt: skip
+    except FileNotFoundError as error:
+        raise DataError(f"no {path}: give the --workdir of a {script} run") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is no config.json of {script} ({error}): give the --workdir of a run"
+        ) from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    # Renamed into place: a reader, or a run killed here, never meets half a file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".json.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def plain(value) -> dict:
+    """A dataclass as what JSON gives back."""
+    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
+
+
+def from_plain(kind: type, content: Mapping):
+    """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _from_plain(hints.get(name), value) for name, value in content.items()})
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if pathlib.Path in choices and value is not None:
+        return pathlib.Path(value)
+    nested = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+    return from_plain(nested, value) if nested and value is not None else _tuples(value)
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def mean_speed(lines: list[dict]) -> float | None:
+    """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
+    steps = np.diff([0] + [line["step"] for line in lines])
+    speeds = [line.get("images_per_second") for line in lines]
+    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True) if speed]
+    if not timed:
+        return None
+    return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))
+
+
+def find_workdir(checkpoint: pathlib.Path, *, script: str) -> pathlib.Path:
+    """The folder with config.json at or above a checkpoint.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = checkpoint.resolve()
+    for folder in (path, *path.parents[:2]):
+        if (folder / "config.json").is_file():
+            return folder
+    raise DataError(
+        f"no checkpoint at {checkpoint}: give the --workdir of a {script} run, or a checkpoint in it"
+    )

@@ -1,0 +1,247 @@
+"""The script from its command line to its files, with a tiny network; mistakes end with 2 and one line."""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import detection_ohem, predict_detection
+from hardmine_jax import training
+from hardmine_jax.data import synthetic_shapes
+from hardmine_jax.models import fast_rcnn
+from hardmine_jax.models.vgg import VGGTrunk
+
+
+def _tiny_model(config, num_classes, *, axis_name=None):
+    trunk = VGGTrunk(((4,), (4,), (4,)), axis_name=axis_name)
+    return fast_rcnn.FastRCNN(num_classes, trunk, hidden=(8, 8), dropout=0.0, pooling="align")
+
+
+def _shrink(patch: pytest.MonkeyPatch, script) -> None:
+    """A network that compiles in seconds, one device, few images, an allocator that stays as it is."""
+    patch.setattr(script, "make_model", _tiny_model)
+    patch.setattr(script, "keep_freed_memory", lambda: True)
+    few = functools.partial(synthetic_shapes.load, num_train=12, num_validation=6)
+    patch.setattr(script.synthetic_shapes, "load", few)
+    parallelise = functools.partial(training.parallelise, devices=jax.devices()[:1])
+    patch.setattr(script.training, "parallelise", parallelise)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    for script in (detection_ohem, predict_detection.detection_ohem):
+        _shrink(monkeypatch, script)
+    # Drawing takes longer than all the rest; `trained` has its pictures.
+    monkeypatch.setattr(detection_ohem.detection_plots, "report_pictures", lambda *_, **__: [])
+
+
+def _arguments(workdir: pathlib.Path, *more: object) -> list[str]:
+    common = ["--workdir", workdir, "--image-size", 64, 64, "--batch-size", 8, "--log-every", 1, "--k", 8]
+    search = ["--search.max-proposals", 40, "--search.scale", 0.5, "--max-detections", 10]
+    return [str(argument) for argument in (*common, *search, *more)]
+
+
+def _result(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A run of 4 steps on made-up shapes; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDMINE_CACHE", str(folder / "cache"))
+        _shrink(patch, detection_ohem)
+        arguments = _arguments(folder / "run", "--steps", 4, "--checkpoint-every", 2, "--evaluate-every", 3)
+        assert detection_ohem.main(arguments) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch) -> pathlib.Path:
+    """The trained run in a folder of this test's own, and the cache that it was made with."""
+    monkeypatch.setenv("HARDMINE_CACHE", str(trained.parent / "cache"))
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_run_writes_everything_that_it_promises(trained):
+    result = _result(trained)
+    assert (result["steps"], result["images"]) == (4, 6) and result["images_per_second"] > 0
+    assert result["peak_memory_mb"] > 100 and result["step_memory_mb"] > 0 and result["seconds"] > 0
+    assert 0 <= result["map"] <= 1 and 0 <= result["map_11_point"] <= 1 and 0 < result["proposal_recall"] <= 1
+    assert {"AP", "AP50", "AP75"} <= set(result["coco"])
+    assert tuple(result["per_class"]) == synthetic_shapes.shapes.CLASSES
+    for row in result["per_class"].values():
+        assert set(row) == {"ap", "ap_11_point", "recall", "count"}
+    assert {3, 4} <= set(_steps(trained))
+    html = (trained / "report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 4 and f"{100 * result['map']:.1f} %" in html
+    assert json.loads((trained / "config.json").read_text())["config"]["steps"] == 4
+    assert sorted(int(path.stem) for path in (trained / "mined").glob("*.npz")) == [1, 3, 4]
+
+
+def test_every_log_line_tells_what_was_mined(trained):
+    lines = training.read_metrics(trained / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        names = {"loss", "grad_norm", "fraction_kept", "foreground_share", "loss_captured", "learning_rate"}
+        assert names <= set(line)
+        assert 0 < line["fraction_kept"] < 1 and line["fraction_kept"] < line["loss_captured"] <= 1
+    assert {"validation/map", "validation/map_11_point"} <= set(lines[2])
+
+
+def test_config_comes_back_as_it_was(trained):
+    config, classes = detection_ohem.load_config(trained)
+    assert config.workdir == trained and config.image_size == (64, 64) and config.max_boxes >= 1
+    assert config.search.max_proposals == 40 and isinstance(config.optimizer, training.OptimizerConfig)
+    assert classes == synthetic_shapes.shapes.CLASSES
+
+
+def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
+    before, config = _result(copied), (copied / "config.json").read_text()
+    (copied / "result.json").unlink()
+    assert detection_ohem.main(_arguments(copied, "--eval-only", "--steps", 2)) == 0
+    after = _result(copied)
+    for name in ("map", "map_11_point", "coco", "per_class", "proposal_recall", "steps"):
+        assert after[name] == before[name]
+    assert max(_steps(copied)) == 4 and (copied / "config.json").read_text() == config
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bits(copied, tmp_path, capsys):
+    """Four steps and two more against six in one go, made of the same flags."""
+    assert detection_ohem.main(_arguments(tmp_path / "whole", *_constant(6))) == 0
+    assert detection_ohem.main(_arguments(tmp_path / "parts", *_constant(4))) == 0
+    assert detection_ohem.main(_arguments(tmp_path / "parts", *_constant(6))) == 0
+    captured = capsys.readouterr()
+    assert "resuming from step 4" in captured.out and "steps=4" in captured.err
+    weights = [training.load_variables(tmp_path / name, which="latest") for name in ("whole", "parts")]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+def _constant(steps: int) -> list[object]:
+    """A learning rate that does not follow from the number of steps."""
+    return ["--steps", steps, "--optimizer.schedule", "constant", "--optimizer.warmup-steps", 0]
+
+
+@pytest.mark.slow
+def test_bootstrap_goes_in_rounds_and_on_from_within_one(copied, tmp_path, capsys, monkeypatch):
+    flags = ["--mining", "bootstrap", "--rounds", 3, "--steps", 6, "--checkpoint-every", 1, "--keep-last", 9]
+    assert detection_ohem.main(_arguments(tmp_path / "whole", *flags)) == 0
+    rounds = _result(tmp_path / "whole")["rounds"]
+    assert [(one["round"], one["after_step"]) for one in rounds] == [(2, 2), (3, 4)]
+    assert all(one["members"] > 0 and one["seconds"] > 0 for one in rounds)
+    # Cut off in the middle of the second round: its pool is in the checkpoint.
+    parts = shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for step in _steps(parts):
+        if step > 3:
+            shutil.rmtree(parts / "checkpoints" / str(step))
+    assert detection_ohem.main(_arguments(parts, *flags)) == 0
+    assert "resuming from step 3" in capsys.readouterr().out
+    weights = [training.load_variables(tmp_path / name, which="latest") for name in ("whole", "parts")]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "focal"])
+def test_other_kinds_of_mining_run_to_their_end(copied, kind, capsys):
+    assert detection_ohem.main(_arguments(copied, "--mining", kind, "--steps", 1, "--no-resume")) == 0
+    assert _result(copied)["steps"] == 1 and (copied / "checkpoints.previous" / "4").is_dir()
+    assert kind in (copied / "report.html").read_text()
+
+
+def test_predictions_land_in_a_coco_file_and_in_pictures(copied, tmp_path):
+    source = synthetic_shapes.load().validation
+    photos = []
+    for index in (0, 1, 2):
+        photos.append(tmp_path / f"{index + 5}.jpg")
+        photos[-1].write_bytes(source[index]["image"])
+    output = tmp_path / "out"
+    flags = [*map(str, photos), "--checkpoint", str(copied), "--output", str(output), "--min-score", "0.01"]
+    assert predict_detection.main(flags) == 0
+    found = json.loads((output / "detections.json").read_text())
+    assert {entry["image_id"] for entry in found} == {5, 6, 7}
+    for entry in found:
+        x, y, width, height = entry["bbox"]
+        assert x >= 0 and y >= 0 and x + width <= 160.01 and y + height <= 160.01 and 0 < entry["score"] <= 1
+        assert entry["category"] == synthetic_shapes.shapes.CLASSES[entry["category_id"] - 1]
+    assert sorted(path.name for path in output.glob("*.png")) == ["5_boxes.png", "6_boxes.png", "7_boxes.png"]
+
+
+# What follows is bad input.
+
+
+def _fails(capsys, main, arguments: list[str]) -> str:
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines].count(True) == 1 and lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--batch-size", 12], "--batch-size 12"),
+        (["--image-size", 40, 32], "--image-size (40, 32)"),
+        (["--steps", 0], "--steps 0"),
+        (["--k", 0], "--k 0"),
+        (["--k", 41], "--search.max-proposals 40"),
+        (["--nms", 1.5], "--nms 1.5"),
+        (["--test-nms", -1], "--test-nms -1"),
+        (["--min-score", 2], "--min-score 2"),
+        (["--rounds", 0], "--rounds 0"),
+        (["--rounds", 9, "--steps", 5, "--mining", "bootstrap"], "--rounds 9"),
+        (["--ema-decay", 1], "--ema-decay 1"),
+        (["--max-boxes", 1], "--max-boxes 1"),
+        (["--seed", 2**32], "--seed 4294967296"),
+        (["--weights", "w.npz"], "--weights"),
+        (["--images", "d"], "--images"),
+        (["--data-dir", "d"], "--data-dir"),
+    ],
+)
+def test_flags_that_cannot_be_leave_the_run_as_it_was(copied, capsys, flags, named):
+    assert named in _fails(capsys, detection_ohem.main, _arguments(copied, "--no-resume", *flags))
+    assert max(_steps(copied)) == 4 and (copied / "result.json").exists()
+
+
+def test_data_that_is_not_there(tmp_path, capsys):
+    flags = ["--dataset", "voc", "--data-dir", tmp_path / "nowhere"]
+    assert str(tmp_path / "nowhere") in _fails(
+        capsys, detection_ohem.main, _arguments(tmp_path / "run", *flags)
+    )
+    flags = ["--dataset", "coco", "--annotations", tmp_path / "no.json", "--images", tmp_path]
+    assert "no.json" in _fails(capsys, detection_ohem.main, _arguments(tmp_path / "run", *flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_none(tmp_path, capsys):
+    (tmp_path / "w.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="w.npz"):
+        detection_ohem.read_weights(tmp_path / "w.npz")
+    np.savez(tmp_path / "x.npz", one=np.ones(2))
+    assert list(detection_ohem.read_weights(tmp_path / "x.npz")) == ["one"]
+
+
+def test_a_run_of_this_script_is_told_from_others(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"config": {"image_size": [3], "nonsense": 1}, "classes": []}')
+    flags = ["a.jpg", "--checkpoint", str(tmp_path)]
+    assert "config.json" in _fails(capsys, predict_detection.main, flags)
+    flags = ["a.jpg", "--checkpoint", str(tmp_path / "none" / "a" / "b")]
+    assert "no checkpoint at" in _fails(capsys, predict_detection.main, flags)
+    assert "at least one" in _fails(capsys, predict_detection.main, ["--checkpoint", str(tmp_path)])
+
+
+def test_a_picture_that_is_none(copied, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    flags = [str(tmp_path / "a.jpg"), "--checkpoint", str(copied)]
+    assert "a.jpg" in _fails(capsys, predict_detection.main, flags)
+    flags = [str(tmp_path / "b.jpg"), "--checkpoint", str(copied)]
+    assert "b.jpg" in _fails(capsys, predict_detection.main, flags)
