@@ -230,7 +230,7 @@ def test_links_lead_somewhere():
 
 def test_flags_are_those_of_the_scripts():
     """A flag that the README names is one that a script has."""
-    scripts = ("pose_ohkm.py", "predict_pose.py")
+    scripts = ("pose_ohkm.py", "predict_pose.py", "detection_ohem.py", "predict_detection.py")
     sources = "".join((ROOT / "experiments" / name).read_text() for name in scripts)
     blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
     commands = "".join(re.findall(r"experiments/\w+\.py(?:.*\\\n)*.*", blocks))
