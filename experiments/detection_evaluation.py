@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import detection_plots
 import numpy as np
-from pose_evaluation import evenly_spaced
+from rows import Rows, evenly_spaced
 
 from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
 from hardmine_jax.data.detection_records import DetectionDataset
@@ -48,19 +48,6 @@ class Batching:
                 return every[int(rows[index])]
 
         return detection_evaluation_batches(source, proposals, **dataclasses.asdict(self))
-
-
-class Rows:
-    """Some records of a source, renumbered from 0."""
-
-    def __init__(self, source: Sequence[dict], rows: np.ndarray):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {**self._source[int(self._rows[index])], "index": index}
 
 
 class Evaluator:

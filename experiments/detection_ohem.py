@@ -37,14 +37,14 @@ import detection_report  # noqa: E402
 import detection_task  # noqa: E402
 import running  # noqa: E402
 from detection_evaluation import Batching, Evaluator, MinedRecorder  # noqa: E402
-from pose_evaluation import evenly_spaced  # noqa: E402
+from rows import evenly_spaced  # noqa: E402
 
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.data import coco_detection, synthetic_shapes, voc  # noqa: E402
 from hardmine_jax.data.detection_augment import DetectionAugmentConfig  # noqa: E402
 from hardmine_jax.data.detection_pipeline import detection_train_batches  # noqa: E402
 from hardmine_jax.data.detection_records import DetectionDataset  # noqa: E402
-from hardmine_jax.data.problems import DataError, Skipped  # noqa: E402
+from hardmine_jax.data.problems import DataError  # noqa: E402
 from hardmine_jax.data.proposals import SearchConfig, SourceProposals, prepare  # noqa: E402
 from hardmine_jax.models import fast_rcnn  # noqa: E402
 from hardmine_jax.models.vgg import VGGTrunk  # noqa: E402
@@ -262,14 +262,8 @@ def find_proposals(config: Config, dataset: DetectionDataset) -> SplitProposals:
         )
     )
     for split in (found.train, found.validation):
-        tell_skipped(split.skipped)
+        running.tell_skipped(split.skipped)
     return found
-
-
-def tell_skipped(skipped: Skipped) -> None:
-    """One line on stderr, where anything was left out or is odd."""
-    if skipped.reasons or skipped.noted:
-        print(skipped.report(), file=sys.stderr)
 
 
 def settle(config: Config) -> Config:
@@ -408,6 +402,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     Returns:
       What result.json holds; None when a signal stopped the run.
     """
+    running.check_run(config)
     config = settle_with(settle(config), dataset)
     proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(config, len(dataset.classes))
@@ -633,7 +628,7 @@ def main(arguments: list[str] | None = None) -> int:
         # What can be known to be wrong is said before data is prepared for it.
         settled = settle(config)
         dataset = load_dataset(settled)
-        tell_skipped(dataset.skipped)
+        running.tell_skipped(dataset.skipped)
         train(settled, dataset)
 
     return running.run_to_exit_code(body)

@@ -102,15 +102,15 @@ def report_pictures(
 
 def learning_curves(lines: Sequence[dict]) -> Figure:
     """Training loss, learning rate and validation mAP over steps."""
-    with rc_context(plots._STYLE):
+    with rc_context(plots.STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, map_axes = figure.subplots(1, 3)
-        plots._loss_panel(loss_axes, *series(lines, "loss"))
+        plots.loss_panel(loss_axes, *series(lines, "loss"))
         panel = dict(colour=GREEN, title="Learning rate", label="learning rate")
-        plots._line(rate_axes, *series(lines, "learning_rate"), **panel)
+        plots.line_panel(rate_axes, *series(lines, "learning_rate"), **panel)
         rate_axes.yaxis.set_major_formatter("{x:g}")
         panel = dict(colour=ORANGE, title="Validation accuracy", label="mAP at IoU 0.5 (area)", marker="o")
-        plots._line(map_axes, *series(lines, "validation/map"), **panel)
+        plots.line_panel(map_axes, *series(lines, "validation/map"), **panel)
         map_axes.set_ylim(0, 1)
         return figure
 
@@ -122,10 +122,10 @@ def mining_curves(lines: Sequence[dict]) -> Figure:
         ("loss_captured", "Loss captured", ORANGE),
         ("foreground_share", "Foreground among the kept", GREEN),
     )
-    with rc_context(plots._STYLE):
+    with rc_context(plots.STYLE):
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         for axes, (key, title, colour) in zip(figure.subplots(1, 3), panels, strict=True):
-            plots._line(axes, *series(lines, key), colour=colour, title=title, label="share")
+            plots.line_panel(axes, *series(lines, key), colour=colour, title=title, label="share")
             axes.set_ylim(0, 1.03)
         return figure
 
@@ -135,7 +135,7 @@ def precision_recall(
 ) -> Figure:
     """Precision over recall, a line a class, at most the twenty classes with most objects."""
     names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:20]
-    with rc_context(plots._STYLE):
+    with rc_context(plots.STYLE):
         figure = Figure(figsize=(12, 5.2), layout="constrained")
         axes = figure.subplots()
         for number, name in enumerate(names):
@@ -152,7 +152,7 @@ def precision_recall(
 def found_on_images(examples: Sequence[Example], classes: Sequence[str], *, columns: int = 3) -> Figure:
     """A grid of images with what was found on them."""
     tiles = [draw_example(example, classes) for example in examples]
-    captions = [f"{plots._shorten(example.name)}: {len(example.truth.boxes)} objects" for example in examples]
+    captions = [f"{plots.shorten(example.name)}: {len(example.truth.boxes)} objects" for example in examples]
     return plots.montage(tiles, captions=captions, columns=columns)
 
 

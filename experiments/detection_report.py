@@ -3,12 +3,11 @@
 Shares are in 0..1 in `result`; what does not exist (None or NaN) is an en dash.
 """
 
-import html
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-import report
-from report import _number, _percent
+import page
+from page import exists, number, percent
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -26,21 +25,11 @@ def write_report(
     notes: Sequence[str] = (),
 ) -> pathlib.Path:
     """Writes one self-contained HTML file; see `report.write_report`."""
-    path = pathlib.Path(path)
-    figures = [report._figure(caption, data) for caption, data in pictures]
     body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(summarise(config, result))}</p>',
-        _tiles(result),
-        "<h2>Every class</h2>",
-        _html_table(result),
-        report._notes(notes),
-        "<h2>Pictures</h2>" if figures else "",
-        *figures,
-        report._details("Configuration", config),
-    ]
-    path.write_text(report._page(title, "\n".join(part for part in body if part)), encoding="utf-8")
-    return path
+        page.lead(summarise(config, result)), _tiles(result), "<h2>Every class</h2>", _html_table(result),
+        page.notes(notes), *page.figures(pictures), page.details("Configuration", config),
+    ]  # fmt: skip
+    return page.write_page(path, title, body)
 
 
 def summarise(config: Mapping, result: Mapping) -> str:
@@ -57,7 +46,7 @@ def summarise(config: Mapping, result: Mapping) -> str:
     images = f"{result['images']:,} images" if result.get("images") is not None else "images"
     return (
         f"{trained}{steps}, {_mining_words(config)}. On {images} it has never seen its mean average "
-        f"precision is {_percent(result.get('map'))} (boxes that overlap the true ones by half)."
+        f"precision is {percent(result.get('map'))} (boxes that overlap the true ones by half)."
     )
 
 
@@ -69,30 +58,30 @@ def result_table(result: Mapping) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("objects", justify="right", no_wrap=True)
     for name, row in result["per_class"].items():
-        cells = (_percent(row.get(key)) for key, _ in _COLUMNS)
-        table.add_row(escape(name), *cells, _number(row.get("count"), "{:,}"))
+        cells = (percent(row.get(key)) for key, _ in _COLUMNS)
+        table.add_row(escape(name), *cells, number(row.get("count"), "{:,}"))
     table.add_section()
-    means = (_percent(value) for value in _means(result))
-    table.add_row("all classes", *means, _number(_objects(result), "{:,}"), style="bold")
+    means = (percent(value) for value in _means(result))
+    table.add_row("all classes", *means, number(_objects(result), "{:,}"), style="bold")
     return table
 
 
 def _caption(result: Mapping) -> str:
-    speed, steps = _number(result.get("images_per_second"), "{:,.1f}"), _number(result.get("steps"), "{:,}")
-    memory = _number(result.get("peak_memory_mb"), "{:,.0f}")
+    speed, steps = number(result.get("images_per_second"), "{:,.1f}"), number(result.get("steps"), "{:,}")
+    memory = number(result.get("peak_memory_mb"), "{:,.0f}")
     coco = result.get("coco") or {}
     return "\n".join(
         (
-            f"COCO AP {_number(coco.get('AP'))}, AP50 {_number(coco.get('AP50'))}, "
-            f"AP75 {_number(coco.get('AP75'))}",
-            f"{_percent(result.get('proposal_recall'))} of the objects have a proposal",
+            f"COCO AP {number(coco.get('AP'))}, AP50 {number(coco.get('AP50'))}, "
+            f"AP75 {number(coco.get('AP75'))}",
+            f"{percent(result.get('proposal_recall'))} of the objects have a proposal",
             f"{speed} images/s over {steps} steps, peak memory {memory} MB",
         )
     )
 
 
 def _means(result: Mapping) -> list[float | None]:
-    recalls = [row["recall"] for row in result["per_class"].values() if report._exists(row.get("recall"))]
+    recalls = [row["recall"] for row in result["per_class"].values() if exists(row.get("recall"))]
     mean_recall = sum(recalls) / len(recalls) if recalls else None
     return [result.get("map"), result.get("map_11_point"), mean_recall]
 
@@ -102,33 +91,25 @@ def _objects(result: Mapping) -> int:
 
 
 def _html_table(result: Mapping) -> str:
-    headings = ("class", *(name for _, name in _COLUMNS), "objects")
-    heads = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     rows = [
-        report._row(name, [row.get(key) for key, _ in _COLUMNS], row.get("count"))
+        page.Row(name, [row.get(key) for key, _ in _COLUMNS], row.get("count"))
         for name, row in result["per_class"].items()
     ]
-    foot = report._row("all classes", _means(result), _objects(result))
-    body = "\n".join(rows)
-    table = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody>\n<tfoot>{foot}</tfoot></table>"
-    return f'<div class="scroll">{table}</div>'
+    total = page.Row("all classes", _means(result), _objects(result))
+    return page.table(("class", *(name for _, name in _COLUMNS), "objects"), rows, total)
 
 
 def _tiles(result: Mapping) -> str:
     coco = result.get("coco") or {}
     tiles = [
-        ("mAP@0.5", _percent(result.get("map")), "mean over classes, VOC's area below the curve"),
-        ("11-point", _percent(result.get("map_11_point")), "mAP@0.5 the way VOC 2007 measured it"),
-        ("COCO AP", _number(coco.get("AP")), "mean over IoU 0.5 to 0.95, 0 to 1"),
-        ("proposals", _percent(result.get("proposal_recall")), "of the objects have one; the ceiling"),
-        ("speed", _number(result.get("images_per_second"), "{:,.1f}"), "images a second in training"),
-        ("memory", _number(result.get("peak_memory_mb"), "{:,.0f}"), "MB at the peak, the whole process"),
+        ("mAP@0.5", percent(result.get("map")), "mean over classes, VOC's area below the curve"),
+        ("11-point", percent(result.get("map_11_point")), "mAP@0.5 the way VOC 2007 measured it"),
+        ("COCO AP", number(coco.get("AP")), "mean over IoU 0.5 to 0.95, 0 to 1"),
+        ("proposals", percent(result.get("proposal_recall")), "of the objects have one; the ceiling"),
+        ("speed", number(result.get("images_per_second"), "{:,.1f}"), "images a second in training"),
+        ("memory", number(result.get("peak_memory_mb"), "{:,.0f}"), "MB at the peak, the whole process"),
     ]
-    parts = [
-        f'<div><dt>{heading}</dt><dd class="value">{value}</dd><dd class="what">{what}</dd></div>'
-        for heading, value, what in tiles
-    ]
-    return '<dl class="tiles">\n' + "\n".join(parts) + "\n</dl>"
+    return page.tiles(tiles)
 
 
 _WORDS = {

@@ -20,7 +20,7 @@ from hardmine_jax.pose import Skeleton
 BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
 INK, FAINT = "#1f2933", "#9aa5b1"
 LEFT, RIGHT, MIDDLE = (230, 120, 0), (0, 130, 215), (240, 228, 66)
-_STYLE = {
+STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
@@ -128,15 +128,15 @@ def learning_curves(
       lines: what `training.read_metrics` gives, each with `step` and whichever of the keys it knows.
       baseline: PCK of predicting the mean pose, drawn as a dashed line.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, pck_axes = figure.subplots(1, 3)
-        _loss_panel(loss_axes, *series(lines, "loss"))
+        loss_panel(loss_axes, *series(lines, "loss"))
         steps, rates = series(lines, "learning_rate")
-        _line(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
+        line_panel(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
         rate_axes.yaxis.set_major_formatter("{x:g}")
         steps, values = series(lines, "validation/pck")
-        _line(
+        line_panel(
             pck_axes,
             steps,
             values,
@@ -165,18 +165,18 @@ def mining_curves(lines: Sequence[dict], *, num_keypoints: int) -> Figure:
       lines: the lines of `metrics.jsonl`, with `fraction_kept`, `loss_captured` and `entropy`, in nats.
       num_keypoints: K, the number that exp(entropy) reaches where all are kept equally often.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         share_axes, number_axes = figure.subplots(1, 2)
         panel = dict(title="Kept by mining", label="share")
         kinds = [("loss_captured", "of the loss", ORANGE), ("fraction_kept", "of the labelled joints", BLUE)]
         for key, name, colour in kinds:
-            _line(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
+            line_panel(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
         share_axes.set_ylim(0, 1.03)
         share_axes.legend(loc="lower right")
         steps, entropies = series(lines, "entropy")
         panel = dict(title="Different joints among the kept", label="joints, exp(entropy)")
-        _line(number_axes, steps, np.exp(entropies), colour=GREEN, **panel)
+        line_panel(number_axes, steps, np.exp(entropies), colour=GREEN, **panel)
         number_axes.set_ylim(0, 1.03 * num_keypoints)
         number_axes.axhline(num_keypoints, color=INK, linestyle="--", linewidth=1.3)
         number_axes.text(
@@ -204,7 +204,7 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
     groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
     table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
     edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(12, 1.6 + 0.3 * len(names)), layout="constrained")
         axes = figure.subplots()
         mesh = axes.pcolormesh(
@@ -231,7 +231,7 @@ def per_joint_bars(per_joint: dict[str, dict]) -> Figure:
     ]
     kinds = [kind for kind in kinds if any(row.get(kind[0]) is not None for row in per_joint.values())]
     height = 0.8 / max(len(kinds), 1)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(12, 1.5 + (0.16 + 0.13 * len(kinds)) * len(per_joint)), layout="constrained")
         axes = figure.subplots()
         for shift, (key, label, colour) in enumerate(kinds):
@@ -344,7 +344,7 @@ def hardest_images(
     for example in examples:
         right, labelled = int(np.sum(example.correct)), int((np.asarray(example.visibility) > 0).sum())
         tiles += _true_and_predicted(example, skeleton, tile)
-        captions += [f"{_shorten(example.name)}: true", f"predicted: {right} of {labelled} right"]
+        captions += [f"{shorten(example.name)}: true", f"predicted: {right} of {labelled} right"]
     return montage(tiles, captions=captions, columns=2 * pairs_in_row)
 
 
@@ -364,7 +364,7 @@ def montage(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     aspect = max(image.shape[0] / image.shape[1] for image in images)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         height = rows * (12 / columns * aspect + (0.35 if captions else 0.0))
         figure = Figure(figsize=(12, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -377,8 +377,8 @@ def montage(
         return figure
 
 
-def _loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
-    _line(
+def loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
+    line_panel(
         axes,
         steps,
         losses,
@@ -395,7 +395,7 @@ def _loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
         axes.set_yscale("log")
 
 
-def _line(
+def line_panel(
     axes, steps, values, *, colour: str, title: str, label: str, line_label: str | None = None, **style
 ) -> None:
     if len(steps):
@@ -481,5 +481,5 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _shorten(name: str, limit: int = 26) -> str:
+def shorten(name: str, limit: int = 26) -> str:
     return name if len(name) <= limit else "..." + name[3 - limit :]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plots
 import pose_task
+from rows import Rows, evenly_spaced
 
 from hardmine_jax.data.augment import evaluate_crop
 from hardmine_jax.data.pipeline import evaluation_batches
@@ -48,7 +49,7 @@ class Evaluator:
         """(people, keypoints [N, K, 2], scores [N, K]) over all of the split, or some rows of it."""
         source = self._dataset.validation
         batches = evaluation_batches(
-            source if rows is None else _Rows(source, rows),
+            source if rows is None else Rows(source, rows),
             batch_size=self._batch_size,
             size=self._size,
             skeleton=self._dataset.skeleton,
@@ -87,28 +88,6 @@ class Evaluator:
             labels = (people.visibility[row], correct[row], people.names[row])
             examples.append(plots.Example(crop["image"], predicted, target, *labels))
         return examples
-
-
-class _Rows:
-    """Some records of a source, renumbered from 0."""
-
-    def __init__(self, source: Sequence[dict], rows: np.ndarray):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {**self._source[int(self._rows[index])], "index": index}
-
-
-def evenly_spaced(length: int, count: int) -> np.ndarray:
-    """At most `count` of 0 .. length - 1. Not the first ones: neighbours are often frames of one scene.
-
-    >>> evenly_spaced(9, 3), evenly_spaced(2, 5)
-    (array([0, 4, 8]), array([0, 1]))
-    """
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
 
 
 def mean_pose(source: Sequence[dict], *, num_people: int = 5000) -> np.ndarray:

@@ -12,10 +12,7 @@ at 256x192, with ImageNet weights and `--mining none`. Stopped or killed, the sa
 same bits.
 """
 
-import argparse
-import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -34,7 +31,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import plots  # noqa: E402
 import pose_task  # noqa: E402
 import report  # noqa: E402
-from pose_evaluation import Evaluator, evenly_spaced, mean_pose  # noqa: E402
+import running  # noqa: E402
+from pose_evaluation import Evaluator, mean_pose  # noqa: E402
+from rows import evenly_spaced  # noqa: E402
 
 from hardmine_jax import models, training  # noqa: E402
 from hardmine_jax.data import coco_keypoints, lspet, synthetic_pose  # noqa: E402
@@ -219,13 +218,8 @@ def load_dataset(config: Config) -> PoseDataset:
     """
     official = config.dataset == "coco" and config.annotations is None and config.images is None
     kind = "COCO 2017" if official else config.dataset
-    every = {name for names in _DATA_FLAGS.values() for name in names}
-    for name in sorted(every - {*_DATA_FLAGS[kind]}):
-        if getattr(config, name) is not None:
-            advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
-            raise ValueError(
-                f"--{name.replace('_', '-')} means nothing to --dataset {kind}: {advice}, or drop it"
-            )
+    advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
+    running.check_data_flags(config, _DATA_FLAGS, kind, advice)
     if kind == "synthetic":
         return synthetic_pose.load(cache_dir=config.cache_dir)
     if kind == "lspet":
@@ -239,7 +233,7 @@ def load_dataset(config: Config) -> PoseDataset:
 
 def settle(config: Config, skeleton: Skeleton) -> Config:
     """The config with its `k`; what can be known to fail is found before anything is compiled or moved."""
-    num_keypoints, num_devices = skeleton.num_keypoints, jax.device_count()
+    num_keypoints = skeleton.num_keypoints
     default_k = min(8, -(-2 * num_keypoints // 3))
     config = dataclasses.replace(config, k=default_k if config.k is None else config.k)
     if not 1 <= config.k <= num_keypoints:
@@ -252,21 +246,11 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         )
     if not 0 < config.k_steps <= 1:
         raise ValueError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
-    parts = num_devices * max(config.accumulate, 1)
-    if config.batch_size < 1 or config.batch_size % parts:
-        raise ValueError(
-            f"--batch-size {config.batch_size} does not split over {num_devices} devices and "
-            f"--accumulate {config.accumulate}: use a multiple of {parts}"
-        )
+    running.check_batch_size(config)
     if any(side < 32 or side % 32 for side in config.image_size):
         raise ValueError(f"--image-size {config.image_size}: height and width must be multiples of 32")
     least = {"accumulate": 1, "steps": 1, "log_every": 1, "evaluate_people": 1, "keep_last": 1}
-    least |= {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0, "seed": 0}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {low}")
-    if config.seed >= 2**32:
-        raise ValueError(f"--seed {config.seed} must be below 2**32")
+    running.check_counts(config, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
     if not (0 < config.heatmap_sigma < math.inf and 0 <= config.ema_decay < 1 and config.min_loss >= 0):
         raise ValueError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --ema-decay {config.ema_decay} "
@@ -353,34 +337,24 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
         raise DataError(
             f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations"
         )
-    if config.eval_only and not (config.workdir / "config.json").exists():
-        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
+    running.check_run(config)
     parallel, state = make_trainer(config, dataset.skeleton)
-    if not (config.resume or config.eval_only):
-        start_anew(config.workdir)
-    with contextlib.ExitStack() as closing:
-        batches = closing.enter_context(contextlib.closing(make_batches(config, dataset)))
-        checkpoints = training.Checkpoints(config.workdir, keep_last=config.keep_last, best_metric="pck")
-        closing.enter_context(contextlib.closing(checkpoints))
-        restored = checkpoints.restore_latest(state)
-        if restored is not None:
-            print(f"resuming from step {restored.step} of {config.workdir}")
-            state = restored.state
-            batches.set_state(restored.iterator_state)
-        check_position(config, restored)
-        tell_changes(config)
+    batches = make_batches(config, dataset)
+    with running.open_run(config, state, batches, best_metric="pck") as opened:
+        if opened.restored and (config.workdir / "config.json").exists():
+            running.tell_changes(config.workdir, load_config(config.workdir)[0], config)
         evaluator = make_evaluator(config, dataset, parallel)
         if config.eval_only:
-            return finish(config, dataset, evaluator, parallel.put_state(state), restored.step, [])
+            return finish(config, dataset, evaluator, parallel.put_state(opened.state), opened.step, [])
         save_config(config, dataset.skeleton)
         fitted = training.fit(
-            state,
+            opened.state,
             parallel=parallel,
             batches=batches,
             batch_size=config.batch_size,
             steps=config.steps,
             workdir=config.workdir,
-            checkpoints=checkpoints,
+            checkpoints=opened.checkpoints,
             evaluate=evaluator.quick,
             learning_rate=training.make_schedule(config.optimizer, steps=config.steps),
             log_every=config.log_every,
@@ -407,24 +381,6 @@ def make_batches(config: Config, dataset: PoseDataset) -> TrainBatches:
     )
 
 
-def start_anew(workdir: pathlib.Path) -> None:
-    """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
-    training.set_aside(workdir)
-    for name in ("config.json", "metrics.jsonl", "result.json", "report.html"):
-        (workdir / name).unlink(missing_ok=True)
-
-
-def check_position(config: Config, restored: training.Restored | None) -> None:
-    """Whether what was restored is what the flags ask for."""
-    if config.eval_only and restored is None:
-        raise training.CheckpointError(f"{config.workdir} has no checkpoint to evaluate: train there first")
-    if restored is not None and not config.eval_only and restored.step > config.steps:
-        raise ValueError(
-            f"{config.workdir} is at step {restored.step}, beyond --steps {config.steps}: give more --steps, "
-            "--eval-only, or --no-resume to start anew"
-        )
-
-
 def finish(
     config: Config,
     dataset: PoseDataset,
@@ -442,8 +398,8 @@ def finish(
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
     for name, rate in zip(skeleton.names, mean_unit_rates(lines, skeleton.num_keypoints), strict=True):
         result["per_joint"][name]["unit_rate"] = rate
-    result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
-    write_json(config.workdir / "result.json", result)
+    result |= {"steps": step, "images_per_second": running.mean_speed(lines), "people": len(people.names)}
+    running.write_json(config.workdir / "result.json", result)
     hardest = np.argsort(pose_task.mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)
     hardest, typical = (evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical))
@@ -455,7 +411,7 @@ def finish(
     path = report.write_report(
         config.workdir / "report.html",
         title=f"Pose on {dataset.name}: {config.model}, {config.mining}",
-        config=_plain(config),
+        config=running.plain(config),
         result=result,
         pictures=plots.report_pictures(lines, result, skeleton, hardest, typical),
         notes=notes,
@@ -463,16 +419,6 @@ def finish(
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
     return result
-
-
-def mean_speed(lines: list[dict]) -> float | None:
-    """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
-    steps = np.diff([0] + [line["step"] for line in lines])
-    speeds = [line.get("images_per_second") for line in lines]
-    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True) if speed]
-    if not timed:
-        return None
-    return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))
 
 
 def mean_unit_rates(lines: list[dict], num_keypoints: int) -> list[float | None]:
@@ -486,19 +432,8 @@ def mean_unit_rates(lines: list[dict], num_keypoints: int) -> list[float | None]
 
 def save_config(config: Config, skeleton: Skeleton) -> None:
     """config.json: what prediction needs beside the weights."""
-    config.workdir.mkdir(parents=True, exist_ok=True)
-    write_json(config.workdir / "config.json", {"config": _plain(config), "skeleton": _plain(skeleton)})
-
-
-def tell_changes(config: Config) -> None:
-    """One line on stderr where a run goes on with other settings than it had."""
-    if not (config.workdir / "config.json").exists():
-        return
-    old, new = _plain(load_config(config.workdir)[0]), _plain(config)
-    free = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
-    changed = [f"{name}={old[name]!r}" for name in new if name not in free and old[name] != new[name]]
-    if changed:
-        print(f"note: {config.workdir} was trained with {', '.join(changed)} until here", file=sys.stderr)
+    content = {"config": running.plain(config), "skeleton": running.plain(skeleton)}
+    running.write_json(config.workdir / "config.json", content)
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
@@ -507,79 +442,36 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     Raises:
       DataError: no config.json there, or not one of this script.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        content = json.loads(path.read_text())
-        config, skeleton = dict(content["config"]), content["skeleton"]
-        nested = {"optimizer": training.OptimizerConfig, "augment": AugmentConfig}
-        for name, kind in nested.items():
-            config[name] = kind(**{key: _tuples(value) for key, value in config[name].items()})
-        for name in ("data_dir", "annotations", "images", "validation_annotations", "validation_images",
-                     "cache_dir", "workdir"):  # fmt: skip
-            config[name] = None if config[name] is None else pathlib.Path(config[name])
-        config = Config(**{name: _tuples(value) for name, value in config.items()})
-        return config, Skeleton(**{name: _tuples(value) for name, value in skeleton.items()})
-    except FileNotFoundError as error:
-        raise DataError(f"no {path}: give the --workdir of a pose_ohkm run") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no config.json of pose_ohkm ({error}): give the --workdir of a run"
-        ) from error
+    config, skeleton = running.read_config(
+        workdir, {"config": Config, "skeleton": Skeleton}, script="pose_ohkm"
+    )
+    return config, skeleton
 
 
 def parse(arguments: list[str] | None = None) -> Config:
     """The command line: --preset gives the defaults, the other flags change them."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS, default="laptop")
-    preset = first.parse_known_args(arguments)[0].preset
-    config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
+    default = PRESETS[running.first_flags(arguments, {"preset": tuple(PRESETS)})["preset"]]
+    config = tyro.cli(Config, default=default, args=arguments, description=__doc__)
     steps = LAPTOP_STEPS[config.dataset] if config.steps is None else config.steps
     workdir = config.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
-    optimizer = config.optimizer
-    if optimizer.warmup_steps == PRESETS[preset].optimizer.warmup_steps:
-        # Nobody asked for these many: a short run warms up for a tenth of it.
-        warmup = min(optimizer.warmup_steps, max(steps, 0) // 10)
-        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
-    return dataclasses.replace(config, steps=steps, workdir=workdir, optimizer=optimizer)
+    return running.shorten_warmup(dataclasses.replace(config, steps=steps, workdir=workdir), default)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when done or stopped by a signal, 2 after one line about what is wrong."""
     config = parse(arguments)
     keep_freed_memory()
-    try:
+
+    def body() -> None:
+        settled = config
         if config.dataset in _SKELETONS:
             # What can be known to be wrong is said before data is prepared for it.
-            config = settle(config, _SKELETONS[config.dataset])
-        dataset = load_dataset(config)
-        if dataset.skipped.count:
-            print(dataset.skipped.report(), file=sys.stderr)
-        train(config, dataset)
-    except (ValueError, OSError) as error:
-        # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print("error: out of memory: lower --batch-size or raise --accumulate", file=sys.stderr)
-        return 2
-    return 0
+            settled = settle(config, _SKELETONS[config.dataset])
+        dataset = load_dataset(settled)
+        running.tell_skipped(dataset.skipped)
+        train(settled, dataset)
 
-
-def _plain(value) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
-
-
-def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def write_json(path: pathlib.Path, content: dict) -> None:
-    # Renamed into place: a reader, or a run killed here, never meets half a file.
-    temporary = path.with_suffix(".json.new")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    return running.run_to_exit_code(body)
 
 
 if __name__ == "__main__":

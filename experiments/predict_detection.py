@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 import tyro
@@ -27,11 +26,10 @@ import detection_ohem  # noqa: E402
 import detection_plots  # noqa: E402
 import running  # noqa: E402
 from detection_evaluation import PREDICTED_FROM  # noqa: E402
-from predict_pose import InputError, _names  # noqa: E402
+from photos import InputError, photo_id, picture_names, read_photo, write_png  # noqa: E402
 
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.data.detection_pipeline import detection_evaluation_batches  # noqa: E402
-from hardmine_jax.data.pictures import decode_image  # noqa: E402
 from hardmine_jax.data.proposals import search_image  # noqa: E402
 from hardmine_jax.detection import Detections  # noqa: E402
 
@@ -63,25 +61,6 @@ class Photo(NamedTuple):
     encoded: bytes
     image: np.ndarray
     image_id: int
-
-
-def read_photos(paths: Sequence[pathlib.Path]) -> list[Photo]:
-    """The images.
-
-    Raises:
-      InputError: a file that is missing or no whole image.
-    """
-    photos = []
-    for position, path in enumerate(paths, start=1):
-        try:
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        image = decode_image(encoded)
-        if image is None:
-            raise InputError(f"{path}: not a whole image that OpenCV reads (JPEG, PNG, ...)")
-        photos.append(Photo(path, encoded, image, int(path.stem) if path.stem.isdecimal() else position))
-    return photos
 
 
 def find_objects(
@@ -126,16 +105,20 @@ def run(config: Config) -> None:
         raise InputError("no image: name at least one file")
     workdir = running.find_workdir(config.checkpoint, script="detection_ohem")
     trained, classes = detection_ohem.load_config(workdir)
-    photos = read_photos(config.images)
+    photos = [
+        Photo(path, *read_photo(path), photo_id(path, position))
+        for position, path in enumerate(config.images, start=1)
+    ]
     variables = training.load_variables(config.checkpoint, which="best")
     config.output.mkdir(parents=True, exist_ok=True)
+    names = picture_names(config.images)
     results, everything = [], find_objects(trained, classes, variables, photos)
-    for photo, name, found in zip(photos, _names(photos), everything, strict=True):
+    for photo, name, found in zip(photos, names, everything, strict=True):
         sure = found.scores >= config.min_score
         boxes, scores, labels = (column[sure] for column in found)
         drawn = detection_plots.draw_boxes(photo.image, boxes, labels, classes, scores=scores)
         picture = config.output / f"{name}_boxes.png"
-        picture.write_bytes(cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
+        write_png(picture, drawn)
         results += coco_results(photo, found, classes)
         print(f"{photo.path}: {sure.sum()} objects, {picture}")
     (config.output / "detections.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -27,11 +27,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import plots  # noqa: E402
 import pose_ohkm  # noqa: E402
+import running  # noqa: E402
+from photos import InputError, photo_id, picture_names, read_photo, write_png  # noqa: E402
 
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.data.augment import evaluate_crop  # noqa: E402
 from hardmine_jax.data.coco_keypoints import whole_id  # noqa: E402
-from hardmine_jax.data.pictures import decode_image  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
 from hardmine_jax.pose.affine import apply_affine  # noqa: E402
 
@@ -55,10 +56,6 @@ class Config:
     boxes: pathlib.Path | None = None
     output: pathlib.Path = pathlib.Path("poses")
     min_score: float = 0.1
-
-
-class InputError(ValueError):
-    """Something that was given cannot be used; one line."""
 
 
 class Box(NamedTuple):
@@ -96,14 +93,13 @@ def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None, *, padding: 
     photos = []
     for position, path in enumerate(paths, start=1):
         encoded, image = _read_image(path, upright=boxes is None)
-        number = int(path.stem) if path.stem.isdecimal() else None
-        image_id = position if number is None else number
+        image_id = photo_id(path, position)
         if boxes is None:
             height, width = image.shape[:2]
             whole = Box((-0.5, -0.5, width - 0.5, height - 0.5))
             photos.append(Photo(path, encoded, image, image_id, (whole,), 1.0))
         else:
-            keys = (path.name, path.stem, str(number))
+            keys = (path.name, path.stem, *([str(image_id)] if path.stem.isdecimal() else []))
             image_id, found = next((boxes[key] for key in keys if key in boxes), (image_id, []))
             photos.append(Photo(path, encoded, image, image_id, tuple(found), padding))
     if not any(photo.boxes for photo in photos):
@@ -140,21 +136,6 @@ def read_boxes(path: pathlib.Path) -> Boxes:
             f"{path} is neither a list of COCO detections nor a COCO file with images and annotations"
         ) from error
     return boxes
-
-
-def find_workdir(checkpoint: pathlib.Path) -> pathlib.Path:
-    """The folder with config.json at or above a checkpoint.
-
-    Raises:
-      InputError: there is none.
-    """
-    path = checkpoint.resolve()
-    for folder in (path, *path.parents[:2]):
-        if (folder / "config.json").is_file():
-            return folder
-    raise InputError(
-        f"no checkpoint at {checkpoint}: give the --workdir of a pose_ohkm run, or a checkpoint in it"
-    )
 
 
 def predict_photos(
@@ -212,7 +193,7 @@ def run(config: Config) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
     if not config.images:
         raise InputError("no image: name at least one file")
-    workdir = find_workdir(config.checkpoint)
+    workdir = running.find_workdir(config.checkpoint, script="pose_ohkm")
     trained, skeleton = pose_ohkm.load_config(workdir)
     boxes = None if config.boxes is None else read_boxes(config.boxes)
     photos = read_photos(config.images, boxes, padding=trained.augment.padding)
@@ -220,11 +201,11 @@ def run(config: Config) -> None:
     predict = pose_ohkm.make_predict(trained, skeleton)
     people = predict_photos(predict, variables, photos, size=trained.image_size, skeleton=skeleton)
     config.output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for photo, name, found in zip(photos, _names(photos), people, strict=True):
+    results, names = [], picture_names(config.images)
+    for photo, name, found in zip(photos, names, people, strict=True):
         drawn = draw_people(photo, found, skeleton, min_score=config.min_score)
         picture = config.output / f"{name}_pose.png"
-        picture.write_bytes(cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
+        write_png(picture, drawn)
         results += coco_results(photo, found)
         print(f"{photo.path}: {len(found)} people, {picture}")
     (config.output / "keypoints.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -234,22 +215,11 @@ def run(config: Config) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 2 after one line about what is wrong."""
     config = tyro.cli(Config, args=arguments, description=__doc__)
-    try:
-        run(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return running.run_to_exit_code(lambda: run(config))
 
 
 def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray]:
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    image = decode_image(encoded)
-    if image is None:
-        raise InputError(f"{path}: not a whole image that OpenCV reads (JPEG, PNG, ...)")
+    encoded, image = read_photo(path)
     turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     if not upright or np.array_equal(turned, image[..., ::-1]):
         return encoded, image
@@ -282,15 +252,6 @@ def _record(photo: Photo, box: Box, skeleton: Skeleton) -> dict:
         "visibility": np.zeros(skeleton.num_keypoints, np.int32),
         "index": 0,
     }
-
-
-def _names(photos: Sequence[Photo]) -> list[str]:
-    """Names of the pictures; files of one name in several folders are numbered."""
-    stems = [photo.path.stem for photo in photos]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}_{stems[: place + 1].count(stem)}"
-        for place, stem in enumerate(stems)
-    ]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from hardmine_jax import training
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, Skipped
 
 
 def first_flags(arguments: list[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -91,6 +91,12 @@ def check_data_flags(config, used: Mapping[str, tuple[str, ...]], kind: str, adv
             raise ValueError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
 
 
+def tell_skipped(skipped: Skipped) -> None:
+    """One line on stderr, where anything was left out or is odd."""
+    if skipped.reasons or skipped.noted:
+        print(skipped.report(), file=sys.stderr)
+
+
 def flag(name: str) -> str:
     """
     >>> flag("batch_size")
@@ -121,8 +127,6 @@ def open_run(config, state: training.TrainState, batches, *, best_metric: str) -
       CheckpointError: another model's, or --eval-only without a checkpoint.
       ValueError: the run is beyond --steps.
     """
-    if config.eval_only and not (config.workdir / "config.json").exists():
-        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
     if not (config.resume or config.eval_only):
         start_anew(config.workdir)
     with contextlib.ExitStack() as closing:
@@ -134,7 +138,9 @@ def open_run(config, state: training.TrainState, batches, *, best_metric: str) -
         restored = checkpoints.restore_latest(state)
         if restored is None:
             if config.eval_only:
-                raise training.CheckpointError(f"{config.workdir} has no checkpoint to evaluate: train first")
+                raise training.CheckpointError(
+                    f"{config.workdir} has no checkpoint to evaluate: train there first"
+                )
             yield Opened(state, 0, False, checkpoints)
             return
         print(f"resuming from step {restored.step} of {config.workdir}")
@@ -145,6 +151,12 @@ def open_run(config, state: training.TrainState, batches, *, best_metric: str) -
             )
         batches.set_state(restored.iterator_state)
         yield Opened(restored.state, restored.step, True, checkpoints)
+
+
+def check_run(config) -> None:
+    """Raises CheckpointError for --eval-only where nothing was trained, before much is made ready for it."""
+    if config.eval_only and not (config.workdir / "config.json").exists():
+        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
 
 
 def start_anew(workdir: pathlib.Path) -> None:

@@ -8,9 +8,7 @@ slows down slows them all; numbers are medians over segments.
 """
 
 import dataclasses
-import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -21,10 +19,11 @@ import rich
 import rich.table
 import tyro
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
 
 import pose_ohkm  # noqa: E402
 import pose_task  # noqa: E402
+import timing  # noqa: E402
 
 from hardmine_jax.data.pipeline import TrainBatches  # noqa: E402
 from hardmine_jax.data.problems import DataError  # noqa: E402
@@ -133,15 +132,6 @@ def measure(config: pose_ohkm.Config, dataset, steps: int) -> tuple[dict[str, fl
     return {name: statistics.median(values) for name, values in found.items()}, len(compilations)
 
 
-def host() -> str:
-    """Processor, cores, devices and versions in one line."""
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")] or [platform.processor()]
-    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-    return f"{names[0]}, {os.cpu_count()} cores, {devices}, jax {jax.__version__}"
-
-
 def main(config: Config) -> None:
     """Prints one table."""
     if config.steps < SEGMENTS:
@@ -156,7 +146,7 @@ def main(config: Config) -> None:
     title = (
         f"laptop preset, {dataset.name}, batch {size} of {training.image_size[0]}x{training.image_size[1]}"
     )
-    table = rich.table.Table("", "ms a step", "images/s", "share", title=title, caption=host())
+    table = rich.table.Table("", "ms a step", "images/s", "share", title=title, caption=timing.host())
     rows = {
         "training, one batch again and again": (a_step, None),
         "training, real input": (found["real"], None),

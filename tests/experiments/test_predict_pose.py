@@ -12,6 +12,7 @@ import pytest
 
 from experiments import predict_pose
 from hardmine_jax import training
+from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.pose import Skeleton
 
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
@@ -162,7 +163,7 @@ def test_a_photo_that_its_camera_turned_is_set_upright(tmp_path):
     path.write_bytes(encoded[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + encoded[2:])
     (whole,) = predict_pose.read_photos([path], None, padding=1.25)
     assert whole.image.shape == (80, 40, 3) and whole.image[:15].min() > 200 and whole.image[30:].max() < 50
-    np.testing.assert_array_equal(predict_pose.decode_image(whole.encoded), whole.image)
+    np.testing.assert_array_equal(decode_image(whole.encoded), whole.image)
     boxes = {"turned.jpg": (1, [predict_pose.Box((0, 0, 10, 10))])}
     (stored,) = predict_pose.read_photos([path], boxes, padding=1.25)
     assert stored.image.shape == (40, 80, 3) and stored.padding == 1.25

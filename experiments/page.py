@@ -1,0 +1,158 @@
+"""A page of HTML that opens anywhere: its parts, and the numbers as they are written in them.
+
+Shares in 0..1 are written as percent; what does not exist (None or NaN) is an en dash. The page carries its
+pictures and its style within itself and forbids everything else by its security policy; all text is escaped.
+"""
+
+import base64
+import html
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+_DASH = "–"
+_CSS = """
+:root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #d9e0e7; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7fa; color: var(--ink);
+       font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { margin: 0 0 .75rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .75rem; font-size: 1.3rem; }
+.lead { margin: 0; max-width: 60rem; font-size: 1.15rem; }
+.tiles div, .scroll, figure, details { border: 1px solid var(--line); border-radius: .6rem;
+                                      background: #fff; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr));
+         gap: .9rem; margin: 1.6rem 0 0; }
+.tiles div { padding: .9rem 1.1rem; }
+.tiles dt { color: var(--soft); font-weight: 600; }
+.tiles dd { margin: 0; }
+.tiles .value { font-size: 1.9rem; font-weight: 700; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tiles .what { color: var(--soft); font-size: .88rem; }
+.scroll { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem 1rem; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; }
+thead th:not(:first-child) { width: 16%; }
+thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-size: .92rem; }
+tbody tr + tr > * { border-top: 1px solid #edf0f4; }
+tbody th { font-weight: 500; }
+tfoot > tr > * { border-top: 2px solid var(--line); font-weight: 700; }
+figure { margin: 1.4rem 0 0; padding: 1rem; }
+figure .picture { overflow-x: auto; }
+figure img { display: block; width: 100%; min-width: 620px; height: auto; }
+figcaption { margin-bottom: .8rem; font-weight: 600; }
+.notes li { margin: .3rem 0; }
+details { margin-top: 2.5rem; padding: .8rem 1.1rem; }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; font: .88rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+class Row(NamedTuple):
+    """A line of a table: a name, shares (or None), and how many there are of it."""
+
+    name: str
+    shares: Sequence[float | None]
+    count: int | None
+
+
+def write_page(path: str | pathlib.Path, title: str, body: Iterable[str]) -> pathlib.Path:
+    """Writes one self-contained file: the heading, and the parts that are not empty."""
+    path = pathlib.Path(path)
+    parts = [f"<h1>{html.escape(title)}</h1>", *(part for part in body if part)]
+    text = _PAGE.format(title=html.escape(title), style=_CSS, body="\n".join(parts))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def lead(text: str) -> str:
+    return f'<p class="lead">{html.escape(text)}</p>'
+
+
+def tiles(contents: Iterable[tuple[str, str, str]]) -> str:
+    """Large numbers: (heading, value, what it is)."""
+    parts = [
+        f'<div><dt>{heading}</dt><dd class="value">{value}</dd><dd class="what">{what}</dd></div>'
+        for heading, value, what in contents
+    ]
+    return '<dl class="tiles">\n' + "\n".join(parts) + "\n</dl>"
+
+
+def table(headings: Sequence[str], rows: Iterable[Row], total: Row) -> str:
+    heads = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
+    body = "\n".join(_row(row) for row in rows)
+    foot = _row(total)
+    lines = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody>\n<tfoot>{foot}</tfoot></table>"
+    return f'<div class="scroll">{lines}</div>'
+
+
+def notes(texts: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return f'<h2>Notes</h2>\n<ul class="notes">{items}</ul>' if items else ""
+
+
+def figures(pictures: Iterable[tuple[str, bytes]]) -> list[str]:
+    """(caption, PNG bytes), in the order to show them; the caption is also the alternative text."""
+    parts = [_figure(caption, data) for caption, data in pictures]
+    return ["<h2>Pictures</h2>", *parts] if parts else []
+
+
+def details(heading: str, content: Mapping) -> str:
+    """Folded away: something as JSON."""
+    text = html.escape(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    return f"<details><summary>{heading}</summary><pre>{text}</pre></details>"
+
+
+def exists(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def percent(share: float | None) -> str:
+    return f"{100 * share:.1f} %" if exists(share) else _DASH
+
+
+def number(value: float | None, form: str = "{:.3f}") -> str:
+    return form.format(value) if exists(value) else _DASH
+
+
+def _row(row: Row) -> str:
+    cells = "".join(f"<td{_bar(share)}>{percent(share)}</td>" for share in row.shares)
+    return f'<tr><th scope="row">{html.escape(row.name)}</th>{cells}<td>{number(row.count, "{:,}")}</td></tr>'
+
+
+def _bar(share: float | None) -> str:
+    """A pale bar behind the number, so that weak joints are seen before they are read."""
+    if not exists(share):
+        return ""
+    end = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+    return f' style="background: linear-gradient(to right, #dcecf7 {end}, transparent {end})"'
+
+
+def _figure(caption: str, data: bytes) -> str:
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"the picture {caption!r} is not PNG: it starts with {data[:8]!r}")
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    text = html.escape(caption)
+    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    image = f'<img alt="{text}" width="{width}" height="{height}" src="{source}">'
+    return f'<figure><figcaption>{text}</figcaption><div class="picture">{image}</div></figure>'

@@ -1,0 +1,52 @@
+"""Photographs that prediction is asked about: reading them, their ids and names, writing pictures of them."""
+
+import pathlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from hardmine_jax.data.pictures import decode_image
+
+
+class InputError(ValueError):
+    """Something that was given cannot be used; one line."""
+
+
+def read_photo(path: pathlib.Path) -> tuple[bytes, np.ndarray]:
+    """A file's bytes, and its pixels as stored, u8 [H, W, 3] RGB.
+
+    Raises:
+      InputError: it is missing, or no whole image.
+    """
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    image = decode_image(encoded)
+    if image is None:
+        raise InputError(f"{path}: not a whole image that OpenCV reads (JPEG, PNG, ...)")
+    return encoded, image
+
+
+def photo_id(path: pathlib.Path, position: int) -> int:
+    """The file's name where that is a number, else its place on the command line, from 1."""
+    return int(path.stem) if path.stem.isdecimal() else position
+
+
+def picture_names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Names of the pictures; files of one name in several folders are numbered.
+
+    >>> picture_names([pathlib.Path("a/x.jpg"), pathlib.Path("y.jpg"), pathlib.Path("b/x.jpg")])
+    ['x_1', 'y', 'x_2']
+    """
+    stems = [path.stem for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}_{stems[: place + 1].count(stem)}"
+        for place, stem in enumerate(stems)
+    ]
+
+
+def write_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes u8 [H, W, 3] RGB."""
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
