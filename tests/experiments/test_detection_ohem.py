@@ -3,8 +3,10 @@
 import functools
 import json
 import pathlib
+import re
 import shutil
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -220,6 +222,72 @@ def test_data_that_is_not_there(tmp_path, capsys):
     flags = ["--dataset", "coco", "--annotations", tmp_path / "no.json", "--images", tmp_path]
     assert "no.json" in _fails(capsys, detection_ohem.main, _arguments(tmp_path / "run", *flags))
     assert not (tmp_path / "run").exists()
+
+
+def _voc_with_flaws(folder: pathlib.Path) -> pathlib.Path:
+    """A VOC folder of shapes: four good pictures to train on, two to validate on, and one of each flaw."""
+    source = synthetic_shapes.load().train
+    names = {"train": [f"good{number}" for number in range(4)], "val": ["seen0", "seen1"]}
+    flawed = ["flat", "nothing", "blank", "cut", "unannotated"]
+    for place, name in enumerate([*names["train"], *names["val"], *flawed]):
+        record, objects = source[place], []
+        for label, box in zip(record["labels"], record["boxes"], strict=True):
+            objects.append((synthetic_shapes.shapes.CLASSES[label - 1], box + [1, 1, 0, 0]))
+        objects += {"flat": [("ring", (9, 9, 9, 40))], "seen1": [("unicorn", (20, 20, 60, 60))]}.get(name, [])
+        encoded = {"cut": record["image"][:-400], "blank": _blank(20)}.get(name, record["image"])
+        _write_voc(folder, name, encoded, [] if name in ("nothing", "blank") else objects)
+    (folder / "Annotations" / "unannotated.xml").unlink()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, listed in {"train": names["train"] + flawed, "val": names["val"]}.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(listed))
+    return folder
+
+
+def _write_voc(folder: pathlib.Path, name: str, encoded: bytes, objects: list) -> None:
+    things = []
+    for title, box in objects:
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        numbers = "".join(f"<{corner}>{float(value)}</{corner}>" for corner, value in corners)
+        things.append(f"<object><name>{title}</name><bndbox>{numbers}</bndbox></object>")
+    for part, suffix, content in (
+        ("JPEGImages", "jpg", encoded),
+        ("Annotations", "xml", f"<annotation>{''.join(things)}</annotation>".encode()),
+    ):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part / f"{name}.{suffix}").write_bytes(content)
+
+
+def _blank(side: int) -> bytes:
+    return cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["ohem", pytest.param("bootstrap", marks=pytest.mark.slow)])
+def test_real_flaws_are_counted_and_named_and_none_ends_the_run(copied, tmp_path, capsys, kind):
+    folder = _voc_with_flaws(tmp_path / "voc")
+    flags = ["--dataset", "voc", "--data-dir", folder, "--mining", kind, "--rounds", 2, "--steps", 3]
+    flags += ["--search.min-size", 24]
+    assert detection_ohem.main(_arguments(tmp_path / "flawed", *flags)) == 0
+    told = capsys.readouterr().err
+    for flaw in (
+        "1 annotation absent (unannotated)",
+        "1 box of no area (flat#ring)",
+        "1 image unreadable (cut)",
+        "2 image with no object (all background) (nothing, blank)",
+        "1 image with no proposal (blank)",
+    ):
+        assert flaw in told
+    # Which other shapes five pictures leave out is chance.
+    assert re.search(r"class never seen in training \([^)]*unicorn\)", told)
+    result = _result(tmp_path / "flawed")
+    assert result["steps"] == 3 and 0 <= result["map"] <= 1 and result["per_class"]["unicorn"]["ap"] == 0
+    lines = training.read_metrics(tmp_path / "flawed" / "metrics.jsonl")
+    assert len(lines) == 3 and all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_evaluation_of_nothing_is_said_before_anything_is_made(copied, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(detection_ohem, "find_proposals", None)
+    flags = _arguments(tmp_path / "none", "--eval-only")
+    assert "train there first" in _fails(capsys, detection_ohem.main, flags)
 
 
 def test_weights_that_are_none(tmp_path, capsys):
