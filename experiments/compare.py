@@ -45,7 +45,8 @@ class Score(NamedTuple):
 
 SCORES = (
     Score(("pck",), "PCK@0.1"), Score(("pck_visible",), "visible"), Score(("pck_occluded",), "occluded"),
-    Score(("pck@0.2",), "PCK@0.2"), Score(("ap",), "OKS AP"),
+    Score(("pck@0.2",), "PCK@0.2"), Score(("ap",), "OKS AP"), Score(("pckh", "pckh@0.5"), "PCKh@0.5"),
+    Score(("detections", "ap"), "AP on boxes"),
     Score(("map",), "mAP@0.5"), Score(("map_11_point",), "11-point"), Score(("coco", "AP"), "COCO AP"),
     Score(("seconds",), "seconds", False), Score(("images_per_second",), "images/s", False),
     Score(("peak_memory_mb",), "peak MB", False),

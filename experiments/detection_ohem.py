@@ -4,7 +4,7 @@
     python experiments/detection_ohem.py --dataset voc --data-dir DIR   # any folder in PASCAL VOC's layout
     python experiments/detection_ohem.py --dataset coco --annotations JSON --images DIR  # any COCO boxes
     python experiments/detection_ohem.py --preset vgg16 --dataset voc --data-dir VOC2007 \
-        --train-split trainval --validation-split test --weights vgg16.npz  # as published, GPU or TPU
+        --train-split trainval --validation-split test --init-from vgg16.pth  # as published, GPU or TPU
 
 The first two are measured on 2 CPU cores (README has the scores). The last is the paper's VOC 2007 model:
 VGG16 with ImageNet weights, selective search, short side 600, 2 images and 128 regions a step, SGD at 0.001
@@ -36,6 +36,7 @@ import detection_plots  # noqa: E402
 import detection_report  # noqa: E402
 import detection_task  # noqa: E402
 import running  # noqa: E402
+import warm_start  # noqa: E402
 from detection_evaluation import Batching, Evaluator, MinedRecorder  # noqa: E402
 from rows import evenly_spaced  # noqa: E402
 
@@ -47,6 +48,7 @@ from hardmine_jax.data.detection_records import DetectionDataset  # noqa: E402
 from hardmine_jax.data.problems import DataError  # noqa: E402
 from hardmine_jax.data.proposals import SearchConfig, SourceProposals, prepare  # noqa: E402
 from hardmine_jax.models import fast_rcnn  # noqa: E402
+from hardmine_jax.models.torch_weights import WarmStart  # noqa: E402
 from hardmine_jax.models.vgg import VGGTrunk  # noqa: E402
 from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
 
@@ -72,7 +74,8 @@ class Config:
       cache_dir: where prepared data and proposals lie; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
       workdir: everything that the run writes; runs/detection_<dataset>_<preset> by default.
       model: the network: laptop (five convolutions, RoIAlign), vgg16 as published, resnet50 with RoIAlign.
-      weights: .npz of torchvision's vgg16 weights under their own names, to start from.
+      init_from: weights to start from: torchvision's vgg16, or torchvision's or timm's resnet50 (.pth,
+        .safetensors, .npz); or the --workdir of a run. A resnet50 then keeps its batch statistics.
       image_size: height and width of the input that images are scaled into, multiples of 16.
       max_boxes: room for so many objects an image, by default as many as the dataset's fullest image has.
       mining: which regions of each image carry the gradient.
@@ -116,7 +119,7 @@ class Config:
     cache_dir: pathlib.Path | None = None
     workdir: pathlib.Path | None = None
     model: ModelName = "laptop"
-    weights: pathlib.Path | None = None
+    init_from: pathlib.Path | None = None
     image_size: tuple[int, int] = (112, 112)
     max_boxes: int | None = None
     mining: detection_task.MiningName = "ohem"
@@ -196,7 +199,8 @@ def make_model(config: Config, num_classes: int, *, axis_name: str | None = None
         trunk = VGGTrunk(widths, norm="batch", dtype=dtype, axis_name=axis_name)
         return fast_rcnn.FastRCNN(trunk=trunk, hidden=(256, 256), dropout=0.0, pooling="align", **common)
     if config.model == "resnet50":
-        trunk = fast_rcnn.ResNetTrunk(50, dtype=dtype, axis_name=axis_name)
+        frozen = config.init_from is not None
+        trunk = fast_rcnn.ResNetTrunk(50, frozen_norm=frozen, dtype=dtype, axis_name=axis_name)
         return fast_rcnn.FastRCNN(trunk=trunk, hidden=(1024, 1024), dropout=0.0, pooling="align", **common)
     return fast_rcnn.FastRCNN(trunk=VGGTrunk(dtype=dtype), **common)
 
@@ -289,10 +293,6 @@ def settle(config: Config) -> Config:
         raise ValueError(f"--ema-decay {config.ema_decay} must lie in [0, 1)")
     if config.mining == "bootstrap" and config.rounds > config.steps:
         raise ValueError(f"--rounds {config.rounds} is more than --steps {config.steps}: lower --rounds")
-    if config.weights is not None and config.model != "vgg16":
-        raise ValueError(
-            f"--weights are of vgg16, and the model is {config.model}: add --preset vgg16, or drop it"
-        )
     return config
 
 
@@ -312,8 +312,6 @@ def make_trainer(config: Config, num_classes: int) -> tuple[training.Parallel, t
     model = make_model(config, num_classes)
     weights_key, run_key = jax.random.split(jax.random.key(config.seed))
     variables = jax.jit(functools.partial(init_variables, model, config.image_size))(weights_key)
-    if config.weights is not None:
-        variables = fast_rcnn.from_torch(read_weights(config.weights), variables)
     optimizer = training.make_optimizer(config.optimizer, steps=config.steps)
     state = training.create_state(
         variables, apply_fn=model.apply, optimizer=optimizer, key=run_key, ema_decay=ema_decay
@@ -331,17 +329,16 @@ def init_variables(model: fast_rcnn.FastRCNN, size: tuple[int, int], key: jax.Ar
     return model.init(key, jnp.zeros((1, *size, 3)), method=both)
 
 
-def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz by name.
+def begin(config: Config, state: training.TrainState) -> training.TrainState:
+    """The state that a run without a checkpoint starts from."""
+    if config.init_from is None:
+        return state
 
-    Raises:
-      DataError: no such file, or not that.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"--weights {path} is no .npz of arrays: {error}") from error
+    def fill(state_dict: dict, variables: dict) -> WarmStart:
+        filled = fast_rcnn.from_torch(state_dict, variables)
+        return WarmStart(filled, ("class_logits", "box_deltas"), ())
+
+    return warm_start.start_from(config.init_from, state, None if config.model == "laptop" else fill)
 
 
 def make_evaluator(
@@ -408,13 +405,16 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     parallel, state = make_trainer(config, len(dataset.classes))
     with contextlib.ExitStack() as stack:
         batches = make_batches(config, dataset, proposals)
-        opened = stack.enter_context(running.open_run(config, state, batches, best_metric="map"))
+        starting = functools.partial(begin, config)
+        run = running.open_run(config, state, batches, best_metric="map", begin=starting)
+        opened = stack.enter_context(run)
         if opened.restored and (config.workdir / "config.json").exists():
             running.tell_changes(config.workdir, load_config(config.workdir)[0], config)
         evaluator = make_evaluator(config, dataset, proposals, parallel)
         recorder = make_recorder(config, dataset, proposals, parallel)
         finishing = functools.partial(finish, config, dataset, evaluator, recorder)
         if config.eval_only:
+            running.keep_begun(opened, batches, lambda: save_config(config, dataset.classes))
             return finishing(parallel.put_state(opened.state), opened.step, {}, [])
         save_config(config, dataset.classes)
 

@@ -48,17 +48,14 @@ class Evaluator:
     def run(self, state, rows: np.ndarray | None = None) -> tuple[pose_task.People, np.ndarray, np.ndarray]:
         """(people, keypoints [N, K, 2], scores [N, K]) over all of the split, or some rows of it."""
         source = self._dataset.validation
-        batches = evaluation_batches(
-            source if rows is None else Rows(source, rows),
-            batch_size=self._batch_size,
-            size=self._size,
-            skeleton=self._dataset.skeleton,
-            padding=self._padding,
-        )
-        found, keypoints, scores = pose_task.predict_people(
-            lambda batch: self._predict(state, {"image": batch["image"]}), batches
-        )
+        found, keypoints, scores = self.run_boxes(state, source if rows is None else Rows(source, rows))
         return pose_task.read_people(source, found if rows is None else rows[found]), keypoints, scores
+
+    def run_boxes(self, state, boxes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(positions in `boxes`, keypoints [N, K, 2], scores [N, K]) of the people in a detector's boxes."""
+        return pose_task.predict_people(
+            lambda batch: self._predict(state, {"image": batch["image"]}), self._batches(boxes)
+        )
 
     def quick(self, state) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
@@ -66,6 +63,15 @@ class Evaluator:
         result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
         names = ("pck", "pck@0.2", "pck_visible", "ap")
         return {name: result[name] for name in names if result[name] is not None}
+
+    def _batches(self, source: Sequence[dict]):
+        return evaluation_batches(
+            source,
+            batch_size=self._batch_size,
+            size=self._size,
+            skeleton=self._dataset.skeleton,
+            padding=self._padding,
+        )
 
     def pictures(
         self, people: pose_task.People, keypoints: np.ndarray, rows: Sequence[int]

@@ -1,16 +1,20 @@
 """Top-down pose as a task: the mined loss, prediction, and scores in the pixels of the original images.
 
-Crops are `[B, H, W, 3]`, keypoints `[..., K, 2]` (x, y). A network's heatmaps are `[B, H/4, W/4, K]`.
+Crops are `[B, H, W, 3]`, keypoints `[..., K, 2]` (x, y). A network's heatmaps are a whole number of times
+smaller than the crops, 4 as a rule.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pose_networks import NO_EARLY, Early
 
+from hardmine_jax.data.person_boxes import PersonBoxes
 from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
 from hardmine_jax.models import normalise_images
 from hardmine_jax.pose import (
@@ -24,10 +28,36 @@ from hardmine_jax.pose import (
     oks,
     pck_correct,
 )
-from hardmine_jax.pose.affine import apply_affine
+from hardmine_jax.pose.affine import apply_affine, box_to_centre_scale
 from hardmine_jax.pose.coco_eval import coco_average_precision
+from hardmine_jax.pose.coco_results import coco_results
 
-STRIDE = 4
+Head = Literal["global", "refine"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network takes for the image and its pixels; other people's networks differ from those made here.
+
+    Attributes:
+      origin: see `heatmap_to_image`; 0 for networks that the released code of SimpleBaseline, HRNet or
+        Hourglass trained, by default the middle of the pixels that a heatmap pixel covers.
+      flip_shift: of the flip test, see `flip_heatmaps`; 1 for those.
+      channels: order of the colours; SimpleBaseline's released networks take bgr.
+    """
+
+    origin: float | None = None
+    flip_shift: int = 0
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+
+OWN_INPUTS = Inputs()
+
+
+def to_network(images: jax.Array, inputs: Inputs) -> jax.Array:
+    """uint8 [B, H, W, 3] RGB -> what the network takes, float32."""
+    # The released code keeps the means in the order of RGB, whatever the image's is.
+    return normalise_images(images[..., ::-1] if inputs.channels == "bgr" else images)
 
 
 def make_loss(
@@ -37,43 +67,55 @@ def make_loss(
     k: int | jax.Array,
     min_loss: float,
     sigma: float,
+    early: Early = NO_EARLY,
+    supervised: Sequence[Head] = ("global", "refine"),
+    mined: Sequence[Head] = ("refine",),
+    inputs: Inputs = OWN_INPUTS,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[dict, dict]]]:
     """The training loss `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
 
     Args:
-      model: `model.apply(variables, images, train=True)` -> heatmaps.
+      model: `model.apply(variables, images, train=True)` -> heatmaps, or a tuple of such: "global" are all
+        but the last, "refine" is the last, as CPN calls them.
       mining: what is kept of each image's labelled keypoints: "ohkm" the k hardest, "random" k of them,
         "threshold" those above `min_loss` and at least the k hardest, "none" all. Every sum is over a
         denominator that no label changes (k an image; K for "none" and "threshold"), so that devices average
         exactly.
       k: a Python int, or int32 [] that may be traced.
       min_loss: share of what an empty heatmap costs.
-      sigma: of the target Gaussians, heatmap pixels.
+      sigma: of the target Gaussians of "refine", heatmap pixels.
+      early: how "global" is supervised.
+      supervised: which heatmaps are in the loss; "refine" always is.
+      mined: of which heatmaps only what mining keeps is; of others all labelled keypoints.
+      inputs: what the network takes for the image and its pixels.
       axis_name: the mapped axis, inside pmap or shard_map.
 
     Returns:
-      The function. Its metrics: `mse`, over all labelled keypoints whatever was kept, and but for "none"
-      what `mining.stats` tells: `fraction_kept`, `loss_captured`, `entropy` [] and `unit_rate` [K]. These are
+      The function. Its metrics, of the last heatmaps: `mse`, over all labelled keypoints whatever was kept,
+      and but for "none" what `mining.stats` tells: `fraction_kept`, `loss_captured`, `entropy` [] and
+      `unit_rate` [K]. These are
       ratios over the images of all devices together. Over micro-batches, and over the steps of a log line,
       they are averaged, a mean of ratios: a joint that is labelled nowhere in one of these counts as 0 there,
-      and the entropy is that of a choice within it.
+      and the entropy is that of a choice within it. Where "global" is supervised, `global_loss` is its loss
+      before `early.weight`.
     """
 
     def loss_function(params, batch_stats, batch, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        images = normalise_images(batch["image"])
+        images = to_network(batch["image"], inputs)
         heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         loss, metrics = mined_loss(
-            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma, axis_name=axis_name
-        )
+            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma, early=early,
+            supervised=supervised, mined=mined, origin=inputs.origin, axis_name=axis_name,
+        )  # fmt: skip
         return loss, (updated["batch_stats"], metrics)
 
     return loss_function
 
 
 def mined_loss(
-    heatmaps: jax.Array,
+    heatmaps: Any,
     batch: dict,
     key: jax.Array,
     *,
@@ -81,12 +123,51 @@ def mined_loss(
     k: int | jax.Array,
     min_loss: float,
     sigma: float,
+    early: Early = NO_EARLY,
+    supervised: Sequence[Head] = ("global", "refine"),
+    mined: Sequence[Head] = ("refine",),
+    origin: float | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Everything between the heatmaps and the loss: targets, losses, choice, mean; see `make_loss`."""
-    labelled = (batch["visibility"] > 0) & batch["where"][:, None]
-    keypoints = image_to_heatmap(batch["keypoints"], stride=STRIDE)
+    *first, last = jax.tree.leaves(heatmaps)
+
+    def one(heatmaps, sigma, head, visible_only=False):
+        kind = mining if head in mined else "none"
+        seen = 2 if visible_only and kind == "none" else 1
+        labelled = (batch["visibility"] >= seen) & batch["where"][:, None]
+        return _head_loss(
+            heatmaps, labelled, batch, key, mining=kind, k=k, min_loss=min_loss, sigma=sigma, origin=origin,
+            axis_name=axis_name,
+        )  # fmt: skip
+
+    loss, metrics = one(last, sigma, "refine")
+    if first and "global" in supervised:
+        every = zip(first, early.sigmas, strict=True)
+        losses = [one(heatmaps, sigma, "global", early.visible_only)[0] for heatmaps, sigma in every]
+        global_loss = sum(losses) / len(losses)
+        loss += early.weight * global_loss
+        metrics["global_loss"] = jax.lax.stop_gradient(global_loss)
+    return loss, metrics
+
+
+def _head_loss(
+    heatmaps: jax.Array,
+    labelled: jax.Array,
+    batch: dict,
+    key: jax.Array,
+    *,
+    mining: str,
+    k: int | jax.Array,
+    min_loss: float,
+    sigma: float,
+    origin: float | None,
+    axis_name: str | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of one set of heatmaps over the keypoints that count, bool [B, K]."""
     size = heatmaps.shape[1:3]
+    stride = batch["image"].shape[1] / size[0]
+    keypoints = image_to_heatmap(batch["keypoints"], stride=stride, origin=origin)
     targets = encode_heatmaps(keypoints, size=size, sigma=sigma, where=labelled)
     losses = heatmap_mse(heatmaps, targets, where=labelled)
     num_images, num_keypoints = losses.shape
@@ -122,20 +203,35 @@ def _choose(
 
 
 def make_predict(
-    model: nn.Module, skeleton: Skeleton, *, sigma: float, decode: str, flip_test: bool
+    model: nn.Module,
+    skeleton: Skeleton,
+    *,
+    sigma: float,
+    decode: str,
+    flip_test: bool,
+    inputs: Inputs = OWN_INPUTS,
 ) -> Callable[[dict, jax.Array], dict[str, jax.Array]]:
     """`(variables, images uint8 [B, H, W, 3]) -> {"keypoints" [B, K, 2] crop pixels, "scores" [B, K]}`.
 
-    `flip_test` averages the heatmaps with those of the mirrored image, as all the papers do.
+    Of heatmaps supervised one after another the last ones are the prediction.
+
+    Args:
+      flip_test: averages the heatmaps with those of the mirrored image, as all the papers do.
+      inputs: what the network takes for the image and its pixels.
     """
 
+    def predict_heatmaps(variables: dict, images: jax.Array) -> jax.Array:
+        return jax.tree.leaves(model.apply(variables, to_network(images, inputs), train=False))[-1]
+
     def predict(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-        heatmaps = model.apply(variables, normalise_images(images), train=False)
+        heatmaps = predict_heatmaps(variables, images)
         if flip_test:
-            mirrored = model.apply(variables, normalise_images(images[:, :, ::-1]), train=False)
-            heatmaps = (heatmaps + flip_heatmaps(mirrored, skeleton=skeleton)) / 2
+            mirrored = predict_heatmaps(variables, images[:, :, ::-1])
+            heatmaps = (heatmaps + flip_heatmaps(mirrored, skeleton=skeleton, shift=inputs.flip_shift)) / 2
         keypoints, scores = decode_heatmaps(heatmaps, method=decode, blur_sigma=sigma)
-        return {"keypoints": heatmap_to_image(keypoints, stride=STRIDE), "scores": scores}
+        stride = images.shape[1] / heatmaps.shape[1]
+        keypoints = heatmap_to_image(keypoints, stride=stride, origin=inputs.origin)
+        return {"keypoints": keypoints, "scores": scores}
 
     return predict
 
@@ -149,7 +245,7 @@ class People:
       keypoints: float [N, K, 2].
       visibility: int [N, K]; 0 not labelled, 1 occluded, 2 visible.
       box: float [N, 4], the dataset's own, xyxy.
-      area: float [N]; image_id: int [N]; names: N strings.
+      area: float [N]; image_id, annotation_id: int [N]; names: N strings.
     """
 
     rows: np.ndarray
@@ -158,6 +254,7 @@ class People:
     box: np.ndarray
     area: np.ndarray
     image_id: np.ndarray
+    annotation_id: np.ndarray
     names: tuple[str, ...]
 
     @property
@@ -176,7 +273,7 @@ class People:
 
 def read_people(source: Sequence[dict], rows: Iterable[int]) -> People:
     """The labels of some records of a source."""
-    names = ("index", "keypoints", "visibility", "box", "area", "image_id", "name")
+    names = ("index", "keypoints", "visibility", "box", "area", "image_id", "annotation_id", "name")
     # One record at a time: its picture is dropped before the next is read.
     people = [[record[name] for name in names] for record in (source[int(row)] for row in rows)]
     *columns, labels = zip(*people, strict=True)
@@ -252,24 +349,77 @@ def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: S
     }
 
 
+_COCO_NAMES = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APM": "ap_medium", "APL": "ap_large",
+    "AR": "ar", "AR50": "ar50", "AR75": "ar75", "ARM": "ar_medium", "ARL": "ar_large",
+}  # fmt: skip
+
+
 def average_precision(
     predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton
 ) -> dict[str, float]:
     """COCO's keypoint AP and AR, boxes from the ground truth; a person's score is its mean keypoint score."""
-    annotations, predictions = [], []
-    for row in range(len(people.names)):
-        triples = np.column_stack([people.keypoints[row], people.visibility[row]])
-        image_id = int(people.image_id[row])
-        annotations.append(
-            {"image_id": image_id, "keypoints": triples.ravel(), "area": float(people.area[row])}
-        )
-        found = np.column_stack([predicted[row], scores[row]])
-        predictions.append(
-            {"image_id": image_id, "keypoints": found.ravel(), "score": float(scores[row].mean())}
-        )
-    names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar"}
-    measured = coco_average_precision(predictions, annotations, sigmas=skeleton.sigmas)
-    return {short: measured[name] for name, short in names.items()}
+    predictions = [
+        {
+            "image_id": int(people.image_id[row]),
+            "keypoints": np.column_stack([predicted[row], scores[row]]).ravel(),
+            "score": float(scores[row].mean()),
+        }
+        for row in range(len(people.names))
+    ]
+    measured = coco_average_precision(predictions, coco_annotations(people), sigmas=skeleton.sigmas)
+    names = ("AP", "AP50", "AP75", "AR")
+    return {_COCO_NAMES[name]: measured[name] for name in names}
+
+
+def coco_annotations(people: People) -> list[dict]:
+    """The people as COCO annotations: the ground truth of a dataset that has no COCO file."""
+    return [
+        {
+            "image_id": int(people.image_id[row]),
+            "keypoints": np.column_stack([people.keypoints[row], people.visibility[row]]).ravel(),
+            "area": float(people.area[row]),
+        }
+        for row in range(len(people.names))
+    ]
+
+
+def score_boxes(
+    rows: np.ndarray,
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    boxes: PersonBoxes,
+    annotations: Sequence[dict],
+    skeleton: Skeleton,
+    *,
+    size: tuple[int, int],
+    padding: float,
+) -> dict[str, float]:
+    """COCO's AP and AR of the predictions on a detector's boxes, by the published procedure.
+
+    People are scored by box and keypoints, copies are taken out by OKS over the areas of the crops, 20 an
+    image remain; see `coco_results`.
+
+    Args:
+      rows: [N], positions in `boxes`; predicted [N, K, 2] original pixels and scores [N, K] are
+        `predict_people`'s.
+      annotations: everything labelled on the images of `boxes`, crowds and people without labels too.
+      size: (H, W) of the crops; padding: of the boxes.
+
+    Returns:
+      ap, ap50, ap75, ap_medium, ap_large, and the same of ar.
+    """
+    crops = [box_to_centre_scale(box, aspect=size[1] / size[0], padding=padding) for box in boxes.boxes[rows]]
+    results = coco_results(
+        boxes.image_ids[rows],
+        predicted,
+        scores,
+        box_scores=boxes.scores[rows],
+        areas=np.array([sides.prod() for _, sides in crops]),
+        sigmas=skeleton.sigmas,
+    )
+    measured = coco_average_precision(results, annotations, sigmas=skeleton.sigmas)
+    return {short: measured[name] for name, short in _COCO_NAMES.items()}
 
 
 def mean_oks(predicted: np.ndarray, people: People, skeleton: Skeleton) -> np.ndarray:

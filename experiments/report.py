@@ -41,8 +41,9 @@ def write_report(
       The path.
     """
     body = [
-        page.lead(summarise(config, result)), _tiles(result), "<h2>Every joint</h2>", _html_table(result),
-        page.notes(notes), *page.figures(pictures), page.details("Configuration", config),
+        page.lead(summarise(config, result)), *map(page.lead, protocol_lines(result)), _tiles(result),
+        "<h2>Every joint</h2>", _html_table(result), page.notes(notes), *page.figures(pictures),
+        page.details("Configuration", config),
     ]  # fmt: skip
     return page.write_page(path, title, body)
 
@@ -83,9 +84,28 @@ def _caption(result: Mapping) -> str:
     lines = (
         f"PCK@0.2 {percent(result.get('pck@0.2'))}, OKS AP {number(result.get('ap'))}",
         f"mean-pose baseline: PCK {percent(result.get('mean_pose_pck'))}",
+        *protocol_lines(result),
         f"{speed} images/s over {steps} steps",
     )
     return "\n".join(lines)
+
+
+def protocol_lines(result: Mapping) -> list[str]:
+    """What the published procedures measured, where they were followed.
+
+    >>> protocol_lines({"detections": {"ap": 0.744, "ap_medium": 0.7, "ap_large": 0.8, "ar": 0.798}})
+    ["on the detector's boxes: AP 0.744, medium 0.700, large 0.800, AR 0.798"]
+    """
+    lines = []
+    if result.get("pckh"):
+        pckh = result["pckh"]
+        lines.append(f"PCKh@0.5 {percent(pckh.get('pckh@0.5'))}, @0.1 {percent(pckh.get('pckh@0.1'))}")
+    if result.get("detections"):
+        found = result["detections"]
+        named = {"AP": "ap", "medium": "ap_medium", "large": "ap_large", "AR": "ar"}
+        scores = ", ".join(f"{name} {number(found.get(key))}" for name, key in named.items())
+        lines.append(f"on the detector's boxes: {scores}")
+    return lines
 
 
 def _totals(result: Mapping) -> list[float | None]:

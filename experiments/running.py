@@ -1,7 +1,7 @@
 """What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
 
-A config is a frozen dataclass with at least `preset`, `workdir`, `steps`, `resume`, `eval_only`, `keep_last`,
-`batch_size`, `accumulate` and `optimizer`; `config.json` holds it as JSON.
+A config is a frozen dataclass with at least `preset`, `workdir`, `init_from`, `steps`, `resume`, `eval_only`,
+`keep_last`, `batch_size`, `accumulate` and `optimizer`; `config.json` holds it as JSON.
 """
 
 import argparse
@@ -115,16 +115,24 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_run(config, state: training.TrainState, batches, *, best_metric: str) -> Iterator[Opened]:
-    """The run in `config.workdir`, where it was left; at its beginning with a fresh `state` otherwise.
+def open_run(
+    config,
+    state: training.TrainState,
+    batches,
+    *,
+    best_metric: str,
+    begin: Callable[[training.TrainState], training.TrainState] = lambda state: state,
+) -> Iterator[Opened]:
+    """The run in `config.workdir`, where it was left; at its beginning with `begin(state)` otherwise.
 
     Args:
       state: fresh; gives the structure.
       batches: moved to where the run stands; closed at the end.
       best_metric: the score by which a checkpoint is the best.
+      begin: called only where nothing was restored.
 
     Raises:
-      CheckpointError: another model's, or --eval-only without a checkpoint.
+      CheckpointError: another model's, or --eval-only without a checkpoint and without --init-from.
       ValueError: the run is beyond --steps.
     """
     if not (config.resume or config.eval_only):
@@ -137,11 +145,11 @@ def open_run(config, state: training.TrainState, batches, *, best_metric: str) -
         closing.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore_latest(state)
         if restored is None:
-            if config.eval_only:
+            if config.eval_only and config.init_from is None:
                 raise training.CheckpointError(
                     f"{config.workdir} has no checkpoint to evaluate: train there first"
                 )
-            yield Opened(state, 0, False, checkpoints)
+            yield Opened(begin(state), 0, False, checkpoints)
             return
         print(f"resuming from step {restored.step} of {config.workdir}")
         if not config.eval_only and restored.step > config.steps:
@@ -153,10 +161,25 @@ def open_run(config, state: training.TrainState, batches, *, best_metric: str) -
         yield Opened(restored.state, restored.step, True, checkpoints)
 
 
+def keep_begun(opened: Opened, batches, save_config: Callable[[], None]) -> None:
+    """Makes a run of weights that are evaluated as they came: to predict with, to export, or to train on."""
+    if not opened.restored:
+        save_config()
+        opened.checkpoints.save(opened.step, opened.state, batches.get_state())
+
+
 def check_run(config) -> None:
-    """Raises CheckpointError for --eval-only where nothing was trained, before much is made ready for it."""
-    if config.eval_only and not (config.workdir / "config.json").exists():
+    """What can be known of the run before much is made ready for it.
+
+    Raises:
+      CheckpointError: --eval-only where nothing was trained, and without --init-from.
+      ValueError: --init-from of a file that is not there.
+    """
+    begun = (config.workdir / "config.json").exists()
+    if config.eval_only and not begun and config.init_from is None:
         raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
+    if config.init_from is not None and not config.init_from.exists() and not (begun and config.resume):
+        raise ValueError(f"--init-from {config.init_from}: no such file or folder")
 
 
 def start_anew(workdir: pathlib.Path) -> None:

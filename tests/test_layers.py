@@ -21,6 +21,8 @@ ALLOWED = {
 }
 # Third-party modules that must not come with `import hardmine_jax`.
 HEAVY = (
+    "torch",
+    "safetensors",
     "flax",
     "orbax",
     "grain",

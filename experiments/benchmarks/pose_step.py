@@ -76,7 +76,8 @@ class Loop:
 def mining_alone(config: pose_ohkm.Config, batch: dict, rows: int):
     """A call of encoding, losses, choice, metrics and the gradient to the heatmaps, for a device's rows."""
     part = {name: jnp.asarray(value[:rows]) for name, value in batch.items()}
-    height, width = (side // pose_task.STRIDE for side in config.image_size)
+    # Heatmaps of the laptop preset.
+    height, width = (side // 4 for side in config.image_size)
     num_keypoints = batch["visibility"].shape[-1]
     heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, num_keypoints))
     options = dict(mining=config.mining, k=config.k, min_loss=config.min_loss, sigma=config.heatmap_sigma)

@@ -171,9 +171,9 @@ def _read_file(
     file: coco_json.File, options: dict, skip: records.Skip
 ) -> tuple[Skeleton, list[records.Picture]]:
     path, folder, content = file
-    category = _category(content["categories"], options["category"], path)
+    category = find_category(content["categories"], options["category"], path)
     skeleton = _skeleton(category, options, path)
-    annotations = _of_category(content["annotations"], category, path)
+    annotations = of_category(content["annotations"], category, path)
     people = _people(annotations, skeleton.num_keypoints, path, skip)
     pictures = list(_pictures(content["images"], people, folder, skip))
     for image_id, lost in people.items():
@@ -204,7 +204,8 @@ def _pictures(
             yield records.Picture(name, number, image_file, tuple(labelled), coco_json.listed_size(image))
 
 
-def _category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
+def find_category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
+    """The one category with keypoints that is wanted, by name or id, or that there is; else DataError."""
     posed = [c for c in categories if isinstance(c, dict) and _is_posed(c)]
     names = ", ".join(f"{c.get('name')} (id {c['id']}, {len(c['keypoints'])} keypoints)" for c in posed)
     if not posed:
@@ -248,7 +249,7 @@ def _indices(pairs: list, names: tuple[str, ...]) -> list[list[int]]:
     return [[names.index(end) if isinstance(end, str) else end for end in pair] for pair in pairs]
 
 
-def _of_category(annotations: list, category: dict, path: pathlib.Path) -> list[tuple[int, dict]]:
+def of_category(annotations: list, category: dict, path: pathlib.Path) -> list[tuple[int, dict]]:
     """(place in the file, annotation) of the category, or of none; what is no annotation becomes {}."""
     wanted = str(whole_id(category["id"]))
     entries = [entry if isinstance(entry, dict) else {} for entry in annotations]

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import iou_rows
 from hardmine_jax.mining import non_max
-from hardmine_jax.mining.fit import fit
-from hardmine_jax.mining.order import order_keys
+from hardmine_jax.mining.fit import best_first
 from hardmine_jax.mining.types import check_count, check_units
 
 
@@ -51,11 +50,7 @@ def nms(
         raise ValueError(f"boxes {boxes.shape} and scores {scores.shape} must be [N, 4] and [N]")
     max_kept = check_count("max_kept", max_kept, scores.shape[0], least=1)
     keep = non_max_boxes(scores, boxes, None, where, threshold=threshold, max_kept=max_kept)
-    kept = fit(scores, keep, capacity=max_kept)
-    keys = order_keys(scores)[kept.indices]
-    # Stable, and the indices rise: so ties stay in the order in which they were kept.
-    best_first = jnp.argsort(jnp.where(kept.keep, ~keys, jnp.iinfo(keys.dtype).max), stable=True)
-    return kept.indices[best_first], kept.keep[best_first]
+    return best_first(scores, keep, capacity=max_kept)
 
 
 # Compiled as one even where the caller is not: a loop alone would be compiled again at every call.

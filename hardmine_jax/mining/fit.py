@@ -46,3 +46,15 @@ def fit(losses: jax.Array, keep: jax.Array, *, capacity: int) -> Fitted:
     indices = jnp.searchsorted(counted, slots).astype(jnp.int32)
     indices = jnp.where(filled, indices, jnp.where(filled[0], indices[0], 0))
     return Fitted(filled, indices, num_selected, jnp.maximum(num_selected - capacity, 0))
+
+
+def best_first(scores: jax.Array, keep: jax.Array, *, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """The kept units in the order of their scores, ties by index: (indices int32 [capacity], which are kept).
+
+    Slots that stayed free come last. Arguments as for `fit`.
+    """
+    kept = fit(scores, keep, capacity=capacity)
+    keys = order_keys(scores)[kept.indices]
+    # Stable, and the indices rise: so ties stay in the order in which they were kept.
+    order = jnp.argsort(jnp.where(kept.keep, ~keys, jnp.iinfo(keys.dtype).max), stable=True)
+    return kept.indices[order], kept.keep[order]

@@ -3,17 +3,25 @@
 One file a network; none knows a task, a dataset or a configuration.
 """
 
+from hardmine_jax.models.cpn import CPN, CPNHeatmaps, GlobalNet, RefineNet
 from hardmine_jax.models.fast_rcnn import FastRCNN, ResNetTrunk
+from hardmine_jax.models.hourglass import Hourglass
 from hardmine_jax.models.hrnet import HRNet
 from hardmine_jax.models.images import normalise_images
-from hardmine_jax.models.resnet import ResNet
+from hardmine_jax.models.resnet import ResNet, ResNetClassifier
 from hardmine_jax.models.simple_baseline import SimpleBaseline
 from hardmine_jax.models.vgg import VGG16, VGGTrunk
 
 __all__ = [
+    "CPN",
+    "CPNHeatmaps",
     "FastRCNN",
+    "GlobalNet",
     "HRNet",
+    "Hourglass",
+    "RefineNet",
     "ResNet",
+    "ResNetClassifier",
     "ResNetTrunk",
     "SimpleBaseline",
     "VGG16",

@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.models.resnet import ResNet
+from hardmine_jax.models.resnet import ResNet, torch_name
+from hardmine_jax.models.torch_weights import fill
 from hardmine_jax.models.vgg import VGGTrunk, params_from_torch
 
 
@@ -159,19 +160,26 @@ class FastRCNN(nn.Module):
 
 
 def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """`variables` with trunk, fc6 and fc7 from torchvision's `vgg16`, trained to classify images.
+    """`variables` with what a network that was trained to classify images has.
 
     Args:
-      state_dict: `features.0.weight` ... `classifier.3.bias`; `classifier.6`, the 1000 classes, is not read.
-      variables: of a `FastRCNN` with a `VGGTrunk` without normalisation, as `init` made them.
+      state_dict: of torchvision's `vgg16`, for trunk, fc6 and fc7: `features.0.weight` ...
+        `classifier.3.bias`; `classifier.6`, the 1000 classes, is not read. Or of torchvision's or timm's
+        ResNet, for the trunk: `conv1.weight` ... `layer3.5.bn3.running_var`; `layer4` and `fc` are not read.
+      variables: of a `FastRCNN` as `init` made them, with a `VGGTrunk` without normalisation, or with the
+        `ResNetTrunk` of that depth.
 
     Returns:
-      `{"params": ...}`; class and box outputs are those of `variables`.
+      `{"params", ...}`; everything else is that of `variables`.
 
     Raises:
-      ValueError: naming all entries that are missing, extra or of another shape.
+      WeightsError: naming all entries that are missing, extra or of another shape.
     """
     params = dict(variables["params"])
+    if "resnet" in params["trunk"]:
+        trunk = {name: tree["trunk"]["resnet"] for name, tree in variables.items()}
+        filled = fill(state_dict, trunk, torch_name, unused=("layer4.", "fc."))
+        return {name: {**tree, "trunk": {"resnet": filled[name]}} for name, tree in variables.items()}
     old = ("classifier.6.weight", "classifier.6.bias")
     taken = {name: params[name] for name in ("trunk", "fc6", "fc7")}
     return {**variables, "params": params | params_from_torch(state_dict, taken, unused=old)}

@@ -1,4 +1,4 @@
-"""Convolution, transposed convolution and normalisation as the published networks define them.
+"""Convolution, transposed convolution, normalisation and upsampling as the published networks define them.
 
 Layout NHWC, kernels HWIO, parameters float32; `dtype` is the type of the computation. Padding is PyTorch's
 (`k // 2` on both sides), which for an even side and stride 2 is not XLA's "SAME".
@@ -86,11 +86,13 @@ class BatchNorm(nn.Module):
     batch is mean(x^2) - mean(x)^2, which needs inputs whose mean is not many times their deviation.
 
     With `axis_name` the batch statistics are those of all devices along that axis (synchronised).
+    `initial_scale` is the first value of all of its scales.
     """
 
     train: bool
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -102,5 +104,44 @@ class BatchNorm(nn.Module):
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=axis_name,
+            scale_init=nn.initializers.constant(self.initial_scale),
             name="norm",
         )(images)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch normalisation and, if asked for, ReLU."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    relu: bool = True
+    train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    initial_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        outputs = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="conv")(inputs)
+        norm = BatchNorm(self.train, self.axis_name, self.dtype, self.initial_scale, name="bn")
+        return nn.relu(norm(outputs)) if self.relu else norm(outputs)
+
+
+def upsample_nearest(features: jax.Array, factor: int) -> jax.Array:
+    """`[B, H, W, C] -> [B, factor * H, factor * W, C]`, every pixel repeated."""
+    batch, height, width, channels = features.shape
+    shape = (batch, height, factor, width, factor, channels)
+    repeated = jnp.broadcast_to(features[:, :, None, :, None, :], shape)
+    return repeated.reshape(batch, height * factor, width * factor, channels)
+
+
+def upsample_bilinear(features: jax.Array, factor: int) -> jax.Array:
+    """`[B, H, W, C] -> [B, factor * H, factor * W, C]`, the border repeated outwards.
+
+    Places are of pixels' centres, `(place + 0.5) / factor - 0.5`, as everywhere in `hardmine_jax.pose`
+    (PyTorch's `align_corners=False`), so that a peak stays where it is. It is done by matrix products: on CPU
+    the gradient of sums of shifted maps takes up to nine times as long.
+    """
+    batch, height, width, channels = features.shape
+    return jax.image.resize(features, (batch, factor * height, factor * width, channels), "linear")

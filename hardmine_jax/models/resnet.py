@@ -4,7 +4,8 @@ Images are `[B, H, W, 3]`, float, normalised; features are NHWC. The stride of a
 convolution, as in torchvision and in the published pose checkpoints.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.models.layers import BatchNorm, Conv
+from hardmine_jax.models.torch_weights import (
+    WeightsError,
+    count_children,
+    fill,
+    init_shapes,
+    leading_sizes,
+    plain_entries,
+)
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -100,3 +109,76 @@ class ResNet(nn.Module):
                 features = block(self.width * 2**stage, stride, **common, name=name)(features)
             levels.append(features)
         return tuple(levels)
+
+
+class ResNetClassifier(nn.Module):
+    """Trunk, mean over the last features and one linear layer -> logits `[B, num_classes]`, float32.
+
+    25,557,032 parameters at depth 50, as published.
+
+    Attributes:
+      depth, width, dtype, axis_name: of the trunk, a `ResNet`.
+      num_classes: logits an image.
+    """
+
+    depth: int = 50
+    num_classes: int = 1000
+    width: int = 64
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        trunk = ResNet(self.depth, self.width, dtype=self.dtype, axis_name=self.axis_name, name="trunk")
+        features = trunk(images, train)[-1].mean((1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(features).astype(jnp.float32)
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], *, model: ResNet | ResNetClassifier | None = None
+) -> dict[str, Any]:
+    """torchvision's or timm's `resnet18` to `resnet152` weights as variables.
+
+    Args:
+      state_dict: `conv1.weight` ... `layer4.2.bn3.running_var`, `fc.bias`; arrays or tensors.
+      model: the network they are for; None: the `ResNet` whose depth and width they have. A `ResNet` does
+        not read `fc`, nor the stages that it has not.
+
+    Returns:
+      `{"params", "batch_stats"}`, float32.
+
+    Raises:
+      WeightsError: naming all entries that are missing, extra or of another shape.
+    """
+    model = model or ResNet(*published_size(state_dict))
+    whole = isinstance(model, ResNetClassifier)
+    stages = 4 if whole else model.stages
+    beyond = () if whole else ("fc.", *(f"layer{stage}." for stage in range(stages + 1, 5)))
+    return fill(state_dict, init_shapes(model), torch_name, unused=beyond)
+
+
+def published_size(state_dict: Mapping[str, Any]) -> tuple[int, int]:
+    """Depth and width of the ResNet whose weights these are, among others perhaps.
+
+    Raises:
+      WeightsError: if no depth has their blocks.
+    """
+    entries = plain_entries(state_dict)
+    counts = tuple(count_children(entries, f"layer{stage}.") for stage in range(1, 5))
+    bottlenecks = "layer1.0.conv3.weight" in entries
+    for depth, blocks in STAGES.items():
+        if blocks == counts and bottlenecks == (depth >= 50):
+            return depth, leading_sizes(entries, {"width": "conv1.weight"}).get("width", ResNet.width)
+    kind = "bottlenecks" if bottlenecks else "basic blocks"
+    raise WeightsError(f"layer1 to layer4 have {counts} {kind}: no ResNet of depth {sorted(STAGES)} has")
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """A module's name in PyTorch's ResNets.
+
+    >>> torch_name(("layer2_0", "downsample_conv")), torch_name(("trunk", "bn1"))
+    ('layer2.0.downsample.0', 'bn1')
+    """
+    name = ".".join(path).removeprefix("trunk.")
+    name = re.sub(r"^layer(\d)_", r"layer\1.", name)
+    return name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")

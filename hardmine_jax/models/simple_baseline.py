@@ -4,6 +4,7 @@ Images are `[B, H, W, 3]`, float, normalised, sides multiples of 32; heatmaps ar
 `[B, H/4, W/4, num_keypoints]`, float32.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.models.layers import BatchNorm, Conv, DoubleConvTranspose
-from hardmine_jax.models.resnet import ResNet
+from hardmine_jax.models.resnet import ResNet, published_size
+from hardmine_jax.models.resnet import torch_name as resnet_name
+from hardmine_jax.models.torch_weights import (
+    WarmStart,
+    fill,
+    fill_what_fits,
+    init_shapes,
+    leading_sizes,
+    plain_entries,
+)
+
+_DECONVOLUTIONS = ("deconv0", "deconv1", "deconv2")
 
 
 class SimpleBaseline(nn.Module):
@@ -43,8 +55,7 @@ class SimpleBaseline(nn.Module):
             )
         common = dict(dtype=self.dtype, axis_name=self.axis_name)
         features = ResNet(self.depth, self.width, **common, name="trunk")(images, train)[-1]
-        for index in range(3):
-            name = f"deconv{index}"
+        for name in _DECONVOLUTIONS:
             features = DoubleConvTranspose(self.deconvolution_features, dtype=self.dtype, name=name)(features)
             features = nn.relu(BatchNorm(train=train, **common, name=f"{name}_bn")(features))
         # Large first heatmaps would drown the peaks that are to be learnt (std 0.001 as published).
@@ -53,3 +64,60 @@ class SimpleBaseline(nn.Module):
             self.num_keypoints, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name="final_layer"
         )
         return heatmaps(features).astype(jnp.float32)
+
+
+def from_torch(state_dict: Mapping[str, Any], *, model: SimpleBaseline | None = None) -> dict[str, Any]:
+    """The published weights as variables of `SimpleBaseline`.
+
+    Args:
+      state_dict: `conv1.weight` ... `deconv_layers.0.weight` ... `final_layer.bias`; arrays or tensors.
+      model: the network they are for; None: the one whose sizes they have.
+
+    Returns:
+      `{"params", "batch_stats"}`, float32.
+
+    Raises:
+      WeightsError: naming all entries that are missing, extra or of another shape.
+    """
+    shapes = init_shapes(model or _model_of(state_dict))
+    return fill(state_dict, shapes, _torch_name, transposed=_DECONVOLUTIONS)
+
+
+def warm_start(
+    state_dict: Mapping[str, Any], variables: Mapping[str, Any], *, allow_missing: bool = False
+) -> WarmStart:
+    """`variables` with the weights of an ImageNet ResNet, or of a pose network with other keypoints.
+
+    Args:
+      state_dict: as for `from_torch`, or torchvision's; what is above the trunk is taken if it is there and
+        fits, and a classifier is not read.
+      variables: as `init` made them.
+      allow_missing: the trunk need not be complete, and entries of no use here are no error.
+
+    Raises:
+      WeightsError: naming the entries of the trunk that are missing or of another shape, and extra ones.
+    """
+    return fill_what_fits(
+        state_dict,
+        variables,
+        _torch_name,
+        transposed=_DECONVOLUTIONS,
+        optional=("deconv_layers.", "final_layer."),
+        unused=("fc.",),
+        allow_missing=allow_missing,
+    )
+
+
+def _model_of(state_dict: Mapping[str, Any]) -> SimpleBaseline:
+    entries = plain_entries(state_dict)
+    depth, width = published_size(entries)
+    names = {"num_keypoints": "final_layer.bias", "deconvolution_features": "deconv_layers.1.bias"}
+    return SimpleBaseline(depth, width=width, **leading_sizes(entries, names))
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    for index, name in enumerate(_DECONVOLUTIONS):
+        # Convolution, normalisation and ReLU count three there.
+        if path[0] in (name, f"{name}_bn"):
+            return f"deconv_layers.{3 * index + (path[0] != name)}"
+    return resnet_name(path)

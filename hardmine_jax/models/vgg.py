@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.models.layers import BatchNorm, Conv
-from hardmine_jax.models.torch_weights import conv_kernel, dense_kernel, take_entries
+from hardmine_jax.models.torch_weights import conv_kernel, dense_kernel, init_shapes, take_entries
 
 # Configuration D: channels of the convolutions of each block.
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -121,13 +121,17 @@ def max_pool(features: jax.Array) -> jax.Array:
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], *, model: VGG16 | None = None, size: tuple[int, int] = (224, 224)
+    state_dict: Mapping[str, Any],
+    *,
+    model: VGG16 | VGGTrunk | None = None,
+    size: tuple[int, int] = (224, 224),
 ) -> dict[str, Any]:
-    """torchvision's `vgg16` weights as variables of `VGG16`; those of `VGGTrunk` are their "trunk".
+    """torchvision's `vgg16` weights as variables of `VGG16` or, torchvision's or timm's, of `VGGTrunk`.
 
     Args:
       state_dict: `features.0.weight` ... `features.28.bias`, `classifier.0`, `.3`, `.6`; arrays or tensors.
-      model: the network they are for; None: the published one.
+      model: the network they are for; None: the published `VGG16`. A `VGGTrunk` does not read what comes
+        after the convolutions.
       size: height and width of its images.
 
     Returns:
@@ -136,9 +140,11 @@ def from_torch(
     Raises:
       ValueError: naming all entries that are missing, extra or of another shape.
     """
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    shapes = jax.eval_shape((model or VGG16()).init, jax.random.key(0), images)
-    return {"params": params_from_torch(state_dict, shapes["params"])}
+    shapes = init_shapes(model or VGG16(), size)["params"]
+    if not isinstance(model, VGGTrunk):
+        return {"params": params_from_torch(state_dict, shapes)}
+    after = ("classifier.", "pre_logits.", "head.")
+    return {"params": params_from_torch(state_dict, {"trunk": shapes}, unused=after)["trunk"]}
 
 
 def params_from_torch(

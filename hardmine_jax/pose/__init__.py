@@ -15,6 +15,8 @@ from hardmine_jax.pose.affine import (
 from hardmine_jax.pose.heatmaps import decode_heatmaps, encode_heatmaps, heatmap_to_image, image_to_heatmap
 from hardmine_jax.pose.losses import heatmap_mse, ohkm
 from hardmine_jax.pose.metrics import oks, pck, pck_correct, pckh
+from hardmine_jax.pose.oks_nms import oks_nms
+from hardmine_jax.pose.person_scores import person_scores
 from hardmine_jax.pose.skeleton import Skeleton
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "invert_affine",
     "ohkm",
     "oks",
+    "oks_nms",
     "pck",
     "pck_correct",
     "pckh",
+    "person_scores",
 ]

@@ -123,21 +123,35 @@ def flip_keypoints(keypoints, visibility, *, width: int, skeleton: Skeleton):
     return keypoints[..., permutation, :] * sign + offset, visibility[..., permutation]
 
 
-def flip_heatmaps(heatmaps, *, skeleton: Skeleton):
-    """Mirrors heatmaps left to right and swaps the paired channels; applied twice it does nothing.
+def flip_heatmaps(heatmaps, *, skeleton: Skeleton, shift: int = 0):
+    """Mirrors heatmaps left to right and swaps the paired channels; with shift 0, twice does nothing.
+
+    Which shift lays the mirrored image's maps on the image's own follows from where in the image the network
+    was trained to have its first heatmap pixel (`origin` of `heatmap_to_image`): mirrored twice, a peak comes
+    back (2 origin + 1 - stride) / stride pixels off. Where heatmap = (image + 0.5) / stride - 0.5, as here,
+    that is 0: shift 0 is exact, and with shift 1 the average would lie half a pixel to the right. Released
+    networks of SimpleBaseline and HRNet were trained with heatmap = image / 4, there it is -3/4: the average
+    lies 3/8 to the left, and with their SHIFT_HEATMAP, which is shift 1, 1/8 to the right.
 
     Args:
       heatmaps: [..., H, W, K], numpy or jax.
       skeleton: whose `flip_pairs` change channels.
+      shift: pixels that the mirrored maps move to the right, 0 <= shift < W; the first `shift` columns stay.
 
     Returns:
       [..., H, W, K].
 
     Raises:
-      ValueError: if K is not the skeleton's.
+      ValueError: if K is not the skeleton's, or the shift is not in 0 .. W - 1.
     """
     _check_keypoints(heatmaps.shape[-1], skeleton)
-    return heatmaps[..., ::-1, :][..., np.asarray(skeleton.flip_permutation)]
+    width = heatmaps.shape[-2]
+    if not 0 <= shift < width:
+        raise ValueError(f"shift={shift} must lie in 0 .. {width - 1}, less than the width of the heatmaps")
+    mirrored = heatmaps[..., ::-1, :]
+    if shift:
+        mirrored = mirrored[..., np.r_[:shift, : width - shift], :]
+    return mirrored[..., np.asarray(skeleton.flip_permutation)]
 
 
 def half_body(

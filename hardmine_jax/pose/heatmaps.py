@@ -2,7 +2,7 @@
 
 Heatmaps are NHWC: [..., H, W, K]. Keypoints are (x, y) in heatmap pixels, the centre of the first pixel
 is 0.0. A heatmap pixel of a network with stride s covers s x s image pixels, hence
-heatmap = (image + 0.5) / s - 0.5, everywhere.
+heatmap = (image + 0.5) / s - 0.5, everywhere but where an `origin` is given.
 """
 
 from typing import Literal
@@ -12,18 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def image_to_heatmap(keypoints, *, stride: float):
-    """Image pixels to heatmap pixels, (x + 0.5) / stride - 0.5; numpy or jax, any shape.
+def image_to_heatmap(keypoints, *, stride: float, origin: float | None = None):
+    """Image pixels to heatmap pixels, (x - origin) / stride; numpy or jax, any shape.
+
+    Args:
+      keypoints: pixels of the image.
+      stride: image pixels a heatmap pixel.
+      origin: where in the image the centre of the first heatmap pixel lies. None is (stride - 1) / 2, the
+        middle of the image pixels that it covers, which makes (x + 0.5) / stride - 0.5. The released code of
+        SimpleBaseline and HRNet has 0: for networks trained by it.
 
     >>> image_to_heatmap(np.array([1.5, 5.5]), stride=4)
     array([0., 1.])
     """
-    return (keypoints + 0.5) / stride - 0.5
+    if origin is None:
+        return (keypoints + 0.5) / stride - 0.5
+    return (keypoints - origin) / stride
 
 
-def heatmap_to_image(keypoints, *, stride: float):
-    """Heatmap pixels to image pixels, (x + 0.5) * stride - 0.5; numpy or jax, any shape."""
-    return (keypoints + 0.5) * stride - 0.5
+def heatmap_to_image(keypoints, *, stride: float, origin: float | None = None):
+    """Heatmap pixels to image pixels, x * stride + origin; undoes `image_to_heatmap`.
+
+    >>> points = np.array([0.0, 1.0])
+    >>> heatmap_to_image(points, stride=4), heatmap_to_image(points, stride=4, origin=0)
+    (array([1.5, 5.5]), array([0., 4.]))
+    """
+    if origin is None:
+        return (keypoints + 0.5) * stride - 0.5
+    return keypoints * stride + origin
 
 
 def encode_heatmaps(

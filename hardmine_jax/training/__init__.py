@@ -5,7 +5,7 @@ from hardmine_jax.training.loop import FitResult, fit
 from hardmine_jax.training.metrics_log import MetricsLog, read_metrics
 from hardmine_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from hardmine_jax.training.sharding import Parallel, parallelise
-from hardmine_jax.training.state import TrainState, create_state, evaluation_variables
+from hardmine_jax.training.state import TrainState, create_state, evaluation_variables, start_from
 from hardmine_jax.training.step import ema_update, make_train_step
 from hardmine_jax.training.window import NonFiniteError
 
@@ -30,4 +30,5 @@ __all__ = [
     "parallelise",
     "read_metrics",
     "set_aside",
+    "start_from",
 ]

@@ -59,6 +59,19 @@ def create_state(variables: dict, *, apply_fn, optimizer: optax.GradientTransfor
     )
 
 
+def start_from(state: TrainState, variables: dict) -> TrainState:
+    """A fresh state with other weights, which its average begins with.
+
+    Args:
+      state: what `create_state` gave, of the same structure.
+      variables: {"params", "batch_stats"}; `batch_stats` may be missing.
+    """
+    params = variables["params"]
+    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    batch_stats = variables.get("batch_stats", state.batch_stats)
+    return state.replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
+
+
 def evaluation_variables(state: TrainState) -> dict:
     """`{"params", "batch_stats"}` to evaluate with: the averaged weights where there are any."""
     params = state.params if state.ema_params is None else state.ema_params

@@ -204,7 +204,7 @@ def _fails(capsys, main, arguments: list[str]) -> str:
         (["--ema-decay", 1], "--ema-decay 1"),
         (["--max-boxes", 1], "--max-boxes 1"),
         (["--seed", 2**32], "--seed 4294967296"),
-        (["--weights", "w.npz"], "--weights"),
+        (["--init-from", "w.npz"], "--init-from w.npz"),
         (["--images", "d"], "--images"),
         (["--data-dir", "d"], "--data-dir"),
     ],
@@ -290,12 +290,19 @@ def test_evaluation_of_nothing_is_said_before_anything_is_made(copied, tmp_path,
     assert "train there first" in _fails(capsys, detection_ohem.main, flags)
 
 
-def test_weights_that_are_none(tmp_path, capsys):
+def test_weights_that_are_none(copied, tmp_path, capsys):
     (tmp_path / "w.npz").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="w.npz"):
-        detection_ohem.read_weights(tmp_path / "w.npz")
-    np.savez(tmp_path / "x.npz", one=np.ones(2))
-    assert list(detection_ohem.read_weights(tmp_path / "x.npz")) == ["one"]
+    flags = _arguments(tmp_path / "new", "--init-from", tmp_path / "w.npz")
+    assert "no published weights of this network" in _fails(capsys, detection_ohem.main, flags)
+    assert "w.npz: not an .npz" in _fails(capsys, detection_ohem.main, [*flags, "--model", "vgg16"])
+
+
+def test_weights_of_a_run_are_evaluated_as_they_come(copied, tmp_path, capsys):
+    assert detection_ohem.main(_arguments(tmp_path / "new", "--init-from", copied, "--eval-only")) == 0
+    assert "at their initial values stay 0; not used 0" in capsys.readouterr().err
+    assert _result(tmp_path / "new")["steps"] == 0 and _steps(tmp_path / "new") == [0]
+    weights = [training.load_variables(folder) for folder in (copied, tmp_path / "new")]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
 def test_a_run_of_this_script_is_told_from_others(tmp_path, capsys):

@@ -502,13 +502,22 @@ def test_a_preset_gives_the_defaults_and_flags_change_them(preset):
     assert changed.optimizer.schedule == "step"
 
 
-@pytest.mark.parametrize("model", [*pose_ohkm.PRESETS, "simple_baseline_18", "simple_baseline_152"])
-def test_every_model_can_be_built(model, monkeypatch):
+@pytest.mark.parametrize("preset", pose_ohkm.PRESETS)
+def test_every_preset_has_a_network_and_passes_the_checks(preset, monkeypatch):
     monkeypatch.undo()
-    network = pose_ohkm.make_model(pose_ohkm.Config(model=model, dtype="bfloat16"), 14)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    config = pose_ohkm.parse(["--preset", preset])
+    skeleton = pose_ohkm._SKELETONS["mpii" if config.dataset == "mpii" else "synthetic"]
+    settled = pose_ohkm.settle(config, skeleton)
+    assert settled.k == min(8, -(-2 * skeleton.num_keypoints // 3)) and config.preset == preset
+    network = pose_ohkm.make_model(config, skeleton.num_keypoints)
+    height, width = config.image_size
+    images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     heatmaps, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
-    assert heatmaps.shape == (1, 16, 16, 14) and heatmaps.dtype == np.float32
+    *early, last = jax.tree.leaves(heatmaps)
+    assert last.shape == (1, height // 4, width // 4, skeleton.num_keypoints) and last.dtype == np.float32
+    assert len(pose_ohkm.early_heatmaps(config).sigmas) == len(early)
+    schedule = training.make_schedule(config.optimizer, steps=config.steps)
+    assert schedule(config.steps - 1) < config.optimizer.learning_rate
 
 
 def test_config_comes_back_as_it_was(tmp_path):

@@ -1,7 +1,9 @@
 """The task's parts against plain numpy: mined losses, scores, the average pose, the flip test."""
 
 import dataclasses
+import json
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,14 @@ import pytest
 
 import hardmine_jax.pose
 from experiments import pose_ohkm
+from hardmine_jax.data import coco_json, coco_truth, person_boxes
+from hardmine_jax.data.augment import evaluate_crop
+from hardmine_jax.data.person_boxes import PersonBoxes
+from hardmine_jax.data.pipeline import evaluation_batches
+from hardmine_jax.data.problems import Skipped
 from hardmine_jax.data.synthetic_pose import COCO_SKELETON
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.pose.affine import apply_affine, invert_affine
 
 # The module that the script itself imported.
 pose_task = pose_ohkm.pose_task
@@ -28,6 +36,7 @@ SKELETON = Skeleton(
 def _batch(num_images=8, seed=0) -> dict:
     rng = np.random.default_rng(seed)
     return {
+        "image": np.zeros((num_images, 4 * SIDE, 4 * SIDE, 3), np.uint8),
         "keypoints": rng.uniform(0, 4 * SIDE, (num_images, JOINTS, 2)).astype(np.float32),
         "visibility": rng.integers(0, 3, (num_images, JOINTS)).astype(np.int32),
         "where": np.ones(num_images, bool),
@@ -215,6 +224,7 @@ def _people(seed=0, num=5) -> "pose_task.People":
         box=np.tile([0.0, 0.0, 140.0, 140.0], (num, 1)),
         area=rng.uniform(500, 5000, num),
         image_id=np.arange(num) // 2,
+        annotation_id=np.arange(num),
         names=("a",) * num,
     )
 
@@ -396,3 +406,143 @@ def test_the_flip_test_takes_out_an_error_that_has_a_side():
         errors.append(np.asarray(predict({}, jnp.asarray(images))["keypoints"])[0, 0] - centre)
     np.testing.assert_allclose(errors[0], [-2.0, 0.0], atol=0.01)
     np.testing.assert_allclose(errors[1], [0.0, 0.0], atol=0.01)
+
+
+class Seer(nn.Module):
+    """The light around where its heatmap pixels lie in the image, `origin + 4 i`, as if trained so."""
+
+    origin: float
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        light = images[..., 0] - images.min()
+        for axis in (1, 2):
+            places = np.arange(light.shape[axis])
+            centres = self.origin + 4 * np.arange(light.shape[axis] // 4)[:, None]
+            window = np.float32(np.exp(-((places - centres) ** 2) / (2 * 6.0**2)))
+            light = jnp.moveaxis(jnp.tensordot(window, light, axes=(1, axis)), 0, axis)
+        return jnp.repeat(light[..., None], COCO_SKELETON.num_keypoints, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "flip_shift", "error"), [(1.5, 0, 0.0), (1.5, 1, 2.0), (0.0, 0, -1.5), (0.0, 1, 0.5)]
+)
+def test_which_shift_is_right_follows_from_where_the_heatmaps_lie(trained_with, flip_shift, error):
+    """A photograph's dot through crop, network, flip test and back: the error along x, in pixels of the crop.
+
+    Ours (the first heatmap pixel lies at 1.5) needs no shift; what the released code trained (at 0) has 3/8
+    of a heatmap pixel without its shift, and 1/8 with it.
+    """
+    dot, size = np.array([152.3, 101.8]), (128, 96)
+    rows, columns = np.mgrid[:200, :300]
+    photo = 255 * np.exp(-((columns - dot[0]) ** 2 + (rows - dot[1]) ** 2) / (2 * 5.0**2))
+    record = {
+        "image": cv2.imencode(".png", np.uint8(np.round(np.repeat(photo[..., None], 3, -1))))[1].tobytes(),
+        "keypoints": np.zeros((17, 2), np.float32),
+        "visibility": np.zeros(17, np.int32),
+        "box": np.array([110.0, 50.0, 190.0, 155.0]),
+        "name": "dot",
+        "index": 0,
+    }
+    crop = evaluate_crop(record, size=size, skeleton=COCO_SKELETON)
+    predict = pose_task.make_predict(
+        Seer(trained_with), COCO_SKELETON, sigma=2.0, decode="dark", flip_test=True,
+        inputs=pose_task.Inputs(None if trained_with == 1.5 else trained_with, flip_shift),
+    )  # fmt: skip
+    found = np.asarray(predict({}, jnp.asarray(crop["image"][None]))["keypoints"])[0, 0]
+    to_crop = invert_affine(crop["inverse"].astype(np.float64))
+    np.testing.assert_allclose(found - apply_affine(to_crop, dot[None])[0], [error, 0], atol=0.05)
+
+
+class Stages(nn.Module):
+    """Supervised one after another: the last heatmaps are the prediction."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        heatmaps = LightMaps()(images)
+        return 0 * heatmaps, heatmaps[:, ::-1], heatmaps
+
+
+def test_of_several_heatmaps_the_last_are_the_prediction():
+    images, options = jnp.asarray(_pictures()), dict(sigma=SIGMA, decode="dark", flip_test=True)
+    found = pose_task.make_predict(Stages(), SKELETON, **options)({}, images)
+    expected = pose_task.make_predict(LightMaps(), SKELETON, **options)({}, images)
+    for name in ("keypoints", "scores"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_boxes_are_scored_by_the_published_procedure():
+    """Perfect poses on everybody's box score 1, whatever copies and crowds there are besides."""
+    people = _people(num=8)
+    points = np.nan_to_num(people.keypoints, nan=50.0)
+    keypoints = np.concatenate([points, points + 0.1])
+    boxes = PersonBoxes(
+        image_ids=np.tile(people.image_id, 2),
+        boxes=np.float32(np.tile(people.box, (2, 1))),
+        scores=np.float32(np.repeat([0.9, 0.8], len(people.names))),
+        images=None,
+        num_keypoints=JOINTS,
+        skipped=Skipped(),
+    )
+    rows, scores = np.arange(len(boxes)), np.full(keypoints.shape[:2], 0.9)
+    annotations = pose_task.coco_annotations(people)
+    crowd = {
+        "image_id": 1,
+        "keypoints": np.zeros(3 * JOINTS),
+        "area": 9.0,
+        "bbox": [0, 0, 9, 9],
+        "iscrowd": 1,
+    }
+    options = dict(size=(64, 48), padding=1.25)
+    result = pose_task.score_boxes(rows, keypoints, scores, boxes, annotations + [crowd], SKELETON, **options)
+    assert set(result) == {
+        f"{kind}{part}" for kind in ("ap", "ar") for part in ("", "50", "75", "_medium", "_large")
+    }
+    assert result["ap"] == result["ar"] == 1.0
+    # Half the boxes are half the people.
+    half = pose_task.score_boxes(
+        rows[::2], keypoints[::2], scores[::2], boxes, annotations, SKELETON, **options
+    )
+    assert 0.3 < half["ar"] < 0.7
+
+
+def test_from_a_detectors_file_to_ap(tmp_path):
+    """COCO file, boxes, crops, an oracle for a network, and back: 1.0; less where a box finds nobody."""
+    rng = np.random.default_rng(0)
+    images, annotations, boxes = [], [], []
+    for image_id in (3, "b", 8):
+        images.append({"id": image_id, "file_name": f"{image_id}.png"})
+        cv2.imwrite(str(tmp_path / f"{image_id}.png"), np.zeros((150, 200, 3), np.uint8))
+        for left in (10, 110) if image_id != 8 else ():
+            points = rng.uniform([left, 20], [left + 70, 130], (17, 2))
+            triples = np.column_stack([points, np.full(17, 2)]).ravel().tolist()
+            one = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "area": 5000.0}
+            box = [left, 20, 70, 110]
+            annotations.append(one | {"keypoints": triples, "num_keypoints": 17, "bbox": box, "iscrowd": 0})
+            boxes.append({"image_id": image_id, "category_id": 1, "bbox": box, "score": 0.5})
+    crowd = {"id": 99, "image_id": 8, "category_id": 1, "area": 9000.0, "keypoints": [0] * 51}
+    annotations.append(crowd | {"num_keypoints": 0, "bbox": [0, 0, 150, 140], "iscrowd": 1})
+    categories = [{"id": 1, "name": "person", "keypoints": list(COCO_SKELETON.names)}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    # In the crowd a person is excused.
+    boxes.append({"image_id": 8, "category_id": 1, "bbox": [5, 5, 100, 100], "score": 0.9})
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+
+    file, size = coco_json.load_file(tmp_path / "coco.json", tmp_path), (64, 48)
+    source = person_boxes.load(tmp_path / "boxes.json", person_boxes.CocoImages(file), num_keypoints=17)
+    truth, _ = coco_truth.annotations(file, num_keypoints=17)
+    poses = np.array([item["keypoints"] for item in annotations[:4]]).reshape(4, 17, 3)[..., :2]
+    poses = np.concatenate([poses, rng.uniform(20, 100, (1, 17, 2))])
+
+    def oracle(batch):
+        to_crop = invert_affine(batch["inverse"].astype(np.float64))
+        return {"keypoints": apply_affine(to_crop, poses[batch["index"]]), "scores": np.ones((3, 17))}
+
+    batches = evaluation_batches(source, batch_size=3, size=size, skeleton=COCO_SKELETON)
+    found = pose_task.predict_people(oracle, batches)
+    options = dict(size=size, padding=1.25)
+    result = pose_task.score_boxes(*found, source, truth, COCO_SKELETON, **options)
+    assert result["ap"] == result["ar"] == result["ap_medium"] == 1.0
+    without = [item for item in truth if not item["iscrowd"]]
+    assert pose_task.score_boxes(*found, source, without, COCO_SKELETON, **options)["ap"] < 0.9

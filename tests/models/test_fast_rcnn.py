@@ -3,14 +3,16 @@
 import functools
 
 import chex
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hardmine_jax.mining import masked_mean, mine, top_k
-from hardmine_jax.models import VGG16, FastRCNN, ResNetTrunk, VGGTrunk
+from hardmine_jax.models import VGG16, FastRCNN, ResNet, ResNetTrunk, VGGTrunk
 from hardmine_jax.models.fast_rcnn import from_torch
+from hardmine_jax.models.resnet import torch_name
 
 NUM_REGIONS = 12
 TINY_TRUNK = VGGTrunk(((4,), (8, 8)), "batch")
@@ -266,3 +268,29 @@ def test_from_torch_starts_from_a_classifier(random_variables):
     chex.assert_trees_all_equal(from_torch(entries, fresh), loaded)
     with pytest.raises(ValueError, match=r"missing features.3.bias; nothing here takes other.bias"):
         from_torch({"other.bias" if k == "features.3.bias" else k: x for k, x in entries.items()}, fresh)
+
+
+def test_from_torch_starts_a_resnet_trunk(random_variables):
+    model = FastRCNN(3, ResNetTrunk(18, width=4), hidden=(16, 16), pooling="align")
+    fresh = random_variables(model, _normal(1, 32, 32, 3), _boxes(1))
+    donor = jax.tree.map(lambda x: x + 1, random_variables(ResNet(18, width=4), _normal(1, 32, 32, 3)))
+
+    entries = {}
+    for collection, leaves in (("params", ("kernel", "scale", "bias")), ("batch_stats", ("mean", "var"))):
+        for path, leaf in flax.traverse_util.flatten_dict(donor[collection]).items():
+            assert path[-1] in leaves
+            ending = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+            module = torch_name(tuple(part for part in path[:-1] if part != "norm"))
+            array = np.asarray(leaf)
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+            entries[f"{module}.{ending.get(path[-1], path[-1])}"] = array
+    entries |= {"fc.weight": np.zeros((5, 32)), "fc.bias": np.zeros(5)}
+    loaded = from_torch(entries, fresh)
+    chex.assert_trees_all_equal_shapes_and_dtypes(loaded, fresh)
+    for collection in ("params", "batch_stats"):
+        for name, tree in loaded[collection]["trunk"]["resnet"].items():
+            chex.assert_trees_all_equal(tree, donor[collection][name])
+    chex.assert_trees_all_equal(loaded["params"]["fc6"], fresh["params"]["fc6"])
+    del entries["layer3.1.conv2.weight"]
+    with pytest.raises(ValueError, match=r"missing layer3.1.conv2.weight"):
+        from_torch(entries, fresh)

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from hardmine_jax.models.layers import BatchNorm, Conv, DoubleConvTranspose
+from hardmine_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    DoubleConvTranspose,
+    upsample_bilinear,
+    upsample_nearest,
+)
 
 SIDES = [(7, 8), (8, 7)]
 
@@ -179,3 +186,36 @@ def test_bfloat16_computes_and_float32_is_kept(layer):
     outputs, variables = layer.init_with_output(jax.random.key(0), _normal(2, 4, 4, 3))
     assert outputs.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_first_scale_of_a_normalisation():
+    variables = ConvNorm(4, 1, initial_scale=0.25).init(jax.random.key(0), _normal(2, 2, 2, 3))
+    np.testing.assert_array_equal(variables["params"]["bn"]["norm"]["scale"], np.full(4, 0.25))
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_nearest_upsampling_repeats_pixels(factor):
+    maps = _normal(2, 3, 2, 5)
+    expected = maps.repeat(factor, axis=1).repeat(factor, axis=2)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(maps), factor), expected)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+@pytest.mark.parametrize("sides", [(4, 3), (1, 5)])
+def test_bilinear_upsampling_is_that_of_pytorch(factor, sides):
+    maps = _normal(2, *sides, 3)
+    cotangent = _normal(2, factor * sides[0], factor * sides[1], 3, seed=1)
+    ours = _value_and_gradients(lambda x: upsample_bilinear(x, factor), (maps,), cotangent)
+
+    def theirs(torch, x):
+        options = dict(scale_factor=factor, mode="bilinear", align_corners=False)
+        return torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), **options).permute(0, 2, 3, 1)
+
+    _same(ours, _torch(theirs, (maps,), cotangent))
+
+
+def test_bilinear_upsampling_keeps_the_type_and_a_slope():
+    ramp = jnp.broadcast_to(jnp.arange(4.0, dtype=jnp.bfloat16).reshape(1, 1, 4, 1), (1, 2, 4, 1))
+    upsampled = upsample_bilinear(ramp, 2)
+    chex.assert_type(upsampled, jnp.bfloat16)
+    np.testing.assert_array_equal(upsampled[0, 1, 1:-1, 0], (np.arange(1, 7) + 0.5) / 2 - 0.5)

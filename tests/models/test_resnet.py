@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from hardmine_jax.models import ResNet
+from hardmine_jax.models.resnet import ResNetClassifier
 
 # torchvision's counts less the classifier (1000 classes): 512 or 2048 times 1000, and 1000 biases.
 PUBLISHED = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
@@ -20,6 +21,16 @@ def test_parameter_counts_and_levels(depth):
     for level, features in enumerate(levels):
         stride = 4 * 2**level
         chex.assert_shape(features, (2, 64 // stride, 96 // stride, 64 * 2**level * expansion))
+
+
+@pytest.mark.parametrize("depth, published", [(18, 11_689_512), (50, 25_557_032), (152, 60_192_808)])
+def test_the_classifier_has_torchvisions_parameters(depth, published):
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.bfloat16)
+    model = ResNetClassifier(depth, dtype=jnp.bfloat16)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == published
+    chex.assert_shape(logits, (2, 1000))
+    chex.assert_type([logits, *jax.tree.leaves(variables)], jnp.float32)
 
 
 def test_an_unpublished_depth_is_named():

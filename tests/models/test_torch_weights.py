@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from hardmine_jax.models.torch_weights import conv_kernel, dense_kernel, take_entries
+from hardmine_jax.models.torch_weights import (
+    WeightsError,
+    conv_kernel,
+    count_children,
+    dense_kernel,
+    plain_entries,
+    take_entries,
+)
 
 
 class _Tensor:
@@ -40,6 +47,35 @@ def test_unused_entries_may_be_there_or_not():
     take_entries({"a": 1.0}, wanted, unused=("old",))
     with pytest.raises(ValueError, match="nothing here takes new"):
         take_entries({"a": 1.0, "new": 2.0}, wanted, unused=("old",))
+
+
+def test_a_dot_stands_for_all_below():
+    entries = {"a": 1.0, "head.0.weight": 2.0, "head.bias": 3.0}
+    assert set(take_entries(entries, {"a": ()}, unused=("head.",))) == {"a"}
+    for unused in (("head",), ("hea.",), ("head.0",)):
+        with pytest.raises(WeightsError, match="takes head.0.weight, head.bias$"):
+            take_entries(entries, {"a": ()}, unused=unused)
+
+
+def test_only_what_is_in_front_of_all_names_is_a_wrapper():
+    entries = {"module.a": 1.0, "module.b.num_batches_tracked": 4}
+    assert plain_entries(entries) == {"a": 1.0}
+    assert plain_entries(entries | {"b": 2.0}) == {"module.a": 1.0, "b": 2.0}
+    assert plain_entries({"module.module.a": 1.0}) == {"module.a": 1.0}
+
+
+def test_blocks_are_counted_and_not_their_entries():
+    names = [f"layer1.{block}.{leaf}" for block in range(12) for leaf in ("weight", "bias")]
+    assert count_children(names, "layer1.") == 12
+    assert count_children(names, "layer2.") == 0
+
+
+def test_eight_names_are_all_named_and_more_are_counted():
+    shapes = {f"layer{index}": () for index in range(30)}
+    with pytest.raises(WeightsError, match=r"missing layer0, .*, layer7 and 22 more$"):
+        take_entries({}, shapes)
+    with pytest.raises(WeightsError, match=r"missing layer0, .*, layer7$"):
+        take_entries({name: 0.0 for name in list(shapes)[8:]}, shapes)
 
 
 def test_kernels_apply_as_the_weights_do():

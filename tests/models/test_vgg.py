@@ -214,3 +214,9 @@ def test_a_trunk_with_normalisation_has_no_such_weights():
     params = jax.eval_shape(LAPTOP.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     with pytest.raises(ValueError, match='norm="none"'):
         params_from_torch({}, {"trunk": params})
+
+
+def test_a_trunk_leaves_the_classifier():
+    trunk = from_torch(_state_dict(), model=VGGTrunk(THIN.widths))["params"]
+    whole = from_torch(_state_dict(), model=THIN, size=(64, 64))["params"]
+    chex.assert_trees_all_equal(trunk, whole["trunk"])

@@ -128,6 +128,20 @@ def test_flips_are_involutions_and_agree_with_each_other(library):
     np.testing.assert_allclose(decode_heatmaps(jnp.asarray(mirrored))[0], flipped, atol=0.03)
 
 
+def test_a_shift_moves_the_mirrored_maps_right_and_leaves_the_first_columns():
+    heatmaps = np.random.default_rng(0).random((2, 5, 7, 3), np.float32)
+    mirrored = flip_heatmaps(heatmaps, skeleton=FACE)
+    for shift in (1, 3):
+        # As the released code has it: a copy of all but the last columns over all but the first.
+        expected = mirrored.copy()
+        expected[:, :, shift:] = mirrored[:, :, :-shift]
+        for maps in (heatmaps, jnp.asarray(heatmaps)):
+            np.testing.assert_array_equal(flip_heatmaps(maps, skeleton=FACE, shift=shift), expected)
+    for shift in (-1, 7):
+        with pytest.raises(ValueError, match=f"shift={shift} must lie in 0 .. 6"):
+            flip_heatmaps(heatmaps, skeleton=FACE, shift=shift)
+
+
 def test_flips_refuse_another_number_of_keypoints():
     with pytest.raises(ValueError, match="4 keypoints, the skeleton has 3"):
         flip_keypoints(np.zeros((4, 2)), np.zeros(4), width=8, skeleton=FACE)

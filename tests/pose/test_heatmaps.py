@@ -194,3 +194,10 @@ def test_image_and_heatmap_pixels_are_one_picture():
     assert image_to_heatmap(255.5, stride=4) == 63.5
     # The centre of a heatmap pixel is the centre of the block of image pixels under it.
     assert heatmap_to_image(np.arange(3), stride=4).tolist() == [1.5, 5.5, 9.5]
+    for origin in (0, 1.5, -2.0):
+        there = image_to_heatmap(points, stride=4, origin=origin)
+        np.testing.assert_allclose(heatmap_to_image(there, stride=4, origin=origin), points, atol=1e-5)
+    assert heatmap_to_image(np.arange(3), stride=4, origin=0).tolist() == [0, 4, 8]
+    np.testing.assert_allclose(
+        image_to_heatmap(points, stride=4, origin=1.5), image_to_heatmap(points, stride=4)
+    )
