@@ -6,7 +6,6 @@ mining repeats.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -199,8 +198,8 @@ def apply_head(
     Args:
       keys: [n], a dropout key a box; None where nothing is dropped.
     """
-    pool = functools.partial({"pool": roi_pool, "align": roi_align}[model.pooling], stride=model.stride)
-    pooled = jax.lax.platform_dependent(features, boxes, cpu=_apart(pool), default=pool)
+    pool = {"pool": roi_pool, "align": roi_align}[model.pooling]
+    pooled = pool(features, boxes, stride=model.stride)
     return model.apply(variables, pooled, train, keys, method="head")
 
 
@@ -336,22 +335,6 @@ def false_positives(model: nn.Module, *, count: int) -> Callable[[dict, dict], d
         return jax.vmap(one)(features, rois)
 
     return search
-
-
-def _apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function as a computation by itself, which the compiler does not merge with what uses its result.
-
-    XLA's CPU compiler makes one loop of the pooling and the reshaping before fc6, which finds each number's
-    place by divisions: five times slower than both one after the other.
-    """
-
-    def apart(*args):
-        # Always true. That the compiler learns only when it has merged what it merges.
-        opaque = jax.lax.optimization_barrier(jnp.array(True))
-        shape = jax.eval_shape(function, *args)
-        return jax.lax.cond(opaque, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
-
-    return apart
 
 
 def _own_deltas(deltas: jax.Array, labels: jax.Array) -> jax.Array:

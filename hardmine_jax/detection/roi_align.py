@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.detection.box_runs import sum_over_boxes
+from hardmine_jax.detection.materialised import materialised
 from hardmine_jax.detection.roi_pool import check_rois
 
 
@@ -116,7 +117,7 @@ def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
         for index, weights in _products(down, across, features.shape[1])
     )
     # One sum of all gathers, so that XLA makes one loop of it and keeps no sample in memory.
-    return functools.reduce(jnp.add, read).astype(features.dtype)
+    return materialised(functools.reduce(jnp.add, read).astype(features.dtype))
 
 
 def _products(down: _Taps, across: _Taps, width: int):

@@ -104,6 +104,21 @@ def test_is_torch_grid_sample_inside_the_map(aligned):
     np.testing.assert_allclose(gradient, tensor.grad[0].numpy().transpose(1, 2, 0), atol=2e-4)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("height, width, size, stride, sampling_ratio", CASES)
+def test_is_torchvisions_kernel(height, width, size, stride, sampling_ratio, aligned):
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    features, boxes = _features(height, width), _boxes(25, height, width, stride)
+    tensor = torch.tensor(features.transpose(2, 0, 1)[None].copy(), requires_grad=True)
+    expected = ops.roi_align(tensor, [torch.tensor(boxes)], size, 1 / stride, sampling_ratio, aligned)
+    gradient = np.random.default_rng(2).normal(size=(25, *size, 3)).astype(np.float32)
+    expected.backward(torch.tensor(gradient.transpose(0, 3, 1, 2).copy()))
+    options = dict(size=size, stride=stride, sampling_ratio=sampling_ratio, aligned=aligned)
+    pooled, pull = jax.vjp(lambda features: roi_align(features, boxes, **options), features)
+    np.testing.assert_allclose(pooled, expected.detach().numpy().transpose(0, 2, 3, 1), atol=5e-5)
+    np.testing.assert_allclose(pull(gradient)[0], tensor.grad[0].numpy().transpose(1, 2, 0), atol=5e-4)
+
+
 def test_a_ramp_is_read_at_the_centre_of_each_bin():
     """Bilinear samples of a linear map are exact; aligned puts feature pixel 0 at image pixel stride / 2."""
     ramp = np.stack(np.meshgrid(np.arange(32.0), np.arange(24.0)), -1).astype(np.float32)

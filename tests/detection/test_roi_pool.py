@@ -237,6 +237,20 @@ def test_gradient_is_that_of_torch():
     np.testing.assert_allclose(jax.grad(loss)(features), tensor.grad.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("height, width, size, stride", CASES)
+@pytest.mark.parametrize("levels", [None, 3])
+def test_is_torchvisions_kernel_bit_for_bit(height, width, size, stride, levels):
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    features, boxes = _features(height, width, levels=levels), _boxes(60, height, width, stride)
+    tensor = torch.tensor(features.transpose(2, 0, 1)[None].copy(), requires_grad=True)
+    expected = ops.roi_pool(tensor, [torch.tensor(boxes)], size, 1 / stride)
+    gradient = np.random.default_rng(2).integers(-9, 9, (60, *size, 3)).astype(np.float32)
+    expected.backward(torch.tensor(gradient.transpose(0, 3, 1, 2).copy()))
+    pooled, pull = jax.vjp(lambda features: roi_pool(features, boxes, size=size, stride=stride), features)
+    np.testing.assert_array_equal(pooled, expected.detach().numpy().transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(pull(gradient)[0], tensor.grad[0].numpy().transpose(1, 2, 0))
+
+
 def test_gradient_takes_little_more_memory_than_its_arguments():
     features, boxes = _features(20, 20, 64), _boxes(1000, 20, 20, 16)
 
