@@ -81,7 +81,10 @@ def read_run(workdir: pathlib.Path) -> Run:
       DataError: the folder holds no finished run.
     """
     (config,) = running.read_config(workdir, {"config": None}, script="pose_ohkm or detection_ohem")
-    settings = {name: value for name, value in flatten(config).items() if name not in _SILENT}
+    # What is not given is the same whether the run's version knew the flag or not.
+    settings = {
+        name: given for name, given in flatten(config).items() if name not in _SILENT and given is not None
+    }
     path = workdir / "result.json"
     try:
         result = json.loads(path.read_text())

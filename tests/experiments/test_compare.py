@@ -37,6 +37,12 @@ def test_where_a_run_lies_is_no_difference(tmp_path):
     assert compare.rows(runs)[1][0][0] == "1"
 
 
+def test_a_flag_that_an_older_run_did_not_know_is_no_difference(tmp_path):
+    old = compare.read_run(_run(tmp_path / "old"))
+    new = compare.read_run(_run(tmp_path / "new", seed=1, init_from=None))
+    assert compare.rows([old, new])[1][0][0] == "2"
+
+
 def test_the_command_prints_both_kinds_of_table(tmp_path, capsys):
     folders = [str(_run(tmp_path / kind, mining=kind)) for kind in ("ohem", "a|b")]
     assert compare.main([*folders, "--markdown"]) == 0
