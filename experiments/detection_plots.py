@@ -141,7 +141,7 @@ def precision_recall(
         for number, name in enumerate(names):
             recall, precision = curves[name]
             ap = per_class[name].get("ap")
-            label = name if ap is None else f"{name} ({ap:.3f})"
+            label = plots.shorten(name) if ap is None else f"{plots.shorten(name)} ({ap:.3f})"
             colour = INK if number % 8 == 7 else tuple(c / 255 for c in COLOURS[number % 8])
             axes.plot(recall, precision, color=colour, linewidth=2, label=label)
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")

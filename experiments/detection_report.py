@@ -12,6 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hardmine_jax.data.problems import printable
+
 _COLUMNS = (("ap", "AP@0.5"), ("ap_11_point", "AP 11-point"), ("recall", "recall"))
 
 
@@ -59,7 +61,7 @@ def result_table(result: Mapping) -> Table:
     table.add_column("objects", justify="right", no_wrap=True)
     for name, row in result["per_class"].items():
         cells = (percent(row.get(key)) for key, _ in _COLUMNS)
-        table.add_row(escape(name), *cells, number(row.get("count"), "{:,}"))
+        table.add_row(escape(printable(name)), *cells, number(row.get("count"), "{:,}"))
     table.add_section()
     means = (percent(value) for value in _means(result))
     table.add_row("all classes", *means, number(_objects(result), "{:,}"), style="bold")

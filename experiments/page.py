@@ -1,7 +1,8 @@
 """A page of HTML that opens anywhere: its parts, and the numbers as they are written in them.
 
 Shares in 0..1 are written as percent; what does not exist (None or NaN) is an en dash. The page carries its
-pictures and its style within itself and forbids everything else by its security policy; all text is escaped.
+pictures and its style within itself and forbids everything else by its security policy; all text is escaped,
+and what would break its lines or turn its letters around is written out.
 """
 
 import base64
@@ -11,6 +12,8 @@ import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from hardmine_jax.data.problems import printable
 
 _DASH = "–"
 _CSS = """
@@ -79,27 +82,35 @@ class Row(NamedTuple):
 def write_page(path: str | pathlib.Path, title: str, body: Iterable[str]) -> pathlib.Path:
     """Writes one self-contained file: the heading, and the parts that are not empty."""
     path = pathlib.Path(path)
-    parts = [f"<h1>{html.escape(title)}</h1>", *(part for part in body if part)]
-    text = _PAGE.format(title=html.escape(title), style=_CSS, body="\n".join(parts))
+    parts = [f"<h1>{escape(title)}</h1>", *(part for part in body if part)]
+    text = _PAGE.format(title=escape(title), style=_CSS, body="\n".join(parts))
     path.write_text(text, encoding="utf-8")
     return path
 
 
+def escape(text: str) -> str:
+    """
+    >>> print(escape("</script>"), escape("a\\u202eb\\ud800"))
+    &lt;/script&gt; a\\u202eb\\ud800
+    """
+    return html.escape(printable(text))
+
+
 def lead(text: str) -> str:
-    return f'<p class="lead">{html.escape(text)}</p>'
+    return f'<p class="lead">{escape(text)}</p>'
 
 
 def tiles(contents: Iterable[tuple[str, str, str]]) -> str:
     """Large numbers: (heading, value, what it is)."""
     parts = [
         f'<div><dt>{heading}</dt><dd class="value">{value}</dd><dd class="what">{what}</dd></div>'
-        for heading, value, what in contents
+        for heading, value, what in (map(escape, texts) for texts in contents)
     ]
     return '<dl class="tiles">\n' + "\n".join(parts) + "\n</dl>"
 
 
 def table(headings: Sequence[str], rows: Iterable[Row], total: Row) -> str:
-    heads = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
+    heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     body = "\n".join(_row(row) for row in rows)
     foot = _row(total)
     lines = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody>\n<tfoot>{foot}</tfoot></table>"
@@ -107,7 +118,7 @@ def table(headings: Sequence[str], rows: Iterable[Row], total: Row) -> str:
 
 
 def notes(texts: Iterable[str]) -> str:
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<h2>Notes</h2>\n<ul class="notes">{items}</ul>' if items else ""
 
 
@@ -119,8 +130,9 @@ def figures(pictures: Iterable[tuple[str, bytes]]) -> list[str]:
 
 def details(heading: str, content: Mapping) -> str:
     """Folded away: something as JSON."""
-    text = html.escape(json.dumps(content, indent=2, ensure_ascii=False, default=str))
-    return f"<details><summary>{heading}</summary><pre>{text}</pre></details>"
+    lines = json.dumps(content, indent=2, ensure_ascii=False, default=str).split("\n")
+    text = "\n".join(map(escape, lines))
+    return f"<details><summary>{escape(heading)}</summary><pre>{text}</pre></details>"
 
 
 def exists(value: float | None) -> bool:
@@ -137,7 +149,7 @@ def number(value: float | None, form: str = "{:.3f}") -> str:
 
 def _row(row: Row) -> str:
     cells = "".join(f"<td{_bar(share)}>{percent(share)}</td>" for share in row.shares)
-    return f'<tr><th scope="row">{html.escape(row.name)}</th>{cells}<td>{number(row.count, "{:,}")}</td></tr>'
+    return f'<tr><th scope="row">{escape(row.name)}</th>{cells}<td>{number(row.count, "{:,}")}</td></tr>'
 
 
 def _bar(share: float | None) -> str:
@@ -152,7 +164,7 @@ def _figure(caption: str, data: bytes) -> str:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"the picture {caption!r} is not PNG: it starts with {data[:8]!r}")
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    text = html.escape(caption)
+    text = escape(caption)
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
     image = f'<img alt="{text}" width="{width}" height="{height}" src="{source}">'
     return f'<figure><figcaption>{text}</figcaption><div class="picture">{image}</div></figure>'

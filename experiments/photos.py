@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from hardmine_jax.data.pictures import decode_image
+from hardmine_jax.data.pictures import decode_image, read_file, why_not_decoded
 
 
 class InputError(ValueError):
@@ -20,12 +20,13 @@ def read_photo(path: pathlib.Path) -> tuple[bytes, np.ndarray]:
       InputError: it is missing, or no whole image.
     """
     try:
-        encoded = path.read_bytes()
+        encoded = read_file(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     image = decode_image(encoded)
     if image is None:
-        raise InputError(f"{path}: not a whole image that OpenCV reads (JPEG, PNG, ...)")
+        reason = why_not_decoded(encoded) or "image unreadable"
+        raise InputError(f"{path}: {reason}: not a whole image that OpenCV reads (JPEG, PNG, ...)")
     return encoded, image
 
 

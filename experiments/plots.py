@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 
 BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
@@ -70,7 +71,7 @@ def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     >>> series([{"step": 1, "loss": 4.0}, {"step": 2, "pck": 0.1}, {"step": 1, "loss": 3.0}], "loss")
     (array([1]), array([3.]))
     """
-    found = {int(line["step"]): float(line[key]) for line in lines if line.get(key) is not None}
+    found = {int(line["step"]): float(line[key]) for line in lines if isinstance(line.get(key), int | float)}
     steps = np.array(sorted(step for step, value in found.items() if np.isfinite(value)), dtype=int)
     return steps, np.array([found[step] for step in steps], dtype=float)
 
@@ -478,8 +479,10 @@ def _limb_colour(start: tuple[int, int, int], end: tuple[int, int, int]) -> tupl
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return shorten(name.replace("_", " "), 40)
 
 
 def shorten(name: str, limit: int = 26) -> str:
+    """The end of a name, for that tells files apart; a name of any characters and length can be drawn."""
+    name = printable(name[-10 * limit :])
     return name if len(name) <= limit else "..." + name[3 - limit :]

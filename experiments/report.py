@@ -12,6 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hardmine_jax.data.problems import printable
+
 _COLUMNS = (
     ("pck", "PCK all"),
     ("pck_visible", "PCK visible"),
@@ -73,7 +75,7 @@ def result_table(result: Mapping) -> Table:
     for _, heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in result["per_joint"].items():
-        table.add_row(escape(name), *(percent(row.get(key)) for key, _ in _COLUMNS))
+        table.add_row(escape(printable(name)), *(percent(row.get(key)) for key, _ in _COLUMNS))
     table.add_section()
     table.add_row("all joints", *(percent(value) for value in _totals(result)), style="bold")
     return table

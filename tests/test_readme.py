@@ -2,15 +2,18 @@
 
 import contextlib
 import functools
+import importlib
 import io
 import pathlib
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tyro
 from flax import nnx
 
 from hardmine_jax.pose import encode_heatmaps
@@ -228,12 +231,31 @@ def test_links_lead_somewhere():
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_flags_are_those_of_the_scripts():
-    """A flag that the README names is one that a script has."""
-    scripts = ("pose_ohkm.py", "predict_pose.py", "detection_ohem.py", "predict_detection.py")
-    sources = "".join((ROOT / "experiments" / name).read_text() for name in scripts)
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-    commands = "".join(re.findall(r"experiments/\w+\.py(?:.*\\\n)*.*", blocks))
-    for flag in set(re.findall(r"--([a-z][a-z-]+)", commands)):
+def _commands() -> list[tuple[str, list[str]]]:
+    """(name of the script, its arguments) of every command in a shell block that runs an experiment."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    found = re.findall(r"experiments/(\w+)\.py(.*)", blocks)
+    return [(name, shlex.split(arguments, comments=True)) for name, arguments in found]
+
+
+@pytest.mark.parametrize("name, arguments", _commands(), ids=str)
+def test_commands_are_understood_by_their_scripts(name, arguments):
+    script = importlib.import_module(f"experiments.{name}")
+    if hasattr(script, "parse"):
+        script.parse(arguments)
+    else:
+        tyro.cli(script.Config, args=arguments)
+
+
+def test_flags_in_the_text_are_those_of_the_scripts():
+    """A flag that the README names between backquotes is one that a script has."""
+    scripts = (ROOT / "experiments").glob("**/*.py")
+    sources = "".join(path.read_text() for path in scripts) + (
+        (ROOT / "hardmine_jax/data/detection_augment.py").read_text()
+        + (ROOT / "hardmine_jax/data/proposals.py").read_text()
+        + (ROOT / "hardmine_jax/training/optimizer.py").read_text()
+    )
+    named = set(re.findall(r"`[^`\n]*?--(?:[a-z]+\.)?([a-z][a-z-]+)", README))
+    for flag in named - {"dist", "help"}:
         field = flag.removeprefix("no-").replace("-", "_")
         assert re.search(rf"^    {field}: ", sources, re.MULTILINE), flag

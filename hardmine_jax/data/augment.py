@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from hardmine_jax.data.pictures import is_whole
+from hardmine_jax.data.pictures import why_not_decoded
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import (
     affine_matrix,
@@ -186,7 +186,7 @@ def decode_smaller(record: dict, halvings: int) -> tuple[np.ndarray, tuple[float
     )
     mode = reduced[halvings] if is_jpeg else cv2.IMREAD_COLOR
     image = None
-    if is_whole(encoded):
+    if why_not_decoded(encoded) is None:
         with contextlib.suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:

@@ -42,7 +42,7 @@ def folder_hash(folder: str | os.PathLike) -> str:
     none can set ctime. Links are followed.
     """
     try:
-        return _hash(_listing(os.fspath(folder), "", set()))
+        return _hash(_listing(os.fspath(folder)))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error}") from error
 
@@ -67,18 +67,20 @@ def _line(name: str, path: str | os.PathLike) -> str:
     return f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
 
 
-def _listing(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            if entry.is_dir():
-                yield from _listing(entry.path, f"{name}/", seen)
-            else:
-                yield _line(name, entry.path)
+def _listing(folder: str) -> Iterator[str]:
+    waiting, seen = [(folder, "")], set()
+    while waiting:  # No recursion: folders can be nested deeper than Python's stack.
+        path, prefix = waiting.pop()
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                else:
+                    yield _line(f"{prefix}{entry.name}", entry.path)
 
 
 def fingerprint(made_from: dict) -> str:

@@ -12,15 +12,16 @@ Format: https://cocodataset.org/#format-data
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from hardmine_jax.data import cache, coco_json, detection_records, listing
-from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.coco_json import title, whole_id
 from hardmine_jax.data.detection_records import DetectionDataset, ObjectPicture, Report
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, printable
 
 
 def load(
@@ -89,11 +90,14 @@ def _categories(file: coco_json.File) -> dict[str, str]:
     for category in file.content["categories"]:
         category_id = whole_id(category.get("id")) if isinstance(category, dict) else None
         if category_id is not None:
-            ids[category_id] = str(category.get("name") or f"category {category_id}")
+            ids[category_id] = printable(title(category.get("name") or f"category {category_id}"))
     if not ids:
         raise DataError(f'{file.path} has no category with an id: expected "categories": [{{"id": 1, ...}}]')
     rising = sorted(ids, key=lambda given: (isinstance(given, str), given))
-    return {str(category_id): ids[category_id] for category_id in rising}
+    # Results are kept by name: two categories of one name would be one.
+    twice = {name for name, times in Counter(ids.values()).items() if times > 1}
+    names = {key: f"{name} (id {key})" if name in twice else name for key, name in ids.items()}
+    return {str(category_id): names[category_id] for category_id in rising}
 
 
 class _Object(NamedTuple):
@@ -111,12 +115,13 @@ def _pictures(
     for image in listed:
         image_id = str(whole_id(image.get("id")))
         things = objects.pop(image_id, [])
-        path = listing.inside(file.folder, image.get("file_name"))
+        file_name = image.get("file_name")
+        path = listing.inside(file.folder, file_name)
         if path is None:
-            report.skip("file_name missing, no path or outside the image folder", str(image.get("file_name")))
+            report.skip("file_name missing, no path or outside the image folder", title(file_name))
             continue
         yield ObjectPicture(
-            name=image["file_name"],
+            name=file_name,
             image_id=listing.id_number(image_id),
             image=path,
             boxes=np.array([thing.box for thing in things]).reshape(-1, 4),
@@ -138,14 +143,15 @@ def _objects(
     for position, given in enumerate(file.content["annotations"]):
         annotation = given if isinstance(given, dict) else {}
         image_id, category = (str(whole_id(annotation.get(key))) for key in ("image_id", "category_id"))
-        name = f"image {image_id}#{annotation.get('id', position)}"
+        number = title(annotation.get("id", position))
+        name = f"image {image_id}#{number}"
         if whole_id(annotation.get("image_id")) is None:
             report.skip("annotation without image_id", f"{file.path.name} annotation {position}")
         elif category not in labels:
             report.skip("object of none of the classes", name)
         else:
-            title = f"{titles[category]} {annotation.get('id', position)}"
-            thing = _Object(_box(annotation), labels[category], bool(annotation.get("iscrowd")), title)
+            shown = f"{titles[category]} {number}"
+            thing = _Object(_box(annotation), labels[category], bool(annotation.get("iscrowd")), shown)
             objects.setdefault(image_id, []).append(thing)
     return objects
 

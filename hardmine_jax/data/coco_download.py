@@ -1,6 +1,8 @@
 """The official COCO 2017 archives, fetched by tensorflow-datasets and unpacked once into their own layout."""
 
 import contextlib
+import errno
+import lzma
 import os
 import pathlib
 import sys
@@ -18,6 +20,11 @@ from hardmine_jax.data.problems import DataError
 
 BASE_URL = "http://images.cocodataset.org"
 ARCHIVES = ("annotations/annotations_trainval2017.zip", "zips/train2017.zip", "zips/val2017.zip")
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
+# Errors of offsets and names that the headers give, not of the disk.
+_OF_THE_ARCHIVE = (errno.EINVAL, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+# Unpacked, an archive is at most so many times as large. JSON packs to a tenth, images not at all.
+_MAX_EXPANSION = 50
 
 
 def download(*, base_url: str = BASE_URL, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -76,8 +83,14 @@ def _unpack(path: pathlib.Path, url: str, folder: pathlib.Path) -> None:
     # tensorflow-datasets' own extraction asks for TensorFlow, and reads the whole archive into memory.
     try:
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)  # Keeps members such as ../x inside.
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _MAX_EXPANSION * path.stat().st_size:
+                raise zipfile.BadZipFile(f"it would unpack to {size:,} bytes")
+            archive.extractall(folder)  # Keeps members such as ../x inside; a link becomes a plain file.
+    # What the headers lead to: encrypted members, unknown kinds of packing, sizes that are none.
+    except (*_BROKEN_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
+            raise  # A full disk, say: the archive stays.
         _forget(path)
         raise DataError(f"{url} gave no whole zip archive ({error}): try again") from error
 

@@ -58,6 +58,17 @@ def whole_id(given: object) -> int | str | None:
     return given if isinstance(given, int | str) and not isinstance(given, bool) else None
 
 
+def title(given: object) -> str:
+    """A name or an id as the file gives it, as text; what is neither only by its kind.
+
+    >>> title("mouse"), title(7), title(None), title([[["deep"]]])
+    ('mouse', '7', 'None', 'a list')
+    """
+    # Lists can be nested too deep to be printed.
+    plain = given is None or isinstance(given, str | int | float)
+    return str(given) if plain else f"a {type(given).__name__}"
+
+
 def listed_size(image: dict) -> tuple[int, int] | None:
     """The listed (height, width); some tools leave them out, or write 0 or null."""
     height, width = (whole_id(image.get(side)) for side in ("height", "width"))
@@ -70,7 +81,7 @@ def _load_json(path: pathlib.Path) -> dict:
         with open(path, encoding="utf-8-sig") as file:
             # Outlines are most of an official file, and never used.
             content = json.load(file, object_hook=_without_segmentation)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}): expected {_SHAPE}") from error
     keys = content if isinstance(content, dict) else {}
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(keys.get(key), list)]

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from hardmine_jax.data import cache, coco_download, coco_json, listing, records
-from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.coco_json import title, whole_id
+from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 
 # Sigmas: the official evaluation's, https://cocodataset.org/#keypoints-eval
@@ -198,7 +199,7 @@ def _pictures(
         name = image.get("file_name")
         image_file = listing.inside(folder, name)
         if image_file is None:
-            skip("file_name missing, no path or outside the image folder", str(name))
+            skip("file_name missing, no path or outside the image folder", title(name))
         else:
             number = listing.id_number(image_id)
             yield records.Picture(name, number, image_file, tuple(labelled), coco_json.listed_size(image))
@@ -207,16 +208,21 @@ def _pictures(
 def find_category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
     """The one category with keypoints that is wanted, by name or id, or that there is; else DataError."""
     posed = [c for c in categories if isinstance(c, dict) and _is_posed(c)]
-    names = ", ".join(f"{c.get('name')} (id {c['id']}, {len(c['keypoints'])} keypoints)" for c in posed)
+    names, ids = [title(c.get("name")) for c in posed], [str(whole_id(c["id"])) for c in posed]
+    counts = [len(c["keypoints"]) for c in posed]
+    listed = ", ".join(
+        f"{name} (id {number}, {count} keypoints)"
+        for name, number, count in zip(names, ids, counts, strict=True)
+    )
     if not posed:
         raise records.DataError(
             f'{path} has no category with "keypoints": expected their names in "categories"'
         )
     if wanted is not None:
-        posed = [c for c in posed if str(wanted) in (str(c.get("name")), str(whole_id(c["id"])))]
+        posed = [c for c, *known in zip(posed, names, ids, strict=True) if title(wanted) in known]
     if len(posed) != 1:
         what = "several categories with keypoints" if wanted is None else f"not one category {wanted!r}"
-        raise records.DataError(f"{path} has {what}: choose the category by name or id among {names}")
+        raise records.DataError(f"{path} has {what}: choose the category by name or id among {listed}")
     return posed[0]
 
 
@@ -227,7 +233,7 @@ def _is_posed(category: dict) -> bool:
 
 def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
     try:
-        names = tuple(str(name) for name in category["keypoints"])
+        names = tuple(printable(title(name)) for name in category["keypoints"])
         bones = category.get("skeleton") or []
         first = 0 if any(0 in bone for bone in bones) else 1
         edges = [[end - first for end in bone] for bone in bones]
@@ -239,7 +245,7 @@ def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
         default = COCO_SKELETON.sigmas if names == COCO_SKELETON.names else (DEFAULT_SIGMA,) * len(names)
         return Skeleton(names, flip_pairs, options["sigmas"] or category.get("sigmas") or default, edges)
     except (ValueError, TypeError) as error:
-        raise records.DataError(f"category {category.get('name')} of {path}: {error}") from error
+        raise records.DataError(f"category {title(category.get('name'))} of {path}: {error}") from error
 
 
 def _indices(pairs: list, names: tuple[str, ...]) -> list[list[int]]:
@@ -257,8 +263,8 @@ def of_category(annotations: list, category: dict, path: pathlib.Path) -> list[t
     if ids and wanted not in ids:
         found = ", ".join(sorted(set(ids))[:10])
         raise records.DataError(
-            f"no annotation in {path} is of category {category.get('name')} (id {wanted}): their category_id "
-            f"is {found}"
+            f"no annotation in {path} is of category {title(category.get('name'))} (id {wanted}): their "
+            f"category_id is {found}"
         )
     return [(place, entries[place]) for place, text in enumerate(ids) if text == wanted]
 
@@ -274,7 +280,7 @@ def _people(
         if image_id is None:
             skip("annotation without image_id", f"{path.name} annotation {position}")
         elif isinstance(person, str):
-            skip(person, f"image {image_id}#{annotation.get('id', position)}")
+            skip(person, f"image {image_id}#{title(annotation.get('id', position))}")
         else:
             people.setdefault(str(image_id), []).append(person)
     return people

@@ -45,7 +45,7 @@ def annotations(
             continue
         annotation = _annotation(entry, image_id, num_keypoints)
         if annotation is None:
-            name = f"image {image_id}#{entry.get('id', position)}"
+            name = f"image {image_id}#{coco_json.title(entry.get('id', position))}"
             problems.append(("annotation with keypoints, bbox or area that are no numbers", name))
         else:
             kept.append(annotation)

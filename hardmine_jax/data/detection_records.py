@@ -169,7 +169,7 @@ def _write(folder: pathlib.Path, splits: Splits, report: Report, tell: prepared.
     }
     prepared.write_examples(folder, _FEATURES, examples)
     for split, objects in counts.items():
-        np.save(folder / f"{split}_objects.npy", np.array(objects, np.int32))
+        np.save(folder / f"{split}_objects.npy", np.array(objects, np.int32), allow_pickle=False)
     return seen["train"]
 
 

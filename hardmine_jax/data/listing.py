@@ -11,7 +11,10 @@ _Item = TypeVar("_Item")
 
 
 def inside(folder: pathlib.Path, name: object) -> pathlib.Path | None:
-    """The file `name` of the folder, or None where the name leads out; links inside are allowed.
+    """The file `name` of the folder, or None where the name leads out.
+
+    A link inside the folder may lead anywhere, and is followed: whoever made the folder put it there (data
+    sets are often kept as links), no annotation file can, and nothing here unpacks links.
 
     >>> inside(pathlib.Path("/data"), "a/b.jpg").as_posix(), inside(pathlib.Path("/data"), "../b.jpg")
     ('/data/a/b.jpg', None)

@@ -16,9 +16,8 @@ import pathlib
 import re
 
 import numpy as np
-import scipy.io
 
-from hardmine_jax.data import cache, records
+from hardmine_jax.data import cache, matlab, records
 from hardmine_jax.pose import Skeleton
 
 LSP_SKELETON = Skeleton(
@@ -67,7 +66,7 @@ def load(
         "joints": cache.file_hash(folder / "joints.mat"),
         "images": cache.folder_hash(folder / "images"),
         "num_validation": num_validation,
-        "code": cache.file_hash(__file__),
+        "code": [cache.file_hash(file) for file in (__file__, matlab.__file__)],
     }
     return records.prepare(
         "lspet",
@@ -141,16 +140,7 @@ def read_joints(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _load_matrix(path: pathlib.Path) -> np.ndarray:
-    try:
-        joints = scipy.io.loadmat(path, variable_names=["joints"]).get("joints")
-    except NotImplementedError as error:
-        advice = "save it again in MATLAB with save('joints.mat', 'joints', '-v7')"
-        raise records.DataError(f"{path} is a MATLAB v7.3 (HDF5) file, not read here: {advice}") from error
-    except (
-        Exception
-    ) as error:  # scipy raises what broken bytes lead to: ValueError, TypeError, zlib.error ...
-        problem = f"{path} cannot be read as a MATLAB file ({error})"
-        raise records.DataError(f"{problem}: get it again ({_WHERE})") from error
+    joints = matlab.load(path, ["joints"], where=_WHERE).get("joints")
     if joints is None:
         raise records.DataError(
             f"{path} holds no variable joints: expected joints [14, 3, N] (from {_WHERE})"

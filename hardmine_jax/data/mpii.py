@@ -20,9 +20,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
-from hardmine_jax.data import cache, listing, records
+from hardmine_jax.data import cache, listing, matlab, records
 from hardmine_jax.data.pictures import tight_box
 from hardmine_jax.pose import Skeleton, pck_correct
 
@@ -84,7 +83,7 @@ def load(
     }
 
     def read(skip: records.Skip) -> tuple[Skeleton, records.Splits]:
-        if not any(path.is_file() for path in paths):
+        if not any(os.path.isfile(path) for path in paths):  # Path's own raises for a name too long.
             raise records.DataError(
                 f"none of the {len(named)} images that {folder / 'annot'} lists is in {folder / 'images'}: "
                 f"expected {_LAYOUT} ({_WHERE})"
@@ -158,10 +157,12 @@ def _person(entry: dict, place: int) -> records.Person | str:
         return "no labelled joint"
     # The released code moves the centre before it counts from 0, and leaves one that is not known (-1) there.
     down = 15 * scale if centre[0] != -1 else 0.0
-    middle = centre + [-1, down - 1]
-    x1, y1, x2, y2 = tight_box(keypoints, where)
-    box = np.concatenate([middle - 100 * scale, middle + 100 * scale])
-    return records.Person(keypoints, 2 * where.astype(np.int32), box, (x2 - x1) * (y2 - y1), place)
+    with np.errstate(over="ignore", invalid="ignore"):  # `usable` skips boxes that are not finite.
+        middle = centre + [-1, down - 1]
+        x1, y1, x2, y2 = tight_box(keypoints, where)
+        box = np.concatenate([middle - 100 * scale, middle + 100 * scale])
+        area = (x2 - x1) * (y2 - y1)
+    return records.Person(keypoints, 2 * where.astype(np.int32), box, area, place)
 
 
 def _joints(entry: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -215,10 +216,7 @@ def _head_sizes(corners: np.ndarray) -> np.ndarray:
 
 def _truth_of_matrix(path: pathlib.Path, count: int) -> Truth:
     wanted = {"headboxes_src": (2, 2, count), "pos_gt_src": (16, 2, count), "jnt_missing": (16, count)}
-    try:
-        content = scipy.io.loadmat(path, variable_names=list(wanted))
-    except Exception as error:  # scipy raises what broken bytes lead to.
-        raise records.DataError(f"{path} cannot be read as a MATLAB file ({error}): {_WHERE}") from error
+    content = matlab.load(path, list(wanted), where=_WHERE)
     # MATLAB drops the last axis when it is 1.
     shapes = {name: np.shape(content.get(name)) for name in wanted}
     if any(_longer(shapes[name]) != _longer(shape) for name, shape in wanted.items()):
@@ -248,13 +246,13 @@ def score(predicted: np.ndarray, annotation_ids: np.ndarray, truth: Truth) -> di
       0 .. 1, None where nothing is labelled.
     """
     target, where, head_sizes = (array[annotation_ids] for array in truth)
-    target = np.where(where[..., None], target, 0.0)
+    with np.errstate(over="ignore"):  # Numbers of a damaged file: infinitely far is wrong, too.
+        predicted, head_sizes = np.float32(predicted), np.float32(head_sizes)
+        target = np.float32(np.where(where[..., None], target, 0.0))
 
     def correct(fraction: float) -> np.ndarray:
-        return np.asarray(
-            pck_correct(np.float32(predicted), np.float32(target), reference=np.float32(head_sizes),
-                        fraction=fraction, where=where)
-        )  # fmt: skip
+        found = pck_correct(predicted, target, reference=head_sizes, fraction=fraction, where=where)
+        return np.asarray(found)
 
     half = correct(0.5)
     result = {

@@ -19,6 +19,7 @@ import numpy as np
 
 from hardmine_jax.data import coco_json, listing
 from hardmine_jax.data.augment import UnreadableImage
+from hardmine_jax.data.pictures import read_file
 from hardmine_jax.data.problems import DataError, Skipped, gather
 
 _SHAPE = '[{"image_id": 139, "category_id": 1, "bbox": [x, y, width, height], "score": 0.98}, ...]'
@@ -60,9 +61,9 @@ class CocoImages:
     def read(self, image_id: int) -> tuple[str, bytes]:
         path = self._paths[image_id]
         try:
-            return path.relative_to(self._folder).as_posix(), path.read_bytes()
+            return path.relative_to(self._folder).as_posix(), read_file(path)
         except OSError as error:
-            raise UnreadableImage(f"{path}: {error.strerror}") from error
+            raise UnreadableImage(f"{path}: {error.strerror or error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +185,13 @@ def _box(
     except (ValueError, TypeError, OverflowError):
         return "bbox or score that is no number, or not 4 of them"
     corners = [x, y, x + width, y + height]
-    with np.errstate(over="ignore"):
+    # In float32, as records have it: a box far out may lose its sides there, or be too large for it.
+    with np.errstate(over="ignore", invalid="ignore"):
         single = np.float32(corners)
-    if not np.isfinite([*single, score]).all():
+        sides = single[2:] - single[:2]
+        finite = np.isfinite([*single, np.prod(sides), np.float32(score)]).all()
+    if not finite:
         return "bbox or score that is no finite number"
-    # In float32, as records have it: a box far out may lose its sides there.
-    if not (single[2:] > single[:2]).all():
+    if not (sides > 0).all():
         return "box of no area"
     return (image_id, corners, score) if score >= min_score else f"score below {min_score:g}"

@@ -2,18 +2,30 @@
 
 Pixels are (x, y), the centre of the first pixel is (0, 0). Boxes are xyxy. Visibility: 0 not labelled or
 outside the image, 1 labelled but occluded, 2 labelled and visible.
+
+An image file is a JPEG, PNG, BMP, GIF, WebP or TIFF of at most MAX_PIXELS pixels, MAX_BYTES bytes and
+MAX_SCANS scans: what states more is refused before anything is decoded.
 """
 
 import contextlib
 import itertools
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from hardmine_jax.data.image_size import stated_size
+
+# 134 million pixels: more than most cameras have, and as RGB 0.4 GB. OpenCV's own limit is 3 GB an image.
+MAX_PIXELS = 2**27
+MAX_BYTES = 2**28
+# A progressive JPEG has about ten. Each passes over all pixels, and can be a few bytes long.
+MAX_SCANS = 100
 
 
 class Person(NamedTuple):
@@ -43,18 +55,34 @@ class Picture(NamedTuple):
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:
-    """Encoded JPEG, PNG, ... -> uint8 RGB [H, W, 3], or None if it cannot be read whole.
+    """Encoded JPEG, PNG, ... -> uint8 RGB [H, W, 3], or None if it cannot be read whole or is too large.
 
     The EXIF orientation is not applied: keypoints of COCO and LSP are in the pixels as they are stored.
     """
-    if not is_whole(encoded):
+    if why_not_decoded(encoded) is not None:
         return None
     try:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def why_not_decoded(encoded: bytes) -> str | None:
+    """The reason why an image is not even tried, None if it is.
+
+    >>> why_not_decoded(b"GIF89a" + bytes([255] * 20))
+    'image of more than 134,217,728 pixels'
+    """
+    size = stated_size(encoded)
+    if size is None or not is_whole(encoded):
+        return "image unreadable"
+    if size[0] * size[1] > MAX_PIXELS:
+        return f"image of more than {MAX_PIXELS:,} pixels"
+    if encoded.startswith(b"\xff\xd8") and encoded.count(b"\xff\xda") > MAX_SCANS:
+        return f"image of more than {MAX_SCANS} scans"
+    return None
 
 
 def is_whole(encoded: bytes) -> bool:
@@ -111,18 +139,31 @@ def open_image(
 ) -> tuple[bytes, tuple[int, int]] | str:
     """The image's bytes and its (H, W), or the reason why it cannot be used."""
     try:
-        encoded = image if isinstance(image, bytes) else image.read_bytes()
+        encoded = image if isinstance(image, bytes) else read_file(image)
     except FileNotFoundError:
         return "image absent"
     except (OSError, ValueError):  # ValueError: a name that can be no path.
         return "image unreadable"
     decoded = decode_image(encoded)
     if decoded is None:
-        return "image unreadable"
+        return why_not_decoded(encoded) or "image unreadable"
     size = decoded.shape[:2]
     if listed_size not in (None, size):
         return "image is not of the listed width and height (turned by EXIF?)"
     return encoded, size
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """A regular file's bytes, behind a link too; raises OSError where it is none, or of more than MAX_BYTES.
+
+    A device or a pipe that a data set's link leads to would never end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is no regular file")
+    if status.st_size > MAX_BYTES:
+        raise OSError(f"{path} has more than {MAX_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def _complete(person: Person, height: int, width: int) -> Person:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hardmine_jax.data import cache, pictures
+from hardmine_jax.data import cache, image_size, pictures
 from hardmine_jax.data.problems import DataError
 
 _EXAMPLES_A_SHARD = 4096
@@ -120,11 +120,13 @@ def prepare_folder(
     Args:
       name: of the dataset, and of its folder in the cache.
       made_from: JSON-able; everything the examples follow from (paths, hashes of files, options, code).
-      code: files whose contents belong to the fingerprint too, besides this one and `pictures.py`.
+      code: files whose contents belong to the fingerprint too, besides this one, `pictures.py` and
+        `image_size.py`.
       build: calls `tell()` once a picture.
       cache_dir: see `cache.cache_root`.
     """
-    hashes = [cache.file_hash(file) for file in (*code, __file__, pictures.__file__)]
+    shared = (__file__, pictures.__file__, image_size.__file__)
+    hashes = [cache.file_hash(file) for file in (*code, *shared)]
     key = cache.fingerprint({"name": name, "code": hashes, "made_from": made_from})
     folder = cache.cache_root(cache_dir) / name / key
     tell = Teller(name, folder)

@@ -3,9 +3,45 @@
 import dataclasses
 from collections.abc import Iterable
 
+# Marks that join letters into one are part of some languages' words.
+_JOINERS = "\u200c\u200d"
+_MAX_MESSAGE = 2000
+_MAX_NAME = 200
+
 
 class DataError(ValueError):
-    """The data cannot be used at all; one line that names the path and says what to do."""
+    """The data cannot be used at all; one line that names the path and says what to do.
+
+    >>> print(DataError("no category\\nof that name"))
+    no category\\nof that name
+    """
+
+    def __init__(self, message: str):
+        # Parts of it are a file's, and may be anything of any length.
+        super().__init__(shorten(printable(message), _MAX_MESSAGE))
+
+
+def printable(text: str) -> str:
+    """The text, with escapes for what would break a line, a print or the order of the letters.
+
+    Those are line breaks, control characters, marks of direction and halves of surrogate pairs.
+
+    >>> print(printable("left\\nhip"), printable("\\u202egnp.exe"), printable("naïve $x$"))
+    left\\nhip \\u202egnp.exe naïve $x$
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in _JOINERS else ascii(one)[1:-1] for one in text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, without its middle where it is longer.
+
+    >>> shorten("abcdefghijklmnopqrst", 11)
+    'abcd...qrst'
+    """
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +79,7 @@ class Skipped:
 
 
 def _first(names: tuple[str, ...], k: int) -> str:
-    return ", ".join(names[:k]) + (", ..." if len(names) > k else "")
+    return ", ".join(shorten(name, _MAX_NAME) for name in names[:k]) + (", ..." if len(names) > k else "")
 
 
 def gather(problems: Iterable[tuple[str, str]], noted: Iterable[tuple[str, str]] = ()) -> Skipped:

@@ -154,8 +154,9 @@ def _why_none(record: dict) -> str:
 def _read(file: pathlib.Path) -> np.ndarray | None:
     """The boxes in a file, or None where it is absent or damaged."""
     try:
-        boxes = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with open(file, "rb") as stream:
+            boxes = np.lib.format.read_array(stream, allow_pickle=False)
+    except Exception:  # numpy raises what broken bytes lead to: MemoryError, tokenize.TokenError ...
         return None
     if boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
         return None

@@ -53,7 +53,7 @@ class PersonSource:
     def __init__(self, folder: pathlib.Path, split: str):
         self._examples = prepared.ExampleReader(folder, split)
         # [P, 2]: which example of the split, which person in it.
-        self._people = np.load(folder / f"{split}_people.npy")
+        self._people = np.load(folder / f"{split}_people.npy", allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self._people)
@@ -151,7 +151,7 @@ def _write(
     examples = {split: _examples(splits.get(split, ()), people[split], tell) for split in people}
     prepared.write_examples(folder, _features(skeleton.num_keypoints), examples)
     for split, index in people.items():
-        np.save(folder / f"{split}_people.npy", np.array(index, np.int32).reshape(-1, 2))
+        np.save(folder / f"{split}_people.npy", np.array(index, np.int32).reshape(-1, 2), allow_pickle=False)
     summary = {"skeleton": dataclasses.asdict(skeleton), "skipped": gather(problems).reasons}
     (folder / _SUMMARY).write_text(json.dumps(summary))
 

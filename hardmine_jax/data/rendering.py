@@ -6,13 +6,13 @@ again and so break scripts without a `__main__` guard.
 """
 
 import contextlib
+import io
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,7 +63,7 @@ def examples(seed: int, split: int, count: int, *, processes: int | None = None)
         ]
         for index in range(count):
             try:
-                yield pickle.load(workers[index % processes].stdout)
+                yield _receive(workers[index % processes].stdout)
             except EOFError as error:
                 raise RuntimeError(
                     f"a process rendering example {index} of {count} died: see above"
@@ -74,7 +74,6 @@ def examples(seed: int, split: int, count: int, *, processes: int | None = None)
 def _worker(*arguments: int) -> Iterator[subprocess.Popen]:
     root = str(pathlib.Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
-    # Not `-m`: examples pickled in `__main__` would be unknown to whoever reads them.
     command = [sys.executable, "-c", f"from {__name__} import serve; serve(*{arguments})"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         try:
@@ -84,12 +83,32 @@ def _worker(*arguments: int) -> Iterator[subprocess.Popen]:
 
 
 def serve(seed: int, split: int, first: int, count: int, step: int) -> None:
-    """The worker's side: pickled examples first, first + step, ... below count to standard output."""
+    """The worker's side: sends examples first, first + step, ... below count to standard output."""
     cv2.setNumThreads(0)
     try:
         for index in range(first, count, step):
-            pickle.dump(example(seed, split, index), sys.stdout.buffer)
+            _send(example(seed, split, index), sys.stdout.buffer)
         sys.stdout.flush()
     except (BrokenPipeError, KeyboardInterrupt):
         # Whoever asked is gone, and has said so: no traceback, nor the interpreter's own at its last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _send(example: Example, stream: BinaryIO) -> None:
+    """The number of bytes that follow, in 8 bytes; the parts as `np.save` writes arrays."""
+    buffer = io.BytesIO()
+    for part in (np.frombuffer(example.image, np.uint8), *example[1:]):
+        np.save(buffer, part, allow_pickle=False)
+    stream.write(len(buffer.getvalue()).to_bytes(8))
+    stream.write(buffer.getvalue())
+
+
+def _receive(stream: BinaryIO) -> Example:
+    """Raises EOFError where the sender is gone."""
+    size = stream.read(8)
+    content = stream.read(int.from_bytes(size))
+    if len(size) < 8 or len(content) < int.from_bytes(size):
+        raise EOFError
+    buffer = io.BytesIO(content)
+    image, *arrays, area = (np.load(buffer, allow_pickle=False) for _ in Example._fields)
+    return Example(image.tobytes(), *arrays, float(area))

@@ -24,7 +24,8 @@ import numpy as np
 
 from hardmine_jax.data import cache, detection_records, listing
 from hardmine_jax.data.detection_records import DetectionDataset, ObjectPicture
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.pictures import read_file
+from hardmine_jax.data.problems import DataError, printable
 
 _LAYOUT = "DIR/JPEGImages/*.jpg, DIR/Annotations/*.xml and DIR/ImageSets/Main/train.txt"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -89,7 +90,7 @@ def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 def _list_file(lists: pathlib.Path, name: str) -> pathlib.Path:
     file = listing.inside(lists, f"{name}.txt")
-    if file is None or not file.is_file():
+    if file is None or not os.path.isfile(file):
         there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
         raise DataError(f"no list {name}.txt in {lists}: choose among {there}")
     return file
@@ -153,7 +154,7 @@ def _listed(file: pathlib.Path, annotations: pathlib.Path) -> list[str]:
     for line in filter(None, lines):
         whole = listing.inside(annotations, f"{line}.xml")
         plain = re.sub(r"\s+(-1|0|1)$", "", line)
-        names.append(line if whole is not None and whole.is_file() else plain)
+        names.append(line if whole is not None and os.path.isfile(whole) else plain)
     return list(dict.fromkeys(names))
 
 
@@ -173,14 +174,14 @@ def _annotation(folder: pathlib.Path, name: str, report: detection_records.Repor
         report.skip("name that leads out of the folder", name)
         return None
     try:
-        root = _parse(path.read_bytes())
+        root = _parse(read_file(path))
     except FileNotFoundError:
         report.skip("annotation absent", name)
         return None
     except _Refused:
         report.skip("annotation with a DOCTYPE", name)
         return None
-    except (OSError, ValueError, expat.ExpatError, AssertionError):
+    except (OSError, ValueError, LookupError, expat.ExpatError, AssertionError):
         report.skip("annotation unreadable", name)
         return None
     objects = [_object(node, name, report) for node in root.findall("object")]
@@ -208,7 +209,7 @@ def _parse(content: bytes) -> ElementTree.Element:
 
 
 def _object(node: ElementTree.Element, name: str, report: detection_records.Report) -> _Object | None:
-    title = (node.findtext("name") or "").strip()
+    title = printable((node.findtext("name") or "").strip())
     if not title:
         report.skip("object without a name", name)
         return None
@@ -256,4 +257,5 @@ def _image_file(folder: pathlib.Path, images: dict[str, str], annotation: _Annot
     if annotation.name in images:
         return folder / images[annotation.name]
     named = listing.inside(folder, annotation.filename)
-    return named if named is not None and named.is_file() else folder / f"{annotation.name}.jpg"
+    # Not the path's own method, which raises for a name too long.
+    return named if named is not None and os.path.isfile(named) else folder / f"{annotation.name}.jpg"

@@ -1,12 +1,14 @@
 """Files of weights: PyTorch's own, safetensors and .npz -> arrays by name. Nothing in a file is ever run.
 
-PyTorch is needed for its own files only, and asked for only then; likewise the safetensors package.
+PyTorch is needed for its own files only, and asked for only then; likewise the safetensors package. A file
+of more than MAX_BYTES, packed, unpacked or as float32, is refused before it fills the memory.
 """
 
 import os
 import pathlib
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.models.torch_weights import WeightsError, plain_entries
+
+# 4 GiB; the largest network whose weights are read here, VGG16, has 0.6 GB.
+MAX_BYTES = 2**32
+_MAX_NAME = 300
 
 
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -24,19 +30,28 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         "state_dict" or "model"; a .safetensors; or an .npz.
 
     Raises:
-      WeightsError: no such file; damaged; of another kind; with anything in it but arrays by name, code
-        that would run included; or the package that reads it is not installed.
+      WeightsError: no such file; damaged; too large; of another kind; with anything in it but arrays by
+        name, code that would run included; or the package that reads it is not installed.
     """
     path = pathlib.Path(path)
     read = _reader(path)
     try:
         path.open("rb").close()
+        _check_size(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
     entries = read(path)
     if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
         raise WeightsError(f"{path}: holds a {type(entries).__name__}, not arrays by name")
-    arrays = {name: _to_array(path, name, entry) for name, entry in plain_entries(entries).items()}
+    entries = plain_entries(entries)
+    for name in entries:
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            raise WeightsError(f"{path}: damaged, or no weights: an array is called {ascii(name[:60])}")
+    # A few numbers can be said to be many, each read again and again.
+    count = sum(int(np.prod(getattr(entry, "shape", ()), dtype=object)) for entry in entries.values())
+    if 4 * count > MAX_BYTES:
+        raise WeightsError(f"{path}: holds {count:,} numbers, which is more than {MAX_BYTES:,} bytes")
+    arrays = {name: _to_array(path, name, entry) for name, entry in entries.items()}
     if not arrays:
         raise WeightsError(f"{path}: holds no arrays")
     return arrays
@@ -48,6 +63,19 @@ def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Any]:
     if path.suffix.lower() not in (".safetensors", ".npz"):
         raise WeightsError(f"{path}: weights are read from .pth, .pt, .pth.tar, .safetensors or .npz files")
     return _read_npz if path.suffix.lower() == ".npz" else _read_safetensors
+
+
+def _check_size(path: pathlib.Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no regular file")
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(member.file_size for member in archive.infolist()))
+    except Exception:  # No zip, or a damaged one: its own reader will say so.
+        pass
+    if size > MAX_BYTES:
+        raise WeightsError(f"{path}: {size:,} bytes of content, of at most {MAX_BYTES:,} that are read")
 
 
 def _read_torch(path: pathlib.Path) -> Any:
@@ -63,9 +91,10 @@ def _read_torch(path: pathlib.Path) -> Any:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
             raise WeightsError(f"{path}: not a file of torch.save, or {_damage(path, error)}") from error
+        name = ascii(code[1][:_MAX_NAME])[1:-1]
         raise WeightsError(
-            f"{path}: refused, it holds more than weights: {code[1]} would have to run. If you trust the"
-            " file, load it in PyTorch and save the state_dict alone"
+            f"{path}: refused, it holds more than weights: {name} would have to run. If you trust the file,"
+            " load it in PyTorch and save the state_dict alone"
         ) from error
 
 

@@ -63,12 +63,24 @@ def read_metrics(path) -> list[dict]:
     """Lines of a `metrics.jsonl`, without one that was cut off; none when there is no file."""
     path = pathlib.Path(path)
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # Cut off, no UTF-8, nested deeper than Python's stack ...
             break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "seconds" not in line:
+        if not _is_line(line):
             raise ValueError(f"{path} is no metrics.jsonl of a training run: move it out of the way")
         lines.append(line)
     return lines
+
+
+def _is_line(line) -> bool:
+    """A step, seconds, and beside them nothing but numbers, lists of numbers, and None."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
+        return False
+    values = [one for value in line.values() for one in (value if isinstance(value, list) else [value])]
+    return _is_number(line.get("seconds")) and all(one is None or _is_number(one) for one in values)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2.0**1000

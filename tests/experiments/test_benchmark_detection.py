@@ -42,7 +42,8 @@ def test_ways_agree_and_fill_a_table(part, count):
     found = list(benchmark.PARTS[part](TINY))
     assert len(found) == count and all(rounds == 1 for _, rounds in found)
     for question, _ in found:
-        text = _text(question)
+        # A table narrower than its title breaks it.
+        text = " ".join(_text(question).split())
         assert question.title in text and all(way in text for way in question.ways)
         memory = timing.cost(next(iter(question.ways.values())))[1]
         assert memory is not None and memory >= 0

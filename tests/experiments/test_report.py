@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from experiments import plots, report
+from experiments import pose_ohkm
+
+plots, report = pose_ohkm.plots, pose_ohkm.report
 
 CONFIG = {
     "model": "hrnet",
