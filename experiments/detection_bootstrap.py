@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining import hard_pool
+from hardmine_jax.training.exchange import all_rows
 
 # A false positive is a background proposal that some class claims at this score.
 _MIN_SCORE = 0.1
@@ -110,8 +111,10 @@ def grow_pool(
     update = jax.jit(hard_pool.update)
     for batch in batches:
         outputs = search(batch)
-        indices = batch["index"][:, None] * max_proposals + outputs["slots"]
-        where = outputs["where"] & (outputs["scores"] >= _MIN_SCORE) & batch["where"][:, None]
+        # Outputs are of all processes' images already: every process grows the same pool.
+        index, usable = all_rows((batch["index"], batch["where"]))
+        indices = index[:, None] * max_proposals + outputs["slots"]
+        where = outputs["where"] & (outputs["scores"] >= _MIN_SCORE) & usable[:, None]
         found += int(where.sum())
         indices = np.where(where, indices, -1).astype(np.int32)
         pool = update(pool, indices.ravel(), outputs["scores"].ravel().astype(np.float32))

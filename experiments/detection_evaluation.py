@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import detection_plots
 import numpy as np
 from rows import Rows, evenly_spaced
+from running import Share
 
 from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
 from hardmine_jax.data.detection_records import DetectionDataset
@@ -17,6 +18,7 @@ from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.data.proposals import SourceProposals
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
+from hardmine_jax.training.exchange import all_rows, is_main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How a split becomes batches: images a batch, (H, W) of the input, boxes and proposals an image."""
+    """How a split becomes batches: this process's share of one, (H, W) of the input, boxes and proposals an
+    image."""
 
-    batch_size: int
+    share: Share
     size: tuple[int, int]
     max_boxes: int
     max_proposals: int
@@ -47,11 +50,14 @@ class Batching:
             def proposals(index):
                 return every[int(rows[index])]
 
-        return detection_evaluation_batches(source, proposals, **dataclasses.asdict(self))
+        sizes = {name: getattr(self, name) for name in ("size", "max_boxes", "max_proposals", "short_side")}
+        return detection_evaluation_batches(source, proposals, **sizes, **self.share._asdict())
 
 
 class Evaluator:
     """Scores of a state on the validation split.
+
+    Processes of one job read a share of each batch, and have all the results in the end.
 
     Args:
       dataset: its `validation` is evaluated on.
@@ -81,10 +87,12 @@ class Evaluator:
         seen, found = [], []
         for batch in self._batching.batches(source, self._proposals, rows):
             outputs = self._predict(state, {name: batch[name] for name in PREDICTED_FROM})
-            for place in np.flatnonzero(batch["where"]):
+            # Outputs are of all processes' images already.
+            index, where = all_rows((batch["index"], batch["where"]))
+            for place in np.flatnonzero(where):
                 keep = outputs["where"][place]
                 found.append(Detections(*(outputs[name][place][keep] for name in Detections._fields)))
-                seen.append(int(batch["index"][place]))
+                seen.append(int(index[place]))
         rows = rows[np.array(seen, int)]
         truth = [read_truth(source[int(row)]) for row in rows]
         return Evaluated(rows, [name for name, _ in truth], found, [objects for _, objects in truth])
@@ -187,12 +195,15 @@ class MinedRecorder:
         batching: Batching,
     ):
         self._folder, self._source, self._choose = workdir / "mined", source, choose
-        rows = evenly_spaced(len(source), batching.batch_size)
+        rows = evenly_spaced(len(source), batching.share.batch_size * batching.share.shard_count)
         self._batch = next(iter(batching.batches(source, proposals, rows)))
+        self._known = all_rows({name: self._batch[name] for name in ("index", "where", "scale")})
         self._rows = rows
 
     def record(self, state, step: int) -> None:
         chosen = self._choose(state, self._batch)
+        if not is_main():
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(self._folder / f"{step}.npz", **chosen)
 
@@ -201,13 +212,15 @@ class MinedRecorder:
         steps = sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
         if len(steps) < 2:
             return []
-        early, late = ({**np.load(self._folder / f"{step}.npz")} for step in (steps[0], steps[-1]))
+        early, late = (
+            {**np.load(self._folder / f"{step}.npz", allow_pickle=False)} for step in (steps[0], steps[-1])
+        )
         if early["keep"].shape != late["keep"].shape:
             return []
         examples = []
-        for place in np.flatnonzero(self._batch["where"]):
-            record = self._source[int(self._rows[self._batch["index"][place]])]
-            scale = float(self._batch["scale"][place])
+        for place in np.flatnonzero(self._known["where"]):
+            record = self._source[int(self._rows[self._known["index"][place]])]
+            scale = float(self._known["scale"][place])
             mined = (
                 detection_plots.MinedRois(
                     step, chosen["boxes"][place][keep] / scale, chosen["labels"][place][keep]

@@ -50,7 +50,7 @@ from hardmine_jax.data.proposals import SearchConfig, SourceProposals, prepare  
 from hardmine_jax.models import fast_rcnn  # noqa: E402
 from hardmine_jax.models.torch_weights import WarmStart  # noqa: E402
 from hardmine_jax.models.vgg import VGGTrunk  # noqa: E402
-from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
+from hardmine_jax.training import exchange  # noqa: E402
 
 ModelName = Literal["laptop", "vgg16", "resnet50"]
 PresetName = Literal["laptop", "vgg16"]
@@ -82,7 +82,7 @@ class Config:
       k: how many (ohem, masked, random, bootstrap); B/N of the paper.
       nms: of the suppression among hard regions: more overlap than this and only the harder one stays.
       rounds: of bootstrap: training, then adding false positives to the pool.
-      batch_size: images a step, over all devices.
+      batch_size: images a step, over all devices and processes.
       accumulate: micro-batches a step is split into, to save memory.
       steps: length of the run. The preset's warm-up is at most a tenth of it.
       seed: of weights, order and augmentation.
@@ -91,6 +91,12 @@ class Config:
       sync_batch_norm: batch statistics over all devices (jit always does).
       parallel: how the step runs on the devices.
       num_workers: input processes; 0 reads in two threads.
+      distributed: this is one process of a job of several, started with the same flags, which share every
+        batch (launch/README.md).
+      coordinator: HOST:PORT of process 0. This and the next two only where JAX does not find them by itself,
+        as it does on Cloud TPU and under Slurm.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
       resume: go on from the last checkpoint in --workdir.
       eval_only: no training, evaluate the last checkpoint.
       evaluate_every: steps between evaluations on --evaluate-images images, beside those after the first
@@ -135,6 +141,10 @@ class Config:
     sync_batch_norm: bool = True
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     num_workers: int = 0
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     resume: bool = True
     eval_only: bool = False
     evaluate_every: int = 350
@@ -366,7 +376,7 @@ def make_recorder(
 def make_batching(config: Config) -> Batching:
     short_side = max(config.augment.short_sides, default=None)
     limits = config.max_boxes, config.search.max_proposals
-    return Batching(config.batch_size, config.image_size, *limits, short_side)
+    return Batching(running.share(config.batch_size), config.image_size, *limits, short_side)
 
 
 def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProposals):
@@ -374,13 +384,13 @@ def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProp
     batches = detection_train_batches(
         dataset.train,
         proposals.train,
-        batch_size=config.batch_size,
         size=config.image_size,
         config=config.augment,
         seed=config.seed,
         max_boxes=config.max_boxes,
         max_proposals=config.search.max_proposals,
         num_workers=config.num_workers,
+        **running.share(config.batch_size)._asdict(),
     )
     if config.mining != "bootstrap":
         return batches
@@ -397,11 +407,12 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     """Trains (with --eval-only restores), evaluates on all images, writes the report.
 
     Returns:
-      What result.json holds; None when a signal stopped the run.
+      What result.json holds; None when a signal stopped the run, and in processes other than the first.
     """
     running.check_run(config)
     config = settle_with(settle(config), dataset)
-    proposals = find_proposals(config, dataset)
+    with exchange.first_of_host():
+        proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(config, len(dataset.classes))
     with contextlib.ExitStack() as stack:
         batches = make_batches(config, dataset, proposals)
@@ -428,7 +439,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
             print(f"stopped at step {fitted.step}, saved: the same command goes on from there")
             return None
         memory = {"step_memory_mb": step_memory(parallel, fitted.state, batches)}
-        unreadable = sorted(batches.unreadable)
+        unreadable = running.all_unreadable(batches)
     return finishing(fitted.state, fitted.step, memory, unreadable)
 
 
@@ -490,9 +501,9 @@ def grow_pool(
         max_proposals=config.search.max_proposals,
     )
     batches.set_pool(pool, number=number)
-    rounds = detection_bootstrap.read_rounds(config.workdir)[: number - 1]
+    rounds = exchange.from_main(lambda: detection_bootstrap.read_rounds(config.workdir), "rounds")
     found = {"round": number + 1, "after_step": int(state.step), **found}
-    running.write_json(config.workdir / "rounds.json", [*rounds, found])
+    running.write_json(config.workdir / "rounds.json", [*rounds[: number - 1], found])
     print(f"round {number + 1}: {found['false_positives']} false positives, {found['members']} in the pool")
 
 
@@ -530,9 +541,11 @@ def finish(
     step: int,
     memory: dict,
     unreadable: list[int],
-) -> dict:
-    """The last evaluation, the table, result.json and report.html."""
+) -> dict | None:
+    """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
     evaluated = evaluator.run(state)
+    if not exchange.is_main():
+        return None
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
     result = detection_evaluation.score(evaluated, dataset.classes)
     result |= {
@@ -607,6 +620,9 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
     config, classes = running.read_config(
         workdir, {"config": Config, "classes": None}, script="detection_ohem"
     )
+    if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
+        path = workdir / "config.json"
+        raise DataError(f"{path} has no classes: give the --workdir of a detection_ohem run")
     return config, classes
 
 
@@ -622,16 +638,17 @@ def parse(arguments: list[str] | None = None) -> Config:
 def main(arguments: list[str] | None = None) -> int:
     """0 when done or stopped by a signal, 2 after one line about what is wrong."""
     config = parse(arguments)
-    keep_freed_memory()
 
     def body() -> None:
         # What can be known to be wrong is said before data is prepared for it.
         settled = settle(config)
-        dataset = load_dataset(settled)
+        with exchange.first_of_host():
+            dataset = load_dataset(settled)
+        running.check_data(dataset)
         running.tell_skipped(dataset.skipped)
         train(settled, dataset)
 
-    return running.run_to_exit_code(body)
+    return running.run_training(config, body)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import numpy as np
 import plots
 import pose_task
 from rows import Rows, evenly_spaced
+from running import Share
 
 from hardmine_jax.data.augment import evaluate_crop
 from hardmine_jax.data.pipeline import evaluation_batches
 from hardmine_jax.data.records import PoseDataset
 from hardmine_jax.pose.affine import apply_affine, invert_affine
+from hardmine_jax.training.exchange import all_rows
 
 # In pixels of the crop that is drawn on.
 _PICTURE_HEIGHT = 384
@@ -22,10 +24,12 @@ _PICTURE_HEIGHT = 384
 class Evaluator:
     """Scores of a state on the validation split.
 
+    Processes of one job read a share of each batch, and have all the results in the end.
+
     Args:
       dataset: its `validation` is evaluated on.
       predict: (state, {"image": uint8 [B, H, W, 3]}) -> {"keypoints" [B, K, 2] crop pixels, "scores" [B, K]}.
-      batch_size: people a batch; the last one is filled up.
+      share: of a batch, the last of which is filled up.
       size: (H, W) of the crops.
       padding: the crop is the person's box times this.
       num_people: how many `quick` evaluates.
@@ -36,13 +40,13 @@ class Evaluator:
         dataset: PoseDataset,
         predict: Callable,
         *,
-        batch_size: int,
+        share: Share,
         size: tuple[int, int],
         padding: float,
         num_people: int,
     ):
         self._dataset, self._predict = dataset, predict
-        self._batch_size, self._size, self._padding = batch_size, size, padding
+        self._share, self._size, self._padding = share, size, padding
         self._some = evenly_spaced(len(dataset.validation), num_people)
 
     def run(self, state, rows: np.ndarray | None = None) -> tuple[pose_task.People, np.ndarray, np.ndarray]:
@@ -65,13 +69,17 @@ class Evaluator:
         return {name: result[name] for name in names if result[name] is not None}
 
     def _batches(self, source: Sequence[dict]):
-        return evaluation_batches(
+        """Batches with this process's images, and what everybody needs to know of all images."""
+        batches = evaluation_batches(
             source,
-            batch_size=self._batch_size,
             size=self._size,
             skeleton=self._dataset.skeleton,
             padding=self._padding,
+            **self._share._asdict(),
         )
+        for batch in batches:
+            known = {name: batch[name] for name in ("index", "where", "inverse")}
+            yield {"image": batch["image"], **all_rows(known)}
 
     def pictures(
         self, people: pose_task.People, keypoints: np.ndarray, rows: Sequence[int]

@@ -51,7 +51,7 @@ from hardmine_jax.data.records import DataError, PoseDataset  # noqa: E402
 from hardmine_jax.mining import schedule  # noqa: E402
 from hardmine_jax.models import cpn  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
-from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
+from hardmine_jax.training import exchange  # noqa: E402
 
 PresetName = Literal[
     "laptop", "hrnet_w32", "hrnet_w48", "hrnet_w32_384", "hrnet_w48_384", "simple_baseline_50",
@@ -95,7 +95,7 @@ class Config:
       supervised_heads: those that are in the loss; refine always is.
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       global_sigmas: the same for the heatmaps before the last; by default wider by as much as published.
-      batch_size: images a step, over all devices.
+      batch_size: images a step, over all devices and processes.
       accumulate: micro-batches a step is split into, to save memory.
       steps: length of the run, by default the preset's for the dataset. The preset's warm-up is at most a
         tenth of it.
@@ -105,6 +105,12 @@ class Config:
       sync_batch_norm: batch statistics over all devices (jit always does).
       parallel: how the step runs on the devices.
       num_workers: input processes; 0 reads in two threads.
+      distributed: this is one process of a job of several, started with the same flags, which share every
+        batch (launch/README.md).
+      coordinator: HOST:PORT of process 0. This and the next two only where JAX does not find them by itself,
+        as it does on Cloud TPU and under Slurm.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
       resume: go on from the last checkpoint in --workdir.
       eval_only: no training, evaluate the last checkpoint.
       evaluate_every: steps between evaluations on --evaluate-people people, beside those after the first
@@ -156,6 +162,10 @@ class Config:
     sync_batch_norm: bool = True
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     num_workers: int = 0
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     resume: bool = True
     eval_only: bool = False
     evaluate_every: int = 200
@@ -445,7 +455,7 @@ def make_evaluator(config: Config, dataset: PoseDataset, parallel: training.Para
     return Evaluator(
         dataset,
         run,
-        batch_size=config.batch_size,
+        share=running.share(config.batch_size),
         size=config.image_size,
         padding=config.augment.padding,
         num_people=config.evaluate_people,
@@ -456,7 +466,7 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
     """Trains (with --eval-only restores), evaluates on everybody, writes the report.
 
     Returns:
-      What result.json holds; None when a signal stopped the run.
+      What result.json holds; None when a signal stopped the run, and in processes other than the first.
     """
     config = settle(config, dataset.skeleton)
     if not len(dataset.validation):
@@ -494,7 +504,7 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
         if fitted.stopped:
             print(f"stopped at step {fitted.step}, saved: the same command goes on from there")
             return None
-        unreadable = sorted(batches.unreadable)
+        unreadable = running.all_unreadable(batches)
     return finishing(fitted.state, fitted.step, unreadable)
 
 
@@ -502,12 +512,12 @@ def make_batches(config: Config, dataset: PoseDataset) -> TrainBatches:
     """The training stream, at its beginning."""
     return train_batches(
         dataset.train,
-        batch_size=config.batch_size,
         size=config.image_size,
         skeleton=dataset.skeleton,
         config=config.augment,
         seed=config.seed,
         num_workers=config.num_workers,
+        **running.share(config.batch_size)._asdict(),
     )
 
 
@@ -519,12 +529,14 @@ def finish(
     state: training.TrainState,
     step: int,
     unreadable: list[int],
-) -> dict:
-    """The last evaluation, the table, result.json and report.html."""
+) -> dict | None:
+    """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
     skeleton = dataset.skeleton
     evaluated = people, keypoints, scores = evaluator.run(state)
     result = pose_task.score(keypoints, scores, people, skeleton)
     result |= pose_protocol.score(protocol, config, dataset, evaluator, state, evaluated)
+    if not exchange.is_main():
+        return None
     baseline = pose_task.place_pose(mean_pose(dataset.train), people)
     result["mean_pose_pck"] = pose_task.pck(baseline, people)
     lines = training.read_metrics(config.workdir / "metrics.jsonl")
@@ -592,18 +604,19 @@ def parse(arguments: list[str] | None = None) -> Config:
 def main(arguments: list[str] | None = None) -> int:
     """0 when done or stopped by a signal, 2 after one line about what is wrong."""
     config = parse(arguments)
-    keep_freed_memory()
 
     def body() -> None:
         settled = config
         if config.dataset in _SKELETONS:
             # What can be known to be wrong is said before data is prepared for it.
             settled = settle(config, _SKELETONS[config.dataset])
-        dataset = load_dataset(settled)
+        with exchange.first_of_host():
+            dataset = load_dataset(settled)
+        running.check_data(dataset)
         running.tell_skipped(dataset.skipped)
         train(settled, dataset)
 
-    return running.run_to_exit_code(body)
+    return running.run_training(config, body)
 
 
 if __name__ == "__main__":

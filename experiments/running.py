@@ -1,7 +1,9 @@
 """What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
 
 A config is a frozen dataclass with at least `preset`, `workdir`, `init_from`, `steps`, `resume`, `eval_only`,
-`keep_last`, `batch_size`, `accumulate` and `optimizer`; `config.json` holds it as JSON.
+`keep_last`, `batch_size`, `accumulate`, `optimizer`, `distributed`, `coordinator`, `num_processes` and
+`process_id`; `config.json` holds it as JSON. In a job of several processes each runs the same script; the
+folder is process 0's.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -20,6 +23,9 @@ import numpy as np
 
 from hardmine_jax import training
 from hardmine_jax.data.problems import DataError, Skipped
+from hardmine_jax.training import distributed, exchange
+from hardmine_jax.training.host_memory import keep_freed_memory
+from hardmine_jax.training.named_arrays import describe, named, to_tree
 
 
 def first_flags(arguments: list[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -47,16 +53,89 @@ def run_to_exit_code(body: Callable[[], object]) -> int:
     """0 when `body` came to its end, 2 after one line about what is wrong; bugs stay exceptions."""
     try:
         body()
-    except (ValueError, OSError) as error:
-        # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        line = explain(error)
+        if line is None:
             raise
-        print("error: out of memory: lower --batch-size or raise --accumulate", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def explain(error: BaseException) -> str | None:
+    """The line that a user reads of an error that is theirs to mend; None for a bug."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    ):
+        return "out of memory: lower --batch-size or raise --accumulate"
+    if _STATUS.match(str(error)):
+        # Gloo's, when another process is gone, comes as a ValueError; the job can go on when started again.
+        return None
+    # DataError, CheckpointError, NonFiniteError and the checks of arguments: ValueErrors of one line.
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
+
+
+# How XLA's runtime begins its messages.
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|DATA_LOSS)\b")
+
+
+def run_training(config, body: Callable[[], object]) -> int:
+    """`run_to_exit_code(body)`, with --distributed as one of the job's processes, which all end together."""
+
+    def run() -> None:
+        # It asks JAX for the devices, which have to wait until the processes have found each other.
+        keep_freed_memory()
+        body()
+
+    where = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
+
+    def run_joined() -> None:
+        with distributed.joined(**where, explain=explain):
+            check_processes(config)
+            run()
+
+    def run_alone() -> None:
+        for name, value in where.items():
+            if value is not None:
+                raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
+        run()
+
+    if config.distributed:
+        return run_to_exit_code(run_joined)
+    return run_to_exit_code(run_alone)
+
+
+# Flags that processes of one job may have each its own.
+_OF_A_PROCESS = ("coordinator", "process_id", "workdir", "cache_dir", "data_dir", "images", "annotations")
+
+
+def check_processes(config) -> None:
+    """Raises ValueError where the processes have different flags or numbers of devices."""
+    flags = {flag(name): value for name, value in plain(config).items() if name not in _OF_A_PROCESS}
+    exchange.check_same({**flags, "number of devices": jax.local_device_count()})
+
+
+def check_data(dataset) -> None:
+    """Raises ValueError where the processes have read different data."""
+    exchange.check_same({"training examples": len(dataset.train), "validation": len(dataset.validation)})
+
+
+def all_unreadable(batches) -> list[int]:
+    """Records that some process could not read any more."""
+    return sorted(set().union(*exchange.gather(sorted(batches.unreadable), "unreadable")))
+
+
+class Share(NamedTuple):
+    """What of a batch one process loads: arguments of the input pipelines."""
+
+    batch_size: int
+    shard_index: int
+    shard_count: int
+
+
+def share(batch_size: int) -> Share:
+    """This process's share of a batch over all devices."""
+    return Share(batch_size // jax.process_count(), jax.process_index(), jax.process_count())
 
 
 def check_counts(config, least: Mapping[str, int]) -> None:
@@ -136,7 +215,7 @@ def open_run(
       ValueError: the run is beyond --steps.
     """
     if not (config.resume or config.eval_only):
-        start_anew(config.workdir)
+        exchange.from_main(lambda: start_anew(config.workdir), "start anew")
     with contextlib.ExitStack() as closing:
         closing.enter_context(contextlib.closing(batches))
         checkpoints = training.Checkpoints(
@@ -149,7 +228,10 @@ def open_run(
                 raise training.CheckpointError(
                     f"{config.workdir} has no checkpoint to evaluate: train there first"
                 )
-            yield Opened(begin(state), 0, False, checkpoints)
+            begun = begin(state)
+            if jax.process_count() > 1:
+                exchange.check_same({"initial state": _fingerprint(begun)})
+            yield Opened(begun, 0, False, checkpoints)
             return
         print(f"resuming from step {restored.step} of {config.workdir}")
         if not config.eval_only and restored.step > config.steps:
@@ -159,6 +241,10 @@ def open_run(
             )
         batches.set_state(restored.iterator_state)
         yield Opened(restored.state, restored.step, True, checkpoints)
+
+
+def _fingerprint(state: training.TrainState) -> dict:
+    return describe({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
 
 
 def keep_begun(opened: Opened, batches, save_config: Callable[[], None]) -> None:
@@ -175,7 +261,7 @@ def check_run(config) -> None:
       CheckpointError: --eval-only where nothing was trained, and without --init-from.
       ValueError: --init-from of a file that is not there.
     """
-    begun = (config.workdir / "config.json").exists()
+    begun = exchange.from_main((config.workdir / "config.json").exists, "begun")
     if config.eval_only and not begun and config.init_from is None:
         raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
     if config.init_from is not None and not config.init_from.exists() and not (begun and config.resume):
@@ -190,7 +276,10 @@ def start_anew(workdir: pathlib.Path) -> None:
 
 
 # Flags that may change between two starts of one run without changing what it is.
-_FREE = ("resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every")
+_FREE = (
+    "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
+    "coordinator", "num_processes", "process_id",
+)  # fmt: skip
 
 
 def tell_changes(workdir: pathlib.Path, old, new) -> None:
@@ -218,13 +307,17 @@ def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, scri
                 for name, kind in kinds.items()]  # fmt: skip
     except FileNotFoundError as error:
         raise DataError(f"no {path}: give the --workdir of a {script} run") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # OverflowError: a number that is infinite; RecursionError: nested deeper than Python's stack.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} is no config.json of {script} ({error}): give the --workdir of a run"
         ) from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
+    """Process 0's content as a file."""
+    if not exchange.is_main():
+        return
     # Renamed into place: a reader, or a run killed here, never meets half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".json.new")
@@ -240,7 +333,28 @@ def plain(value) -> dict:
 def from_plain(kind: type, content: Mapping):
     """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _from_plain(hints.get(name), value) for name, value in content.items()})
+    values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
+    for name, value in values.items():
+        if name in hints and not _is_a(hints[name], value):
+            raise ValueError(f"{name} is {value!r:.100}, not {hints[name]}")
+    return kind(**values)
+
+
+def _is_a(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type as the fields of configs have them."""
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in choices
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_is_a(choice, value) for choice in choices)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = choices[:1] * len(value) if choices[-1] is ... else choices
+        return len(kinds) == len(value) and all(map(_is_a, kinds, value))
+    if hint in (int, float):
+        return isinstance(value, hint | int) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def _from_plain(hint: Any, value: Any) -> Any:
@@ -259,7 +373,8 @@ def mean_speed(lines: list[dict]) -> float | None:
     """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
     steps = np.diff([0] + [line["step"] for line in lines])
     speeds = [line.get("images_per_second") for line in lines]
-    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True) if speed]
+    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True)
+             if isinstance(speed, int | float) and speed > 0 and step > 0]  # fmt: skip
     if not timed:
         return None
     return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))

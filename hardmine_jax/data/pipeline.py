@@ -47,6 +47,29 @@ class _TrainReader:
         raise UnreadableImage(f"none of the {len(self.source)} images can be read any more")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """One process's examples of a stream: of each batch of all processes its part, `batch_size` in a row."""
+
+    stream: grain.MapDataset
+    batch_size: int
+    shard_index: int
+    shard_count: int
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.shard_count
+
+    def __getitem__(self, index: int) -> dict:
+        batch, row = divmod(index, self.batch_size)
+        return self.stream[(batch * self.shard_count + self.shard_index) * self.batch_size + row]
+
+
+def _share(stream: grain.MapDataset, batch_size: int, shard_index: int, shard_count: int) -> grain.MapDataset:
+    if shard_count == 1:
+        return stream
+    return grain.MapDataset.source(_Share(stream, batch_size, shard_index, shard_count))
+
+
 class TrainBatches:
     """Endless iterator over training batches that can be stopped and resumed anywhere.
 
@@ -139,8 +162,8 @@ def train_batches(
       num_workers: 0 reads in two threads of this process; else so many processes do it (the script then needs
         an `if __name__ == "__main__":` guard). The batches are the same.
       prefetch: batches made ahead, 1 or more.
-      shard_index: which of `shard_count` processes this is. Together they see the stream of one process with
-        `shard_count` times the batch: no example twice, none lost.
+      shard_index: which of `shard_count` processes this is. Their batches, one after another, are that of one
+        process with `shard_count` times the batch: no example twice, none lost.
 
     Raises:
       ValueError: an empty source, or a number out of its range.
@@ -180,7 +203,8 @@ def endless_batches(
     read = _TrainReader(source, augment)
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(read)
     # Cut after the shuffle: the shards then share one stream, and each epoch of it holds every example once.
-    batches = stream.slice(slice(shard_index, None, shard_count)).batch(batch_size, drop_remainder=True)
+    share = _share(stream, batch_size, shard_index, shard_count)
+    batches = share.batch(batch_size, drop_remainder=True)
     return TrainBatches(batches, num_records=len(source), num_workers=num_workers, prefetch=prefetch)
 
 
@@ -241,7 +265,7 @@ def ordered_batches(
     a_step = batch_size * shard_count
     read = functools.partial(_read_or_pad, source=source, read=read, padding_example=padding_example)
     examples = grain.MapDataset.range(-(-len(source) // a_step) * a_step).map(read)
-    batches = examples.slice(slice(shard_index, None, shard_count)).batch(batch_size, drop_remainder=True)
+    batches = _share(examples, batch_size, shard_index, shard_count).batch(batch_size, drop_remainder=True)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=4))
 
 

@@ -2,13 +2,16 @@
 
 The only file that knows orbax. A checkpoint has two parts: `state`, the arrays under their names, and
 `about`, a JSON with shape, type and CRC-32 of every array (orbax alone hands out flipped bits without a
-word) and the input iterator's position.
+word) and the input iterator's position. In a job of several processes, whose states are the same, process 0
+alone writes and reads, and what it restores goes to the others through the devices: the folder need not be
+theirs, and nothing in it depends on how many processes or devices there were.
 """
 
 import logging
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.traverse_util
@@ -16,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hardmine_jax.training.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.training.json_state import decode_json, encode_json
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.state import TrainState
@@ -42,6 +46,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """Saves while training goes on; keeps the last few and the best.
 
+    Every process of a job calls every method, in the same order, and gets the same answer.
+
     Args:
       workdir: the run's folder.
       keep_last: how many of the latest stay; two, so that one is left if the last is damaged.
@@ -56,9 +62,11 @@ class Checkpoints:
         if best_mode not in ("max", "min"):
             raise ValueError(f"best_mode={best_mode!r}: use max or min")
         self.directory = pathlib.Path(workdir).resolve() / _FOLDER
-        self.directory.mkdir(parents=True, exist_ok=True)
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._manager = _open(self.directory, keep_last=keep_last)
+        self._manager = None
+        if is_main():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = _open(self.directory, keep_last=keep_last)
 
     def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.
@@ -70,6 +78,8 @@ class Checkpoints:
           metrics: of an evaluation of this very state; has to hold `best_metric`.
         """
         score = self._score(metrics)
+        if self._manager is None:
+            return
         # Copies: on a CPU device_get gives views of buffers that the next step is about to reuse.
         tree = jax.tree.map(lambda x: np.array(x), jax.device_get(to_tree(state)))
         about = {"arrays": describe(named(tree)), "iterator": encode_json(iterator_state)}
@@ -91,8 +101,11 @@ class Checkpoints:
         Raises:
           CheckpointError: made by another model or optimizer, or every one is damaged.
         """
+        return _shared(self._find_latest, template)
+
+    def _find_latest(self, template: TrainState) -> Restored | None:
         damaged = {}
-        for step in sorted(self.steps(), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
             try:
                 restored = self._restore(step, template)
             except _NOT_DAMAGE:
@@ -114,7 +127,10 @@ class Checkpoints:
         Raises:
           CheckpointError: made by another model or optimizer, or damaged.
         """
-        step = self.best_step()
+        return _shared(self._find_best, template)
+
+    def _find_best(self, template: TrainState) -> Restored | None:
+        step = self._best_step()
         try:
             return None if step is None else self._restore(step, template)
         except _NOT_DAMAGE:
@@ -124,20 +140,28 @@ class Checkpoints:
 
     def steps(self) -> tuple[int, ...]:
         """Steps of the checkpoints on disk, ascending."""
+        return tuple(from_main(self._steps, "steps of the checkpoints"))
+
+    def _steps(self) -> tuple[int, ...]:
         self.wait()
         return tuple(sorted(self._manager.all_steps()))
 
     def best_step(self) -> int | None:
         """Step of the one that `restore_best` takes."""
+        return from_main(self._best_step, "step of the best checkpoint")
+
+    def _best_step(self) -> int | None:
         self.wait()
         return _choose(self._manager, "best")
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def _restore(self, step: int, template: TrainState) -> Restored:
         about = _read_about(self._manager, step)
@@ -164,6 +188,24 @@ class Checkpoints:
         (self.directory / str(step)).rename(target)
         self._manager.reload()
         print(f"{_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
+
+
+def _shared(find: Callable[[TrainState], Restored | None], template: TrainState) -> Restored | None:
+    """What `find(template)` gives in process 0, in every process."""
+    if jax.process_count() == 1:
+        return find(template)
+    restored = find(template) if is_main() else None
+
+    def tell():
+        return None if restored is None else (restored.step, restored.iterator_state)
+
+    said = from_main(tell, "restored")
+    if said is None:
+        return None
+    state = template if restored is None else restored.state
+    arrays = broadcast_arrays({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
+    tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    return Restored(said[0], from_tree(template, tree), said[1])
 
 
 def set_aside(workdir) -> pathlib.Path | None:
@@ -226,12 +268,25 @@ def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.Checkpoi
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
+        multiprocessing_options=_alone(),
+        # orbax refuses to make the folder for some processes only.
+        create=jax.process_count() == 1,
         best_fn=_get_score,
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
         read_only=keep_last is None,
         cleanup_tmp_directories=keep_last is not None,
     )
     return ocp.CheckpointManager(directory, options=options)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """orbax without waiting for the other processes, which do not call it."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process {number}"
+    )
 
 
 def _get_score(metrics: dict) -> float:

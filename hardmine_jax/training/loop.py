@@ -1,14 +1,16 @@
 """The training loop: steps in flight, and now and then a log line, an evaluation, a checkpoint."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hardmine_jax.training.checkpoint import Checkpoints
+from hardmine_jax.training.exchange import is_main
 from hardmine_jax.training.metrics_log import MetricsLog
 from hardmine_jax.training.progress import show_progress
 from hardmine_jax.training.sharding import Parallel
-from hardmine_jax.training.signals import stop_requests
+from hardmine_jax.training.signals import StopVotes, stop_requests
 from hardmine_jax.training.state import TrainState
 from hardmine_jax.training.window import Window
 
@@ -39,6 +41,9 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
         evaluate_every: int | None = None, checkpoint_every: int | None = None) -> FitResult:
     """Trains from `state.step` to `steps`. SIGTERM or Ctrl-C saves and returns with `stopped`.
 
+    In a job of several processes each calls it, a signal to one of them stops all after the same step, and
+    process 0 alone shows and writes.
+
     Args:
       state: fresh or restored, on the host or one device; not consumed.
       parallel: the compiled step.
@@ -58,16 +63,17 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
     """
     step, stopped, scores = int(state.step), False, {}
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
-    progress = show_progress(step, steps, batch_size=batch_size)
     try:
-        with MetricsLog(workdir, after=step) as log, progress as show, stop_requests() as stop:
+        with _watching(workdir, step, steps, batch_size) as tell, stop_requests() as stop:
+            asked_to_stop = StopVotes(stop, parallel.mesh)
             batch = parallel.put_batch(next(batches)) if step < steps else None
             while step < steps and not stopped:
                 state, metrics = parallel.train_step(state, batch)
                 step += 1
                 window.add(step, metrics)
                 # Read once a step, before the iterator moves on: the position saved is this step's.
-                stopped, last = stop.is_set(), step == steps
+                last = step == steps
+                stopped = asked_to_stop(last=last)
                 due = step == 1 or last or _due(step, evaluate_every)
                 evaluating = evaluate is not None and not stopped and due
                 saving = checkpoints is not None and (
@@ -81,11 +87,11 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
                 line = window.flush()
                 if learning_rate is not None:
                     line["learning_rate"] = float(learning_rate(step - 1))
-                show(step, line)
+                tell.progress(step, line)
                 if evaluating:
                     scores = evaluate(state)
                     line |= {f"validation/{name}": value for name, value in scores.items()}
-                log.write(step, line)
+                tell.log(step, line)
                 if saving:
                     checkpoints.save(step, parallel.get(state), position, scores if evaluating else None)
                 window.restart()
@@ -93,6 +99,23 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
         if checkpoints is not None:
             checkpoints.wait()
     return FitResult(state, step, stopped, window.images_per_second(), scores)
+
+
+class _Tell(NamedTuple):
+    """What is called with (step, values): for who watches, and for metrics.jsonl."""
+
+    progress: Callable[[int, dict], None]
+    log: Callable[[int, dict], None]
+
+
+@contextlib.contextmanager
+def _watching(workdir, step: int, steps: int, batch_size: int) -> Iterator[_Tell]:
+    if not is_main():
+        yield _Tell(lambda step, values: None, lambda step, values: None)
+        return
+    progress = show_progress(step, steps, batch_size=batch_size)
+    with MetricsLog(workdir, after=step) as log, progress as show:
+        yield _Tell(show, log.write)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,7 +1,7 @@
 """One step, run by jit, pmap or shard_map over any number of devices, with the same numbers.
 
-Batches come and go as numpy, examples on the first axis, `[B, ...]`, B the number that this process feeds;
-states are replicated.
+Batches come as numpy, examples on the first axis, `[B, ...]`, B the number that this process feeds; states
+are replicated. The batch of a job of several processes is theirs one after another.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hardmine_jax.training.exchange import all_rows
 from hardmine_jax.training.step import Step
 
 AXIS = "devices"
@@ -74,7 +75,8 @@ class Parallel:
         """Runs `fn(state, batch) -> per-example outputs [B, ...]` (a tree of them) on all devices.
 
         Returns:
-          A function of a placed state and a numpy batch, giving the outputs as numpy, in the batch's order.
+          A function of a placed state and a numpy batch, giving the outputs as numpy, in the batch's order;
+          in every process those of all processes' batches, one after another.
         """
         if self.kind == "pmap":
             run = jax.pmap(fn, axis_name=AXIS, devices=self.mesh.devices.flat)
@@ -90,7 +92,9 @@ class Parallel:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def _split(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+        # What pmap takes and gives is always of this process's devices.
+        mesh = Mesh(np.array(self.mesh.local_devices), (AXIS,)) if self.kind == "pmap" else self.mesh
+        return NamedSharding(mesh, PartitionSpec(AXIS))
 
     def _put_leaf(self, x):
         # An explicit dtype takes off the weak type, which would cost a second compilation; the copy keeps
@@ -98,8 +102,13 @@ class Parallel:
         dtype = jnp.result_type(x)
         x = jnp.copy(x) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(x, dtype)
         if self.kind == "pmap":
-            return jax.device_put(jnp.broadcast_to(x, (self.num_devices, *x.shape)), self._split())
-        return jax.device_put(x, self._everywhere())
+            copies = jnp.broadcast_to(x, (len(self.mesh.local_devices), *x.shape))
+            return jax.device_put(copies, self._split())
+        if jax.process_count() == 1:
+            return jax.device_put(x, self._everywhere())
+        # device_put would compare every leaf with the other processes'.
+        copies = [jax.device_put(x, device) for device in self.mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, self._everywhere(), copies)
 
 
 def parallelise(make_step: Callable[[str | None], Step], *, kind: Kind = "auto",
@@ -114,7 +123,7 @@ def parallelise(make_step: Callable[[str | None], Step], *, kind: Kind = "auto",
     Raises:
       ValueError: an unknown kind.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = _all_devices() if devices is None else list(devices)
     if kind == "auto":
         kind = "jit" if len(devices) == 1 else "shard_map"
     mesh = Mesh(np.array(devices), (AXIS,))
@@ -138,10 +147,16 @@ def _shard_map(fn, mesh: Mesh, *, out_specs: PartitionSpec):
     )
 
 
+def _all_devices() -> list[jax.Device]:
+    # On a pod they may come in another order than by process, in which a global batch is put together.
+    devices = jax.devices()
+    return devices if jax.process_count() == 1 else sorted(devices, key=lambda d: (d.process_index, d.id))
+
+
 def _first_copy(x: jax.Array) -> np.ndarray:
     return np.asarray(x.addressable_data(0))
 
 
 def _merge_devices(x: jax.Array) -> np.ndarray:
     x = np.asarray(x)
-    return x.reshape(-1, *x.shape[2:])
+    return all_rows(x.reshape(-1, *x.shape[2:]))

@@ -1,9 +1,17 @@
-"""A request to stop that training can finish its step for."""
+"""A request to stop that training can finish its step for, in all processes after the same step."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# So many steps lie between a vote and its count: the devices have them done by then, and no step waits.
+_BEHIND = 2
 
 
 @contextlib.contextmanager
@@ -30,3 +38,33 @@ def stop_requests() -> Iterator[threading.Event]:
         for number, handler in before.items():
             # None: set by something other than Python, and not ours to know.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class StopVotes:
+    """Whether any process was asked to stop: the same answer at the same step in each.
+
+    A single process answers for itself, at once. Several vote in every step, by a sum of their own over the
+    devices, and count two steps later; in the last step at once, so that no request is lost.
+
+    Args:
+      stop: this process's request.
+      mesh: all devices.
+    """
+
+    def __init__(self, stop: threading.Event, mesh: Mesh):
+        self._stop, self._votes = stop, []
+        if jax.process_count() > 1:
+            self._count = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            self._num_local = len(mesh.local_devices)
+
+    def __call__(self, *, last: bool) -> bool:
+        """To be asked once a step; `last` says that it is for the last time."""
+        if jax.process_count() == 1:
+            return self._stop.is_set()
+        vote = np.full(self._num_local, self._stop.is_set(), np.int32)
+        self._votes.append(self._count(jax.make_array_from_process_local_data(self._split, vote)))
+        if not last and len(self._votes) <= _BEHIND:
+            return False
+        counted = self._votes[-1] if last else self._votes.pop(0)
+        return bool(np.asarray(counted.addressable_data(0)))

@@ -130,7 +130,15 @@ def test_shards_share_one_stream(source, shard_count):
     ]
     for step, batch in enumerate(whole):
         for i, shard in enumerate(shards):
-            assert_same([shard[step]], [{name: value[i::shard_count] for name, value in batch.items()}])
+            part = {name: value[2 * i : 2 * i + 2] for name, value in batch.items()}
+            assert_same([shard[step]], [part])
+
+
+def test_worker_processes_of_a_shard(source):
+    options = dict(batch_size=2, shard_index=1, shard_count=2)
+    batches = start(source, num_workers=2, **options)
+    assert_same(take(batches, 3), take(start(source, **options), 3))
+    batches.close()
 
 
 def test_worker_processes_change_nothing(source):
@@ -190,8 +198,10 @@ def test_evaluation_shards_have_as_many_batches_each(source):
         for i in range(4)
     ]
     assert {len(shard) for shard in shards} == {2}
-    index = np.concatenate([batch["index"][batch["where"]] for shard in shards for batch in shard])
-    np.testing.assert_array_equal(np.sort(index), np.arange(NUM_RECORDS))
+    # One after another they are the batches of one process.
+    batches = zip(*shards, strict=True)
+    index = np.concatenate([batch["index"][batch["where"]] for parts in batches for batch in parts])
+    np.testing.assert_array_equal(index, np.arange(NUM_RECORDS))
 
 
 def test_an_unreadable_image_is_left_out_of_the_evaluation(source, caplog):

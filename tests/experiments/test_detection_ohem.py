@@ -26,7 +26,7 @@ def _tiny_model(config, num_classes, *, axis_name=None):
 def _shrink(patch: pytest.MonkeyPatch, script) -> None:
     """A network that compiles in seconds, one device, few images, an allocator that stays as it is."""
     patch.setattr(script, "make_model", _tiny_model)
-    patch.setattr(script, "keep_freed_memory", lambda: True)
+    patch.setattr(script.running, "keep_freed_memory", lambda: True)
     few = functools.partial(synthetic_shapes.load, num_train=12, num_validation=6)
     patch.setattr(script.synthetic_shapes, "load", few)
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:1])

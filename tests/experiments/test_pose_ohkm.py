@@ -48,7 +48,7 @@ def _tiny_model(config, num_keypoints, *, axis_name=None, width=4):
 def _shrink(patch: pytest.MonkeyPatch, *, devices: int) -> None:
     """A network that compiles in seconds, few people, and an allocator that stays as it is."""
     patch.setattr(pose_ohkm, "make_model", _tiny_model)
-    patch.setattr(pose_ohkm, "keep_freed_memory", lambda: True)
+    patch.setattr(pose_ohkm.running, "keep_freed_memory", lambda: True)
     few = functools.partial(synthetic_pose.load, num_train=24, num_validation=10)
     patch.setattr(pose_ohkm.synthetic_pose, "load", few)
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:devices])

@@ -36,7 +36,7 @@ class TinyNetwork(pose_ohkm.nn.Module):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path):
     monkeypatch.setattr(pose_ohkm, "make_model", lambda config, count, axis_name=None: TinyNetwork(count))
-    monkeypatch.setattr(pose_ohkm, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(pose_ohkm.running, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(pose_ohkm.Evaluator, "pictures", lambda *_: [])
     monkeypatch.setattr(pose_ohkm.plots, "report_pictures", lambda *_: [])
     monkeypatch.setenv("HARDMINE_CACHE", str(tmp_path / "cache"))

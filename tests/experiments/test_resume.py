@@ -1,4 +1,4 @@
-"""The real scripts with their laptop networks: killed and started again, and on other devices.
+"""The real scripts with their laptop networks: killed and started again, on other devices, in two processes.
 
 All of it is slow: minutes of compilation.
 """
@@ -24,6 +24,7 @@ from hardmine_jax.data import synthetic_pose
 pytestmark = pytest.mark.slow
 
 STEPS, BATCH, SIDE = 24, 8, 64
+LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
 
 
 _COMMON = {"steps": STEPS, "batch-size": BATCH, "checkpoint-every": 4, "evaluate-every": 0, "log-every": 1}
@@ -35,11 +36,15 @@ RUNS = {
 }
 
 
-def _start(name: str, workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
+def _start(
+    name: str, workdir: pathlib.Path, cache: pathlib.Path, processes: int = 1, **more
+) -> subprocess.Popen:
     script, arguments = RUNS[name]
-    arguments = arguments | {"workdir": workdir, "cache-dir": cache}
+    arguments = arguments | {"workdir": workdir, "cache-dir": cache} | more
     flags = [str(part) for flag, value in arguments.items() for part in (f"--{flag}", value)]
-    command = [sys.executable, pathlib.Path(script.__file__).resolve(), *flags]
+    launched = [LAUNCHER, "--processes", str(processes), "--retries", "0", "--timeout", "600", "--"]
+    script = pathlib.Path(script.__file__).resolve()
+    command = [sys.executable, *(launched if processes > 1 else []), script, *flags]
     # One device, as outside of the tests.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
@@ -156,3 +161,33 @@ def test_jit_pmap_and_shard_map_on_1_and_8_devices_give_the_same_losses(monkeypa
             difference = np.abs(losses / expected - 1)
             print(f"{kind} on {devices}: {difference.max():.1e} at step {difference.argmax() + 1}")
             assert difference[:2].max() < TOLERANCE_OF_2_STEPS and difference.max() < TOLERANCE_OF_20
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_give_the_losses_of_one(name, tmp_path):
+    _finish(_start(name, tmp_path / "one", tmp_path / "cache"))
+    said = _finish(_start(name, tmp_path / "two", tmp_path / "cache", processes=2))
+    lines = [training.read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two")]
+    assert [[line["step"] for line in run] for run in lines] == [list(range(1, STEPS + 1))] * 2
+    one, two = (np.array([line["loss"] for line in run[:20]]) for run in lines)
+    difference = np.abs(two / one - 1)
+    print(f"{name}: {difference.max():.1e} at step {difference.argmax() + 1}")
+    assert difference[:2].max() < TOLERANCE_OF_2_STEPS and difference.max() < TOLERANCE_OF_20
+    # Process 0 alone tells of the training, and evaluated as many as one process does.
+    assert "[0] step 20/" in said and "[1] step" not in said
+    results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
+    counted = "people" if name == "ohkm" else "images"
+    assert results[0][counted] == results[1][counted]
+    assert results[0].keys() == results[1].keys()
+
+
+def test_evaluation_over_uneven_last_batches_is_that_of_one_process(tmp_path):
+    """The same weights: those that two processes trained, evaluated by one and by two, 7 not dividing."""
+    run = tmp_path / "run", tmp_path / "cache"
+    _finish(_start("ohkm", *run, processes=2, steps=4))
+    results = []
+    for processes in (2, 1):
+        _finish(_start("ohkm", *run, processes=processes, steps=4, **{"batch-size": 14}))
+        results.append(json.loads((tmp_path / "run" / "result.json").read_text()))
+    for name in ("pck", "pck@0.2", "people"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-3)

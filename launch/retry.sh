@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# One machine's share of a job: runs a command, and again from the last checkpoint when it crashed.
+#
+#   launch/retry.sh 3 .venv/bin/python experiments/pose_ohkm.py --distributed ...    # at most 3 restarts
+#
+# Needs: bash.
+# Costs: nothing.
+# Resume: that is what it does; every machine of the job runs it, and when one's process dies, JAX's heartbeat ends the
+#   others, so that all start again together.
+# Exit code: 0 done; 143 stopped by SIGTERM or SIGINT, which are passed on, after saving; 2 wrong flags or input, which
+# no restart mends; anything else is the command's own after the last restart.
+set -u
+if [[ $# -lt 2 || ! $1 =~ ^[0-9]+$ ]]; then
+  echo "usage: launch/retry.sh RESTARTS COMMAND..." >&2
+  exit 2
+fi
+retries=$1
+shift
+child=
+stopped=
+
+# shellcheck disable=SC2329  # the trap calls it
+stop() {
+  stopped=yes
+  if [[ -n $child ]]; then
+    kill -TERM "$child" 2>/dev/null
+  fi
+}
+trap stop TERM INT
+
+# A trapped signal ends `wait` before the process has saved: wait again until it is gone.
+wait_for_child() {
+  while true; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || return
+  done
+}
+
+for ((restart = 0; restart <= retries; restart++)); do
+  if ((restart > 0)); then
+    echo "launch: exit code $code: starting again from the last checkpoint ($restart of $retries)" >&2
+  fi
+  "$@" &
+  child=$!
+  wait_for_child
+  if [[ $code -eq 0 || $code -eq 2 || -n $stopped ]]; then
+    break
+  fi
+done
+# Kubernetes would take a machine that was told to go for one that is done.
+if [[ -n $stopped && $code -eq 0 ]]; then
+  code=143
+fi
+echo "launch: ended with exit code $code${stopped:+, stopped by a signal}" >&2
+exit "$code"
