@@ -1,6 +1,5 @@
 """launch/*.sh and slurm.sbatch: syntax, and what they do with stand-ins for gcloud, srun and the training."""
 
-import functools
 import os
 import pathlib
 import re
@@ -82,8 +81,12 @@ SAVES = """
 def retry(folder: pathlib.Path, *arguments: str) -> subprocess.Popen:
     command = ["bash", str(LAUNCH / "retry.sh"), *arguments]
     # Where CI runs in the background, Ctrl-C is ignored, and bash cannot trap what it was born to ignore.
-    unignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=unignore)
+    unignore = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", unignore, *command]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
