@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining import hard_pool
+from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows
 
 # A false positive is a background proposal that some class claims at this score.
@@ -109,15 +110,16 @@ def grow_pool(
     """
     started, found = time.perf_counter(), 0
     update = jax.jit(hard_pool.update)
-    for batch in batches:
-        outputs = search(batch)
-        # Outputs are of all processes' images already: every process grows the same pool.
-        index, usable = all_rows((batch["index"], batch["where"]))
-        indices = index[:, None] * max_proposals + outputs["slots"]
-        where = outputs["where"] & (outputs["scores"] >= _MIN_SCORE) & usable[:, None]
-        found += int(where.sum())
-        indices = np.where(where, indices, -1).astype(np.int32)
-        pool = update(pool, indices.ravel(), outputs["scores"].ravel().astype(np.float32))
+    with working("a search for false positives"):
+        for batch in batches:
+            outputs = search(batch)
+            # Outputs are of all processes' images already: every process grows the same pool.
+            index, usable = all_rows((batch["index"], batch["where"]))
+            indices = index[:, None] * max_proposals + outputs["slots"]
+            where = outputs["where"] & (outputs["scores"] >= _MIN_SCORE) & usable[:, None]
+            found += int(where.sum())
+            indices = np.where(where, indices, -1).astype(np.int32)
+            pool = update(pool, indices.ravel(), outputs["scores"].ravel().astype(np.float32))
     members = int((np.asarray(pool.negatives.indices) >= 0).sum())
     seconds = round(time.perf_counter() - started, 3)
     return pool, {"false_positives": found, "members": members, "seconds": seconds}

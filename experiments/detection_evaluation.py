@@ -5,7 +5,8 @@ Boxes are xyxy in pixels of the original images; labels are 1 .. C.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 import detection_plots
 import numpy as np
@@ -18,6 +19,7 @@ from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.data.proposals import SourceProposals
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
+from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows, is_main
 
 
@@ -84,8 +86,16 @@ class Evaluator:
         """Everything found on all of the split, or on some rows of it."""
         source = self._dataset.validation
         rows = np.arange(len(source)) if rows is None else rows
+        with working("an evaluation"):
+            seen, found = self._predict_all(state, self._batching.batches(source, self._proposals, rows))
+        rows = rows[np.array(seen, int)]
+        truth = [read_truth(source[int(row)]) for row in rows]
+        return Evaluated(rows, [name for name, _ in truth], found, [objects for _, objects in truth])
+
+    def _predict_all(self, state, batches: Iterable[dict]) -> tuple[list[int], list[Detections]]:
+        """Positions among the images, and what was found on each."""
         seen, found = [], []
-        for batch in self._batching.batches(source, self._proposals, rows):
+        for batch in batches:
             outputs = self._predict(state, {name: batch[name] for name in PREDICTED_FROM})
             # Outputs are of all processes' images already.
             index, where = all_rows((batch["index"], batch["where"]))
@@ -93,9 +103,7 @@ class Evaluator:
                 keep = outputs["where"][place]
                 found.append(Detections(*(outputs[name][place][keep] for name in Detections._fields)))
                 seen.append(int(index[place]))
-        rows = rows[np.array(seen, int)]
-        truth = [read_truth(source[int(row)]) for row in rows]
-        return Evaluated(rows, [name for name, _ in truth], found, [objects for _, objects in truth])
+        return seen, found
 
     def quick(self, state) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
@@ -204,8 +212,14 @@ class MinedRecorder:
         chosen = self._choose(state, self._batch)
         if not is_main():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(self._folder / f"{step}.npz", **chosen)
+        path = self._folder / f"{step}.npz"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(path, **chosen)
+        except OSError as error:
+            # A picture less in the report is no reason to stop training.
+            path.unlink(missing_ok=True)
+            print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
 
     def pictures(self) -> list[detection_plots.MinedExample]:
         """For each watched image what was mined first and last; empty where fewer than two were recorded."""

@@ -15,6 +15,7 @@ from hardmine_jax.data.augment import evaluate_crop
 from hardmine_jax.data.pipeline import evaluation_batches
 from hardmine_jax.data.records import PoseDataset
 from hardmine_jax.pose.affine import apply_affine, invert_affine
+from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows
 
 # In pixels of the crop that is drawn on.
@@ -57,9 +58,10 @@ class Evaluator:
 
     def run_boxes(self, state, boxes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(positions in `boxes`, keypoints [N, K, 2], scores [N, K]) of the people in a detector's boxes."""
-        return pose_task.predict_people(
-            lambda batch: self._predict(state, {"image": batch["image"]}), self._batches(boxes)
-        )
+        with working("an evaluation"):
+            return pose_task.predict_people(
+                lambda batch: self._predict(state, {"image": batch["image"]}), self._batches(boxes)
+            )
 
     def quick(self, state) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""

@@ -52,6 +52,7 @@ from hardmine_jax.mining import schedule  # noqa: E402
 from hardmine_jax.models import cpn  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
 from hardmine_jax.training import exchange  # noqa: E402
+from hardmine_jax.training.distributed import PATIENCE_SECONDS  # noqa: E402
 
 PresetName = Literal[
     "laptop", "hrnet_w32", "hrnet_w48", "hrnet_w32_384", "hrnet_w48_384", "simple_baseline_50",
@@ -111,6 +112,8 @@ class Config:
         as it does on Cloud TPU and under Slurm.
       num_processes: how many there are.
       process_id: which one this is, from 0.
+      patience: seconds that a process may keep the others waiting in training before it counts as hanging and
+        the job ends, to be started again; 0 waits for ever.
       resume: go on from the last checkpoint in --workdir.
       eval_only: no training, evaluate the last checkpoint.
       evaluate_every: steps between evaluations on --evaluate-people people, beside those after the first
@@ -166,6 +169,7 @@ class Config:
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    patience: float = PATIENCE_SECONDS
     resume: bool = True
     eval_only: bool = False
     evaluate_every: int = 200
@@ -602,7 +606,7 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when done or stopped by a signal, 2 after one line about what is wrong."""
+    """0 when done or stopped by a signal, otherwise after one line see `running.run_to_exit_code`."""
     config = parse(arguments)
 
     def body() -> None:

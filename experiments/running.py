@@ -1,9 +1,9 @@
 """What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
 
 A config is a frozen dataclass with at least `preset`, `workdir`, `init_from`, `steps`, `resume`, `eval_only`,
-`keep_last`, `batch_size`, `accumulate`, `optimizer`, `distributed`, `coordinator`, `num_processes` and
-`process_id`; `config.json` holds it as JSON. In a job of several processes each runs the same script; the
-folder is process 0's.
+`keep_last`, `batch_size`, `accumulate`, `optimizer`, `distributed`, `coordinator`, `num_processes`,
+`process_id` and `patience`; `config.json` holds it as JSON. In a job of several processes each runs the same
+script; the folder is process 0's.
 """
 
 import argparse
@@ -50,7 +50,10 @@ def shorten_warmup(config, default):
 
 
 def run_to_exit_code(body: Callable[[], object]) -> int:
-    """0 when `body` came to its end, 2 after one line about what is wrong; bugs stay exceptions."""
+    """0 when `body` came to its end, 2 after one line about what is wrong; bugs stay exceptions.
+
+    1 after the line where, unlike of wrong input, a start from the last checkpoint may mend it.
+    """
     try:
         body()
     except Exception as error:
@@ -58,7 +61,7 @@ def run_to_exit_code(body: Callable[[], object]) -> int:
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        return 2
+        return 1 if distributed.restart_may_mend(error) else 2
     return 0
 
 
@@ -90,7 +93,7 @@ def run_training(config, body: Callable[[], object]) -> int:
     where = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
 
     def run_joined() -> None:
-        with distributed.joined(**where, explain=explain):
+        with distributed.joined(**where, patience=config.patience, explain=explain):
             check_processes(config)
             run()
 
@@ -106,7 +109,9 @@ def run_training(config, body: Callable[[], object]) -> int:
 
 
 # Flags that processes of one job may have each its own.
-_OF_A_PROCESS = ("coordinator", "process_id", "workdir", "cache_dir", "data_dir", "images", "annotations")
+_OF_A_PROCESS = (
+    "coordinator", "process_id", "patience", "workdir", "cache_dir", "data_dir", "images", "annotations",
+)  # fmt: skip
 
 
 def check_processes(config) -> None:
@@ -278,7 +283,7 @@ def start_anew(workdir: pathlib.Path) -> None:
 # Flags that may change between two starts of one run without changing what it is.
 _FREE = (
     "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
-    "coordinator", "num_processes", "process_id",
+    "coordinator", "num_processes", "process_id", "patience",
 )  # fmt: skip
 
 

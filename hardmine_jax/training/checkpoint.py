@@ -7,11 +7,12 @@ alone writes and reads, and what it restores goes to the others through the devi
 theirs, and nothing in it depends on how many processes or devices there were.
 """
 
+import contextlib
 import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import flax.traverse_util
@@ -63,7 +64,7 @@ class Checkpoints:
             raise ValueError(f"best_mode={best_mode!r}: use max or min")
         self.directory = pathlib.Path(workdir).resolve() / _FOLDER
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._manager = None
+        self._manager, self._writing, self._failed = None, None, None
         if is_main():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = _open(self.directory, keep_last=keep_last)
@@ -71,11 +72,17 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.
 
+        Where that fails, for a full disk or a storage that is away, a line on stderr says so, at the next
+        `save` or `wait`; what was saved before stays. Only where nothing is saved yet, they raise.
+
         Args:
           step: name of the checkpoint; one that is there already is replaced.
           state: one-device state (`Parallel.get`).
           iterator_state: anything of JSON, and bytes.
           metrics: of an evaluation of this very state; has to hold `best_metric`.
+
+        Raises:
+          CheckpointError: the first checkpoint could not be written.
         """
         score = self._score(metrics)
         if self._manager is None:
@@ -83,11 +90,55 @@ class Checkpoints:
         # Copies: on a CPU device_get gives views of buffers that the next step is about to reuse.
         tree = jax.tree.map(lambda x: np.array(x), jax.device_get(to_tree(state)))
         about = {"arrays": describe(named(tree)), "iterator": encode_json(iterator_state)}
-        if step in self._manager.all_steps():
-            self.wait()
-            self._manager.delete(step)
         parts = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=parts, metrics=score, force=True)
+        self.wait()
+        # Threads of a writing that failed may have gone on for a while.
+        self._clear_away()
+        self._writing = step
+        with self._writes():
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=parts, metrics=score, force=True)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk, or has failed; then see `check_saved`.
+
+        Raises:
+          CheckpointError: the first checkpoint could not be written.
+        """
+        if self._writing is None:
+            return
+        with self._writes():
+            self._manager.wait_until_finished()
+            # The last one is there: what failed before matters no more.
+            self._writing = self._failed = None
+
+    def check_saved(self) -> None:
+        """Raises CheckpointError where the last `save` failed, `wait` having told of it."""
+        self.wait()
+        if self._failed is not None:
+            raise CheckpointError(self._failed)
+
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Tells of a checkpoint that cannot be written, and clears away what there is of it."""
+        try:
+            yield
+        # Tensorstore's errors are ValueErrors.
+        except (OSError, ValueError) as error:
+            step, self._writing = self._writing, None
+            self._clear_away()
+            last = max(self._manager.all_steps(), default=None)
+            kept = "none was saved before" if last is None else f"the last one saved is of step {last}"
+            self._failed = f"{self.directory / str(step)} could not be written ({_reason(error)}): {kept}"
+            if last is None:
+                raise CheckpointError(self._failed) from error
+            print(f"warning: {self._failed}; training goes on", file=sys.stderr, flush=True)
+
+    def _clear_away(self) -> None:
+        # A checkpoint is called by its number only when it is whole.
+        for rest in self.directory.glob("*.*"):
+            shutil.rmtree(rest, ignore_errors=True)
 
     def restore_latest(self, template: TrainState) -> Restored | None:
         """The latest checkpoint that is whole, or None when there is none at all.
@@ -154,13 +205,9 @@ class Checkpoints:
         self.wait()
         return _choose(self._manager, "best")
 
-    def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises what went wrong there."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-
     def close(self) -> None:
         if self._manager is not None:
+            self.wait()
             self._manager.close()
 
     def _restore(self, step: int, template: TrainState) -> Restored:
@@ -263,8 +310,10 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
 
 def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.CheckpointManager:
     """For reading only unless `keep_last` is given."""
-    # orbax tells every stage of every save through absl.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # orbax tells every stage of every save through absl, and errors, which it raises too, with tracebacks.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _without_closed_loops
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
@@ -277,6 +326,12 @@ def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.Checkpoi
         cleanup_tmp_directories=keep_last is not None,
     )
     return ocp.CheckpointManager(directory, options=options)
+
+
+def _without_closed_loops(unraisable) -> None:
+    # When writing fails, orbax closes the event loops to which tensorstore's other answers then come.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -325,5 +380,11 @@ def _other_model(path: pathlib.Path, differing: dict[str, str]) -> str:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> str:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-    return f"checkpoint {path} is damaged ({reason})"
+    return f"checkpoint {path} is damaged ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    if "No space left on device" in str(error):
+        # Somewhere in tensorstore's thousand characters.
+        return "no space left on device"
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]

@@ -18,6 +18,7 @@ import numpy as np
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
+from hardmine_jax.training.activity import waiting
 from hardmine_jax.training.json_state import decode_json, encode_json
 
 _WAIT_MILLISECONDS = 5000
@@ -96,7 +97,10 @@ def first_of_host() -> Iterator[None]:
 
 def all_rows(tree: Any) -> Any:
     """Numpy arrays `[B, ...]` of every process one after another; as many rows in each."""
-    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+    if jax.process_count() == 1:
+        return tree
+    with waiting("a step"):
+        return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def broadcast_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,7 +110,8 @@ def broadcast_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     # One vector of integers: one program to compile, and no -0.0 that a sum turns into 0.0.
     parts = [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in arrays.values()]
     sent = np.concatenate([*parts, np.zeros(-sum(map(len, parts)) % 4, np.uint8)]).view(np.uint32)
-    received = np.asarray(multihost_utils.broadcast_one_to_all(sent)).view(np.uint8)
+    with waiting("what process 0 sends"):
+        received = np.asarray(multihost_utils.broadcast_one_to_all(sent)).view(np.uint8)
     ends = np.cumsum([len(part) for part in parts])
     cut = [received[end - len(part) : end].copy() for end, part in zip(ends, parts, strict=True)]
     return {name: part.view(x.dtype).reshape(x.shape)
@@ -118,13 +123,14 @@ def _next_key(what: str) -> str:
 
 
 def _wait(key: str) -> str:
-    while True:
-        try:
-            # In pieces, between which Ctrl-C is heard.
-            return client().blocking_key_value_get(key, _WAIT_MILLISECONDS)
-        except jax.errors.JaxRuntimeError as error:
-            if "timed out" not in str(error):
-                raise
+    with waiting(key):
+        while True:
+            try:
+                # In pieces, between which Ctrl-C is heard.
+                return client().blocking_key_value_get(key, _WAIT_MILLISECONDS)
+            except jax.errors.JaxRuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
 
 
 def _short(value: Any) -> str:

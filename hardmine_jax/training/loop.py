@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from hardmine_jax.training.activity import waiting, working
 from hardmine_jax.training.checkpoint import Checkpoints
 from hardmine_jax.training.exchange import is_main
 from hardmine_jax.training.metrics_log import MetricsLog
@@ -12,7 +13,10 @@ from hardmine_jax.training.progress import show_progress
 from hardmine_jax.training.sharding import Parallel
 from hardmine_jax.training.signals import StopVotes, stop_requests
 from hardmine_jax.training.state import TrainState
-from hardmine_jax.training.window import Window
+from hardmine_jax.training.window import Window, check_state
+
+# The first batch may have to wait for input processes to start, and for files to come from far away.
+_FIRST_SLACK = 10.0
 
 
 class Batches(Protocol):
@@ -41,8 +45,8 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
         evaluate_every: int | None = None, checkpoint_every: int | None = None) -> FitResult:
     """Trains from `state.step` to `steps`. SIGTERM or Ctrl-C saves and returns with `stopped`.
 
-    In a job of several processes each calls it, a signal to one of them stops all after the same step, and
-    process 0 alone shows and writes.
+    In a job of several processes each calls it, a signal to one of them stops all after the same step,
+    process 0 alone shows and writes, and one that keeps the others waiting is found (`distributed.joined`).
 
     Args:
       state: fresh or restored, on the host or one device; not consumed.
@@ -51,7 +55,9 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
       batch_size: examples in a step over all devices and processes, for the speed.
       steps: length of the whole run, not of what is left.
       workdir: gets `metrics.jsonl` and `tensorboard/`.
-      checkpoints: saves every `checkpoint_every` steps, after each evaluation, when stopped, at the end.
+      checkpoints: saves every `checkpoint_every` steps, after each evaluation, when stopped, at the end. One
+        that cannot be written, as on a full disk, is told, and training goes on: but the first and the last
+        must be.
       evaluate: placed state -> scores; after step 1 (there the curve starts, and what fails fails at once),
         every `evaluate_every` steps and at the end. Logged as `validation/<name>`; `checkpoints` picks the
         best by them.
@@ -59,21 +65,27 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
       log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
 
     Raises:
-      NonFiniteError: some metric was NaN or infinite. Looked for before anything is saved.
+      NonFiniteError: some metric was NaN or infinite, or the state to be saved. Looked for before anything
+        is saved.
+      CheckpointError: the state that training ended with could not be saved.
     """
     step, stopped, scores = int(state.step), False, {}
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
     try:
-        with _watching(workdir, step, steps, batch_size) as tell, stop_requests() as stop:
+        watching = _watching(workdir, step, steps, batch_size)
+        with watching as tell, stop_requests() as stop, working("training"):
             asked_to_stop = StopVotes(stop, parallel.mesh)
-            batch = parallel.put_batch(next(batches)) if step < steps else None
+            if step < steps:
+                with working("reading the first batch", slack=_FIRST_SLACK):
+                    batch = parallel.put_batch(next(batches))
             while step < steps and not stopped:
-                state, metrics = parallel.train_step(state, batch)
                 step += 1
-                window.add(step, metrics)
-                # Read once a step, before the iterator moves on: the position saved is this step's.
                 last = step == steps
-                stopped = asked_to_stop(last=last)
+                with waiting():
+                    state, metrics = parallel.train_step(state, batch)
+                    window.add(step, metrics)
+                    # Read once a step, before the iterator moves on: the position saved is this step's.
+                    stopped = asked_to_stop(last=last)
                 due = step == 1 or last or _due(step, evaluate_every)
                 evaluating = evaluate is not None and not stopped and due
                 saving = checkpoints is not None and (
@@ -81,23 +93,31 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
                 )
                 position = batches.get_state() if saving else None
                 if not (last or stopped):
-                    batch = parallel.put_batch(next(batches))
+                    with working("reading a batch"):
+                        batch = parallel.put_batch(next(batches))
                 if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
                     continue
-                line = window.flush()
+                with waiting():
+                    line = window.flush()
                 if learning_rate is not None:
                     line["learning_rate"] = float(learning_rate(step - 1))
                 tell.progress(step, line)
                 if evaluating:
-                    scores = evaluate(state)
+                    with working("an evaluation"):
+                        scores = evaluate(state)
                     line |= {f"validation/{name}": value for name, value in scores.items()}
                 tell.log(step, line)
                 if saving:
-                    checkpoints.save(step, parallel.get(state), position, scores if evaluating else None)
+                    with working("saving a checkpoint"):
+                        one = parallel.get(state)
+                        check_state(step, one)
+                        checkpoints.save(step, one, position, scores if evaluating else None)
                 window.restart()
     finally:
         if checkpoints is not None:
             checkpoints.wait()
+    if checkpoints is not None:
+        checkpoints.check_saved()
     return FitResult(state, step, stopped, window.images_per_second(), scores)
 
 

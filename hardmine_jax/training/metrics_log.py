@@ -3,17 +3,29 @@
 A line is `{"step": int, "seconds": of training so far, over all resumed runs, name: number or list}`.
 """
 
+import contextlib
 import json
 import math
+import os
 import pathlib
+import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+# A flush waits for the disk.
+_FLUSH_SECONDS = 10.0
 
 
 class MetricsLog:
     """Appends to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
+
+    While they cannot be written, as on a full disk, training goes on: the lines of metrics.jsonl wait until
+    they can, TensorBoard's curves get a gap. One line on stderr says so.
 
     Args:
       workdir: the run's folder, made if missing.
@@ -24,32 +36,87 @@ class MetricsLog:
     def __init__(self, workdir, *, after: int = 0):
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        lines = [line for line in read_metrics(path) if line["step"] <= after]
+        self._path = workdir / "metrics.jsonl"
+        lines = [line for line in read_metrics(self._path) if line["step"] <= after]
         # Written beside and renamed: killed here, the old file is still whole.
-        new = path.with_suffix(".jsonl.new")
+        new = self._path.with_suffix(".jsonl.new")
         new.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        new.replace(path)
-        self._file = path.open("a")
+        new.replace(self._path)
+        # Without a buffer of Python's, of which nobody knows what has reached the file.
+        self._file, self._waiting, self._told = self._path.open("ab", buffering=0), b"", False
         self._started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-        # A fresh log in each start; purge_step hides what the run before wrote beyond it.
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=after + 1)
+        self._board = _Board(workdir / "tensorboard", after=after)
 
     def write(self, step: int, values: dict) -> None:
         line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
         line |= {name: _plain(np.asarray(value).tolist()) for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if np.ndim(value) == 0:
-                self._board.add_scalar(name, float(value), step)
+        self._waiting += f"{json.dumps(line)}\n".encode()
+        with self._told_of_errors():
+            self._write_waiting()
+            self._board.write(step, {name: value for name, value in values.items() if np.ndim(value) == 0})
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            # On a disk that fills up it may be a part of the line.
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    @contextlib.contextmanager
+    def _told_of_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                what = f"{self._path} could not be written ({error.strerror})"
+                print(f"warning: {what}: its lines wait until it can", file=sys.stderr, flush=True)
+            self._told = True
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._file.close()
-        self._board.close()
+        with self._told_of_errors(), contextlib.closing(self._file):
+            self._write_waiting()
+        with self._told_of_errors():
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's event files. Not by SummaryWriter: where its thread dies of an error, the next ten calls
+    fill its queue, and the one after waits for ever."""
+
+    def __init__(self, folder: pathlib.Path, *, after: int):
+        self._folder, self._writer, self._count, self._flushed = folder, None, 0, 0.0
+        # TensorBoard then hides what the run before wrote beyond it.
+        self._first = Event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict) -> None:
+        events = [Event(step=step, summary=summary.scalar(name, float(x))) for name, x in values.items()]
+        try:
+            if self._writer is None:
+                self._open()
+            for event in events:
+                self._add(event)
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flushed = time.monotonic()
+                self._writer.flush()
+        except OSError:
+            # What follows half an event would not be read: the next time a file of its own.
+            self._writer = None
+            raise
+
+    def _open(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._count += 1
+        self._writer = EventsWriter(os.fspath(self._folder / "events"), f".{os.getpid()}.{self._count}")
+        self._add(self._first)
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _plain(value):

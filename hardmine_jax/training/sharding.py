@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hardmine_jax.training.activity import waiting
 from hardmine_jax.training.exchange import all_rows
 from hardmine_jax.training.step import Step
 
@@ -86,7 +87,13 @@ class Parallel:
             # Replicated, so that every process of a larger job holds all rows.
             run = jax.jit(body, out_shardings=self._everywhere())
             gather = _first_copy
-        return lambda state, batch: jax.tree.map(gather, run(state, self.put_batch(batch)))
+
+        def evaluate(state, batch):
+            # The other processes', and now and then the compiler.
+            with waiting("an evaluation"):
+                return jax.tree.map(gather, run(state, self.put_batch(batch)))
+
+        return evaluate
 
     def _everywhere(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())

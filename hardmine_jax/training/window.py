@@ -3,11 +3,14 @@
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from hardmine_jax.training.state import TrainState
 
 
 class NonFiniteError(ValueError):
-    """A metric of a training step is NaN or infinite. Attributes: step, metric."""
+    """A metric of a training step, or a weight after it, is NaN or infinite. Attributes: step, metric."""
 
     def __init__(self, step: int, metric: str, value: float):
         super().__init__(
@@ -70,3 +73,25 @@ class Window:
     def images_per_second(self) -> float:
         """Over everything timed so far; 0.0 when nothing was."""
         return self._total_steps * self._batch_size / self._total_seconds if self._total_seconds else 0.0
+
+
+def check_state(step: int, state: TrainState) -> None:
+    """Raises NonFiniteError for weights, averages of them or batch statistics that are NaN or infinite.
+
+    Metrics are of the weights before the update: what the last update spoiled, they do not show.
+
+    Args:
+      state: one-device state (`Parallel.get`).
+    """
+    trees = {name: getattr(state, name) for name in ("params", "batch_stats", "ema_params")}
+    finite = jax.device_get(jax.tree.leaves(_all_finite(trees)))
+    if not all(finite):
+        path, leaf = jax.tree_util.tree_leaves_with_path(trees)[finite.index(False)]
+        values = np.ravel(leaf)
+        bad = values[np.argmin(np.isfinite(values))]
+        raise NonFiniteError(step, "/".join(str(key.key) for key in path), float(bad))
+
+
+@jax.jit
+def _all_finite(tree):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)

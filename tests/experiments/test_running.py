@@ -22,6 +22,17 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys):
 
 @pytest.mark.parametrize(
     "error",
+    [pose_ohkm.training.NonFiniteError(7, "loss", float("nan")), OSError(116, "Stale file handle", "a.jpg")],
+    ids=["NaN", "storage"],
+)
+def test_what_passes_is_one_line_and_exit_code_1_which_launchers_restart(error, capsys):
+    assert running.run_to_exit_code(lambda: _raise(error)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {error}"
+
+
+@pytest.mark.parametrize(
+    "error",
     [
         # As gloo says it when another process of the job has died.
         ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4711"),

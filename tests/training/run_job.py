@@ -1,10 +1,12 @@
 """One process of a job: `python run_job.py WHAT WORKDIR STEPS COORDINATOR PROCESSES NUMBER`; see `main`."""
 
+import ctypes
 import json
 import os
 import pathlib
 import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from hardmine_jax.training import Checkpoints, distributed, exchange, fit, make_
 # Beside this file; pytest, which looks into every file for doctests, would not find it there by itself.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import run_tiny as tiny  # noqa: E402
+
+PATIENCE = 12.0
 
 
 class SharedBatches(tiny.CountingBatches):
@@ -113,6 +117,16 @@ def fail():
     raise ValueError("images/7.jpg is no image")
 
 
+def stuck():
+    while True:
+        time.sleep(0.1)
+
+
+def frozen():
+    # By this way of calling C no other thread of Python runs meanwhile.
+    ctypes.PyDLL(None).sleep(1000)
+
+
 def main(what, workdir, steps):
     """check: all that is told and computed; train: to the end; else what happens to process 1 at batch 6."""
     if what == "check":
@@ -129,6 +143,10 @@ def main(what, workdir, steps):
             "crash": lambda: [][0],
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+            "stuck": stuck,
+            "frozen": frozen,
+            # Longer than a tick and shorter than the patience.
+            "slow": lambda: time.sleep(8),
         }[what]
         train(workdir, steps, at=6, happen=happen)
 
@@ -139,5 +157,5 @@ def explain(error):
 
 if __name__ == "__main__":
     what, workdir, steps, coordinator, processes, number = sys.argv[1:]
-    with distributed.joined(coordinator, int(processes), int(number), explain=explain):
+    with distributed.joined(coordinator, int(processes), int(number), patience=PATIENCE, explain=explain):
         main(what, workdir, int(steps))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -172,6 +173,30 @@ def test_a_process_that_dies_or_hangs_ends_the_others_within_a_minute(what, tmp_
     # JAX's own words, the number of the process on a line of its own.
     assert "unhealthy (stopped sending heartbeats):\n1\n" in ended[0].errors
     assert seconds < 90
+
+
+def test_a_process_that_is_stuck_in_python_is_named_and_says_where(tmp_path):
+    started = time.monotonic()
+    ended = job("stuck", tmp_path)
+    assert [process.code for process in ended] == [1, 1], ended[0].errors + ended[1].errors
+    assert re.search(r"process 1 hangs: 1\d s in reading a batch, while process 0 waits", ended[1].errors)
+    assert "in stuck\n    time.sleep(0.1)" in ended[1].errors
+    assert "process 0: ending too, for process 1 hangs: 1" in ended[0].errors
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+def test_a_process_whose_python_stands_still_is_named_by_another(tmp_path):
+    ended = job("frozen", tmp_path)
+    assert ended[0].code == 1 and ended[1].code not in (0, 2)
+    assert re.search(r"process 1 hangs: its Python has stood still for \d\d s", ended[0].errors)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_slow_is_waited_for(tmp_path):
+    ended = job("slow", tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
+    assert not any("hangs" in process.errors for process in ended)
 
 
 @pytest.mark.parametrize(
