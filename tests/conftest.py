@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,3 +36,46 @@ def bccd_dir() -> pathlib.Path:
 def _cache_in_tmp(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's own cache."""
     monkeypatch.setenv("HARDMINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+class SmallDisk:
+    """A file system of a few MB in memory, at `path`, to be filled to the last byte and emptied again."""
+
+    def __init__(self, path: pathlib.Path, megabytes: int):
+        self.path, self._filler = path, path / "filler"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no small file system can be mounted here: {getattr(error, 'stderr', error)}")
+
+    def fill(self) -> None:
+        with self._filler.open("ab", buffering=0) as filler:
+            for size in (1 << 20, 1 << 12, 1):
+                try:
+                    while filler.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def unmount(self) -> None:
+        # Lazily: a process that is about to end may still have a file open.
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(megabytes)`, unmounted in the end; skips where nobody may mount."""
+    made = []
+
+    def make(megabytes: int) -> SmallDisk:
+        made.append(SmallDisk(tmp_path / f"disk{len(made)}", megabytes))
+        return made[-1]
+
+    yield make
+    for disk in made:
+        disk.unmount()

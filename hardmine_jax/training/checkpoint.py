@@ -26,6 +26,8 @@ from hardmine_jax.training.named_arrays import check_whole, describe, difference
 from hardmine_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
+# Bytes of a disk that is full.
+_LITTLE = 2**16
 
 
 class CheckpointError(ValueError):
@@ -64,7 +66,7 @@ class Checkpoints:
             raise ValueError(f"best_mode={best_mode!r}: use max or min")
         self.directory = pathlib.Path(workdir).resolve() / _FOLDER
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._manager, self._writing, self._failed = None, None, None
+        self._manager, self._keep_last, self._writing, self._failed = None, keep_last, None, None
         if is_main():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = _open(self.directory, keep_last=keep_last)
@@ -127,10 +129,17 @@ class Checkpoints:
         # Tensorstore's errors are ValueErrors.
         except (OSError, ValueError) as error:
             step, self._writing = self._writing, None
+            # It has forgotten what it would have deleted after this one, and may raise again what has failed.
+            with contextlib.suppress(OSError, ValueError):
+                self._manager.close()
             self._clear_away()
+            self._manager = _open(self.directory, keep_last=self._keep_last)
             last = max(self._manager.all_steps(), default=None)
             kept = "none was saved before" if last is None else f"the last one saved is of step {last}"
-            self._failed = f"{self.directory / str(step)} could not be written ({_reason(error)}): {kept}"
+            # What failed first is not always what is raised.
+            is_full = shutil.disk_usage(self.directory).free < _LITTLE
+            reason = "no space left on device" if is_full else _reason(error)
+            self._failed = f"{self.directory / str(step)} could not be written ({reason}): {kept}"
             if last is None:
                 raise CheckpointError(self._failed) from error
             print(f"warning: {self._failed}; training goes on", file=sys.stderr, flush=True)

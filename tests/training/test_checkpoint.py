@@ -205,6 +205,49 @@ def test_killed_while_writing(tmp_path, tiny, state):
     checkpoints.close()
 
 
+def large(state, seed):
+    """With 1.6 MB that do not compress."""
+    noise = np.random.default_rng(seed).normal(size=400_000).astype(np.float32)
+    return state.replace(batch_stats={**state.batch_stats, "noise": noise})
+
+
+def test_full_disk_keeps_the_last_good_one_says_so_and_goes_on(small_disk, tiny, state, capsys):
+    disk = small_disk(8)
+    checkpoints = Checkpoints(disk.path, keep_last=2)
+    checkpoints.save(1, large(state, 1))
+    checkpoints.save(2, large(state, 2))
+    checkpoints.wait()
+    disk.fill()
+    checkpoints.save(3, large(state, 3))
+    checkpoints.save(4, large(state, 4))
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 could not be written \(no space left on"):
+        checkpoints.check_saved()
+    lines = capsys.readouterr().err.splitlines()
+    kept = "the last one saved is of step 2; training goes on"
+    assert [line for line in lines if line.startswith("warning")] == [
+        f"warning: {disk.path}/checkpoints/{step} could not be written (no space left on device): {kept}"
+        for step in (3, 4)
+    ]
+    # Another process finds the last good one, whatever lies around.
+    assert_same_bits(Checkpoints(disk.path).restore_latest(large(state, 0)).state, large(state, 2))
+    disk.free()
+    checkpoints.save(5, large(state, 5))
+    checkpoints.check_saved()
+    assert checkpoints.steps() == (2, 5)
+    assert_same_bits(checkpoints.restore_latest(large(state, 0)).state, large(state, 5))
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["2", "5"]
+    checkpoints.close()
+
+
+def test_the_first_checkpoint_must_be_written(small_disk, state):
+    disk = small_disk(1)
+    checkpoints = Checkpoints(disk.path)
+    with pytest.raises(CheckpointError, match=r"no space left on device\): none was saved before"):
+        checkpoints.save(1, large(state, 1))
+        checkpoints.wait()
+    checkpoints.close()
+
+
 def test_set_aside_starts_anew(tmp_path, tiny, state):
     assert set_aside(tmp_path) is None
     for run in range(2):

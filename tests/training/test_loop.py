@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from hardmine_jax.training import (
+    CheckpointError,
     Checkpoints,
     NonFiniteError,
     create_state,
@@ -143,8 +144,8 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def scalar_fit(workdir, *, bad_at=None, metric="extra", **kwargs):
-    """Fits one number; at step `bad_at` the metric (or the loss) is infinite."""
+def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwargs):
+    """Fits one number; at step `bad_at` the metric or the loss is infinite, after `spoiled_by` the number."""
 
     def loss_fn(params, batch_stats, batch, key):
         bad = batch["i"][0] + 1 == (bad_at or -1)
@@ -166,8 +167,11 @@ def scalar_fit(workdir, *, bad_at=None, metric="extra", **kwargs):
         def get_state(self):
             return self.index
 
+    def rate(count):
+        return jax.numpy.where(count + 1 == (spoiled_by or -1), jax.numpy.inf, 0.1)
+
     state = create_state(
-        {"params": {"w": np.float32([1.0])}}, apply_fn=None, optimizer=optax.sgd(0.1), key=jax.random.key(0)
+        {"params": {"w": np.float32([1.0])}}, apply_fn=None, optimizer=optax.sgd(rate), key=jax.random.key(0)
     )
     parallel = parallelise(lambda axis: make_train_step(loss_fn, axis_name=axis), devices=jax.devices()[:1])
     return fit(state, parallel=parallel, batches=Batches(), batch_size=2, workdir=workdir, **kwargs)
@@ -184,6 +188,44 @@ def test_non_finite_metric_stops_and_is_never_saved(tmp_path, metric, named):
     assert checkpoints.steps() == (4,)
     assert max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")) == 4
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    checkpoints.close()
+
+
+def test_a_state_that_the_last_update_spoiled_is_not_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(NonFiniteError, match="step 8: params/w is -inf") as raised:
+        scalar_fit(tmp_path, spoiled_by=8, steps=20, checkpoints=checkpoints, checkpoint_every=4)
+    assert (raised.value.step, raised.value.metric) == (8, "params/w")
+    assert checkpoints.steps() == (4,)
+    checkpoints.close()
+
+
+# As in test_checkpoint.py.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_full_disk_does_not_stop_training_but_its_end_must_be_saved(small_disk, capsys):
+    disk = small_disk(2)
+    checkpoints = Checkpoints(disk.path)
+
+    def run(happening):
+        def evaluate(state):
+            checkpoints.wait()
+            happening.get(int(state.step), lambda: None)()
+            return {}
+
+        return scalar_fit(
+            disk.path, steps=8, checkpoints=checkpoints, evaluate=evaluate, evaluate_every=2, log_every=1
+        )
+
+    with pytest.raises(CheckpointError, match=r"/8 could not be written .* the last one saved is of step 2"):
+        run({4: disk.fill})
+    assert capsys.readouterr().err.count("could not be written") >= 3
+    assert checkpoints.steps()[-1] == 2
+    disk.free()
+    # Full in the middle only.
+    kept = []
+    assert run({4: disk.fill, 8: lambda: (kept.append(checkpoints.steps()), disk.free())}).step == 8
+    assert kept == [(1, 2)] and checkpoints.steps() == (2, 8)
+    assert [line["step"] for line in read_metrics(disk.path / "metrics.jsonl")] == list(range(1, 9))
     checkpoints.close()
 
 

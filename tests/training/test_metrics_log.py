@@ -1,6 +1,8 @@
 import json
+import struct
 
 import numpy as np
+from tensorboardX.proto.event_pb2 import Event
 
 from hardmine_jax.training import MetricsLog, read_metrics
 
@@ -33,3 +35,56 @@ def test_a_fresh_run_starts_with_an_empty_file(tmp_path):
 
 def test_no_file(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def events(folder):
+    """All events of TensorBoard's files, in the order in which these were begun; None for what is cut off."""
+    found = []
+    for path in sorted(folder.glob("events*"), key=lambda path: path.name.rpartition(".")[2]):
+        content = path.read_bytes()
+        while content:
+            if len(content) < 12 or len(content) < 16 + struct.unpack("<Q", content[:8])[0]:
+                found.append(None)
+                break
+            (length,) = struct.unpack("<Q", content[:8])
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return found
+
+
+def scalars(folder):
+    return [(event.step, value.tag, value.simple_value)
+            for event in events(folder) if event for value in event.summary.value]  # fmt: skip
+
+
+def test_curves_for_tensorboard(tmp_path):
+    with MetricsLog(tmp_path, after=4) as log:
+        log.write(5, {"loss": 0.5, "counts": np.arange(3)})
+        log.write(6, {"loss": np.float32(0.25)})
+    assert scalars(tmp_path / "tensorboard") == [(5, "loss", 0.5), (6, "loss", 0.25)]
+    version, start, *_ = events(tmp_path / "tensorboard")
+    assert version.file_version == "brain.Event:2"
+    # Hides what an interrupted run wrote from step 5 on.
+    assert (start.step, start.session_log.status) == (5, start.session_log.START)
+
+
+def test_full_disk_delays_the_lines_and_leaves_a_gap_in_the_curves(small_disk, capsys, monkeypatch):
+    monkeypatch.setattr("hardmine_jax.training.metrics_log._FLUSH_SECONDS", 0.0)
+    disk = small_disk(1)
+    with MetricsLog(disk.path) as log:
+        log.write(1, {"loss": 1.0})
+        disk.fill()
+        # More than the rest of the files' last blocks.
+        for step in range(2, 60):
+            log.write(step, {"loss": 1.0, "many": np.arange(100)})
+        full = read_metrics(disk.path / "metrics.jsonl")
+        assert 1 <= len(full) < 59
+        disk.free()
+        log.write(60, {"loss": 0.5})
+    lines = read_metrics(disk.path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert lines[30]["many"] == list(range(100)) and lines[-1]["loss"] == 0.5
+    found = scalars(disk.path / "tensorboard")
+    assert found[0] == (1, "loss", 1.0) and found[-1] == (60, "loss", 0.5)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl could not be written (No space left on device): its lines wait" in said
