@@ -7,13 +7,14 @@ Needs: the packages of the script (`pip install -e ".[train]"`), no accelerator;
 Costs: nothing; the processes share this machine's cores, each sees --devices simulated CPU devices.
 Resume: a process that dies ends the others, and all start again from the last checkpoint, at most --retries
     times. After Ctrl-C, a kill or a reboot, run the same command again: it goes on where it stood.
-Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP after saving; 2 wrong flags or input, which no
-    restart mends; otherwise that of the process that died first (128 + signal).
+Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP after saving; 2 wrong flags or input, or a full
+    disk, which no restart mends; otherwise that of the process that died first (128 + signal).
 
 Every process gets `--distributed --coordinator localhost:PORT --num-processes N --process-id I` appended, its
 output comes prefixed with its number. Times are in seconds. After a signal the processes have --timeout to
 save, a second signal ends them at once. When some have come to their end, those that print nothing for
---timeout hang and are killed. While all run, a hang is for JAX to find: its heartbeat ends them.
+--timeout hang and are killed. While all run, they find a hang by themselves, by JAX's heartbeat and by the
+script's --patience.
 """
 
 import argparse

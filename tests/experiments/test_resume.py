@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ RUNS = {
 
 
 def _start(
-    name: str, workdir: pathlib.Path, cache: pathlib.Path, processes: int = 1, **more
+    name: str, workdir: pathlib.Path, cache: pathlib.Path, processes: int = 1, devices: int = 1, **more
 ) -> subprocess.Popen:
     script, arguments = RUNS[name]
     arguments = arguments | {"workdir": workdir, "cache-dir": cache} | more
@@ -45,8 +46,8 @@ def _start(
     launched = [LAUNCHER, "--processes", str(processes), "--retries", "0", "--timeout", "600", "--"]
     script = pathlib.Path(script.__file__).resolve()
     command = [sys.executable, *(launched if processes > 1 else []), script, *flags]
-    # One device, as outside of the tests.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    # Not the eight of the tests.
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
         [*command, "--image-size", str(SIDE), str(SIDE)], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -179,6 +180,27 @@ def test_two_processes_give_the_losses_of_one(name, tmp_path):
     counted = "people" if name == "ohkm" else "images"
     assert results[0][counted] == results[1][counted]
     assert results[0].keys() == results[1].keys()
+
+
+@pytest.mark.parametrize("name", ["ohkm", "ohem"])
+def test_saved_on_8_devices_and_finished_by_2_processes_and_by_1_device(name, tmp_path):
+    cache = tmp_path / "cache"
+    begun = _start(name, tmp_path / "begun", cache, devices=8)
+    said = _signal_after(begun, tmp_path / "begun", 6, signal.SIGTERM, 0.0)
+    assert begun.returncode == 0 and "stopped at step" in said
+    step = max(int(path.name) for path in (tmp_path / "begun" / "checkpoints").iterdir())
+    assert 6 <= step <= STEPS - 6
+    runs = {}
+    for processes in (1, 2):
+        workdir = shutil.copytree(tmp_path / "begun", tmp_path / str(processes))
+        assert f"resuming from step {step}" in _finish(_start(name, workdir, cache, processes))
+        lines = training.read_metrics(workdir / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        runs[processes] = np.array([line["loss"] for line in lines])
+    assert (runs[1][:step] == runs[2][:step]).all()
+    difference = np.abs(runs[2] / runs[1] - 1)[step:]
+    print(f"{name}, from step {step}: {difference.max():.1e} at step {step + difference.argmax() + 1}")
+    assert difference[:2].max() < TOLERANCE_OF_2_STEPS and difference.max() < TOLERANCE_OF_20
 
 
 def test_evaluation_over_uneven_last_batches_is_that_of_one_process(tmp_path):
