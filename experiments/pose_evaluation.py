@@ -108,4 +108,5 @@ class Evaluator:
 
 def mean_pose(source: Sequence[dict], *, num_people: int = 5000) -> np.ndarray:
     """[K, 2]: the average pose in the box, in shares of its sides, of at most so many people."""
-    return pose_task.mean_pose(pose_task.read_people(source, evenly_spaced(len(source), num_people)))
+    rows = evenly_spaced(len(source), num_people)
+    return pose_task.mean_pose(pose_task.read_people(source, rows, skip_unreadable=True))

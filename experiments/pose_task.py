@@ -15,6 +15,7 @@ import numpy as np
 from pose_networks import NO_EARLY, Early
 
 from hardmine_jax.data.person_boxes import PersonBoxes
+from hardmine_jax.data.problems import UnreadableImage
 from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
 from hardmine_jax.models import normalise_images
 from hardmine_jax.pose import (
@@ -271,11 +272,19 @@ class People:
         return np.where((high > low).any(-1, keepdims=True), tight, self.box)
 
 
-def read_people(source: Sequence[dict], rows: Iterable[int]) -> People:
+def read_people(source: Sequence[dict], rows: Iterable[int], *, skip_unreadable: bool = False) -> People:
     """The labels of some records of a source."""
     names = ("index", "keypoints", "visibility", "box", "area", "image_id", "annotation_id", "name")
+    people = []
     # One record at a time: its picture is dropped before the next is read.
-    people = [[record[name] for name in names] for record in (source[int(row)] for row in rows)]
+    for row in rows:
+        try:
+            record = source[int(row)]
+        except UnreadableImage:
+            if not skip_unreadable:
+                raise
+            continue
+        people.append([record[name] for name in names])
     *columns, labels = zip(*people, strict=True)
     return People(*(np.stack(column) for column in columns), labels)
 

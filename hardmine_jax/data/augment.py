@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from hardmine_jax.data.pictures import why_not_decoded
+from hardmine_jax.data.problems import UnreadableImage
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import (
     affine_matrix,
@@ -24,10 +25,6 @@ from hardmine_jax.pose.affine import (
 
 # What lies outside the photograph; ImageNet's mean colour, so that it is near 0 after normalisation.
 BORDER = (124, 116, 104)
-
-
-class UnreadableImage(ValueError):
-    """A record's image bytes are no whole JPEG or PNG."""
 
 
 @dataclasses.dataclass(frozen=True)

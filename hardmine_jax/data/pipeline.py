@@ -37,8 +37,8 @@ class _TrainReader:
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict:
         for tries in range(len(self.source)):
-            record = self.source[(index + tries) % len(self.source)]
             try:
+                record = self.source[(index + tries) % len(self.source)]
                 example = self.augment(record, rng)
             except UnreadableImage:
                 continue

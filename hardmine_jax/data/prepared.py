@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hardmine_jax.data import cache, image_size, pictures
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, UnreadableImage
 
 _EXAMPLES_A_SHARD = 4096
 SPLITS = ("train", "validation")
@@ -45,7 +45,14 @@ class ExampleReader:
         self._examples = None
 
     def __getitem__(self, index: int) -> dict:
-        return self._open()[index]
+        """Raises UnreadableImage for an example that is damaged, DataError where all are."""
+        examples = self._open()
+        try:
+            return examples[index]
+        except RuntimeError as error:
+            # array_record's, which keeps a checksum of every example.
+            what = f"{damaged(self.folder, error)}: example {index} of {self.split}"
+            raise UnreadableImage(what) from error
 
     def _open(self):
         if self._examples is None:

@@ -21,6 +21,10 @@ class DataError(ValueError):
         super().__init__(shorten(printable(message), _MAX_MESSAGE))
 
 
+class UnreadableImage(ValueError):
+    """A record's image bytes are no whole JPEG or PNG, or the record itself is damaged."""
+
+
 def printable(text: str) -> str:
     """The text, with escapes for what would break a line, a print or the order of the letters.
 

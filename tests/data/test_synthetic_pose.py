@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from hardmine_jax.data import figures, rendering, scenes, synthetic_pose
+from hardmine_jax.data.augment import AugmentConfig
 from hardmine_jax.data.coco_keypoints import COCO_SKELETON
+from hardmine_jax.data.pipeline import train_batches
+from hardmine_jax.data.problems import UnreadableImage
 from hardmine_jax.data.records import decode_image
 
 SIZE = 160
@@ -202,3 +205,40 @@ def test_another_renderer_is_another_cache_entry(tmp_path, monkeypatch, module):
 def test_numbers_that_make_no_dataset_are_refused(numbers, tmp_path):
     with pytest.raises(ValueError, match="must be >= 1"):
         synthetic_pose.load(**numbers, cache_dir=tmp_path)
+
+
+def readable(source) -> list[int]:
+    """Which records can be read."""
+    found = []
+    for index in range(len(source)):
+        try:
+            found.append(int(source[index]["index"]))
+        except UnreadableImage:
+            continue
+    return found
+
+
+def test_a_damaged_example_is_passed_over_in_training_and_named_elsewhere(tmp_path, caplog):
+    def load():
+        return synthetic_pose.load(num_train=12, num_validation=1, cache_dir=tmp_path)
+
+    folder = load().folder
+    (file,) = (folder / "examples").glob("*-train.array_record-*")
+    whole = file.read_bytes()
+    # Between the examples' bytes there are empty ones.
+    for place in range(len(whole) // 2, len(whole), 997):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        if len(readable(load().train)) == 11:
+            break
+    (lost,) = {*range(12)} - {*readable(load().train)}
+    with pytest.raises(
+        UnreadableImage, match=rf"{folder} is damaged: delete that folder .*: example {lost} of train"
+    ):
+        load().train[lost]
+    batches = train_batches(
+        load().train, batch_size=12, size=(32, 32), skeleton=COCO_SKELETON, config=AugmentConfig(), seed=0
+    )
+    expected = sorted([*({*range(12)} - {lost}), (lost + 1) % 12])
+    assert sorted(next(batches)["index"].tolist()) == expected
+    assert batches.unreadable == {lost} and f"record {lost} cannot be read any more" in caplog.text
+    batches.close()
