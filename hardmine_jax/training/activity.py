@@ -35,7 +35,7 @@ def working(what: str, *, slack: float = 1.0) -> Iterator[None]:
 
     Args:
       what: as in "process 1 hangs in WHAT".
-      slack: so many times the usual patience.
+      slack: so many times the usual patience; infinite for what nobody can know the length of.
     """
     with _doing(what, False, slack):
         yield

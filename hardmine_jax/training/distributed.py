@@ -27,6 +27,8 @@ from hardmine_jax.training.window import NonFiniteError
 HEARTBEAT_SECONDS = 30
 # A process that others wait for hangs when it works for longer than this without coming on.
 PATIENCE_SECONDS = 45.0
+# All wait for each other: so many times the patience, since a step may take long.
+_ALL_WAIT_SLACK = 10.0
 _POLL_SECONDS, _TICK_SECONDS, _HEARD_SECONDS, _LAST_SECONDS = 0.5, 5.0, 10.0, 3.0
 _FAILED, _HEARD, _WAITS, _TICKS = "hardmine/failed/", "hardmine/heard/", "hardmine/waits/", "hardmine/ticks/"
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED,
@@ -43,8 +45,8 @@ def joined(coordinator: str | None = None, num_processes: int | None = None, pro
 
     Any exception ends the whole job: the process says what it was, the others end too, and none returns
     from here. So does a process that dies, or hangs in what `activity.working` marks, or whose Python stands
-    still there: it is named, and where its own Python still runs it shows where it hangs. On CPUs the
-    collectives are gloo's. Processes other than the first are silent but for errors and logged warnings.
+    still there: it is named, and where its Python still runs it shows where it hangs. On CPUs the collectives
+    are gloo's. Processes other than the first are silent but for errors and logged warnings.
 
     Args:
       coordinator, num_processes, process_id: HOST:PORT of process 0, how many there are, which one this is;
@@ -134,6 +136,7 @@ def _watch(over: threading.Event, patience: float, thread: int) -> None:
                 continue
             failure = json.loads(failed[0][1])
             if failure["by"] == jax.process_index():
+                # Its main thread, or the lookout, ends it.
                 return
             client().key_value_set(f"{_HEARD}{jax.process_index()}", "")
         except jax.errors.JaxRuntimeError:
@@ -147,10 +150,10 @@ def _watch(over: threading.Event, patience: float, thread: int) -> None:
 
 
 class _Lookout:
-    """Called again and again, finds this process hanging, and the next one where its Python stands still.
+    """Called again and again, finds what JAX's heartbeat, from a thread outside of Python, does not.
 
-    JAX's heartbeat, from a thread outside of Python, goes on in both cases. Each process looks after one
-    other, so that their number does not matter.
+    This process hangs, while others wait for it; all wait for each other, as when a device hangs; the next
+    process's Python stands still. Each looks after one other, so that their number does not matter.
     """
 
     def __init__(self, patience: float, thread: int):
@@ -185,16 +188,26 @@ class _Lookout:
 
     def _check_myself(self, now: float) -> None:
         current = activity()
-        if current.what is None or current.waiting or now - current.since < self._patience * current.slack:
+        seconds = now - current.since
+        allowed = self._patience * (_ALL_WAIT_SLACK if current.waiting else current.slack)
+        if current.what is None or seconds < allowed:
             return
         waiting = [int(key.rpartition("/")[2]) for key, _ in client().key_value_dir_get(_WAITS)]
-        if not waiting or activity() != current:
+        if activity() != current:
             return
-        seconds = f"{now - current.since:.0f} s"
-        said = f"process {self._me} hangs: {seconds} in {current.what}, while process {min(waiting)} waits"
-        if _declare(self._me, 1, said):
+        long = f"{seconds:.0f} s"
+        if not current.waiting and waiting:
+            other = f"process {min(waiting)} waits"
+            self._end(f"process {self._me} hangs: {long} in {current.what}, while {other}")
+        if current.waiting and len(waiting) == jax.process_count():
+            cause = "a device or the network hangs"
+            self._end(f"all processes wait for each other, this one for {long}: {cause}")
+
+    def _end(self, said: str) -> None:
+        if _declare(1, said):
             stack = "".join(traceback.format_stack(sys._current_frames()[self._thread]))
-            print(f"{said}; --patience allows more. It is here:\n{stack}", file=sys.__stderr__, end="")
+            where = f"--patience allows more. Process {self._me} is here:\n{stack}"
+            print(f"{said}; {where}", file=sys.__stderr__, end="", flush=True)
             _wait_until_heard()
             _exit(1)
 
@@ -215,8 +228,8 @@ class _Lookout:
             self._heard, self._heard_at = tick, now
         elif now - self._heard_at > max(self._patience, 3 * _TICK_SECONDS):
             seconds = f"{now - self._heard_at:.0f} s"
-            said = f"process {self._neighbour} hangs: its Python has stood still for {seconds}"
-            if _declare(self._neighbour, 1, said):
+            said = f"process {self._neighbour} hangs or is gone: its Python has stood still for {seconds}"
+            if _declare(1, said):
                 print(f"process {self._me}: {said}", file=sys.__stderr__, flush=True)
                 _wait_until_heard(but=1)
                 _exit(1)
@@ -242,7 +255,7 @@ def _end_job(error: BaseException, line: str | None) -> NoReturn:
         # Meanwhile the one that failed is heard, or JAX names the one that died, and ends this process.
         time.sleep(HEARTBEAT_SECONDS + 15)
     said = f"process {number}: error: {line}" if line else f"process {number}: {_first_line(error)}"
-    if not _declare(number, code, said):
+    if not _declare(code, said):
         # Another failed first, most often of the same; the watcher ends this process.
         time.sleep(_HEARD_SECONDS)
     print(said, file=sys.__stderr__)
@@ -252,9 +265,9 @@ def _end_job(error: BaseException, line: str | None) -> NoReturn:
     _exit(code)
 
 
-def _declare(number: int, code: int, said: str) -> bool:
-    """Says that a process failed, for all to end with that code; whether it was the first to be said."""
-    failure = {"process": number, "by": jax.process_index(), "code": code, "message": said}
+def _declare(code: int, said: str) -> bool:
+    """Tells all processes to end with that code, and why; False where another has told them already."""
+    failure = {"by": jax.process_index(), "code": code, "message": said}
     try:
         client().key_value_set(f"{_FAILED}first", json.dumps(failure))
     except jax.errors.JaxRuntimeError:

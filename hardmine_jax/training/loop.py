@@ -1,6 +1,7 @@
 """The training loop: steps in flight, and now and then a log line, an evaluation, a checkpoint."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -69,7 +70,7 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
         is saved.
       CheckpointError: the state that training ended with could not be saved.
     """
-    step, stopped, scores = int(state.step), False, {}
+    step, stopped, compiled, scores = int(state.step), False, False, {}
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
     try:
         watching = _watching(workdir, step, steps, batch_size)
@@ -81,8 +82,10 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
             while step < steps and not stopped:
                 step += 1
                 last = step == steps
-                with waiting():
+                with waiting() if compiled else working("compiling", slack=math.inf):
                     state, metrics = parallel.train_step(state, batch)
+                compiled = True
+                with waiting():
                     window.add(step, metrics)
                     # Read once a step, before the iterator moves on: the position saved is this step's.
                     stopped = asked_to_stop(last=last)

@@ -4,6 +4,7 @@ Batches come as numpy, examples on the first axis, `[B, ...]`, B the number that
 are replicated. The batch of a job of several processes is theirs one after another.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hardmine_jax.training.activity import waiting
+from hardmine_jax.training.activity import waiting, working
 from hardmine_jax.training.exchange import all_rows
 from hardmine_jax.training.step import Step
 
@@ -88,10 +89,14 @@ class Parallel:
             run = jax.jit(body, out_shardings=self._everywhere())
             gather = _first_copy
 
+        compiled = False
+
         def evaluate(state, batch):
-            # The other processes', and now and then the compiler.
-            with waiting("an evaluation"):
-                return jax.tree.map(gather, run(state, self.put_batch(batch)))
+            nonlocal compiled
+            with waiting("an evaluation") if compiled else working("compiling", slack=math.inf):
+                outputs = jax.tree.map(gather, run(state, self.put_batch(batch)))
+            compiled = True
+            return outputs
 
         return evaluate
 

@@ -122,6 +122,12 @@ def stuck():
         time.sleep(0.1)
 
 
+def deadlock():
+    # Process 0 is in its step, which needs this one, and this one waits for process 0.
+    distributed._ALL_WAIT_SLACK = 1.0
+    exchange.barrier("nobody else comes")
+
+
 def frozen():
     # By this way of calling C no other thread of Python runs meanwhile.
     ctypes.PyDLL(None).sleep(1000)
@@ -144,6 +150,7 @@ def main(what, workdir, steps):
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
             "stuck": stuck,
+            "deadlock": deadlock,
             "frozen": frozen,
             # Longer than a tick and shorter than the patience.
             "slow": lambda: time.sleep(8),
