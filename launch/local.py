@@ -6,7 +6,8 @@
 Needs: the packages of the script (`pip install -e ".[train]"`), no accelerator; itself only Python 3.11.
 Costs: nothing; the processes share this machine's cores, each sees --devices simulated CPU devices.
 Resume: a process that dies ends the others, and all start again from the last checkpoint, at most --retries
-    times. After Ctrl-C, a kill or a reboot, run the same command again: it goes on where it stood.
+    times; after a start that ran for --steady they are counted anew. After Ctrl-C, a kill or a reboot, run
+    the same command again: it goes on where it stood.
 Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP after saving; 2 wrong flags or input, or a full
     disk, which no restart mends; otherwise that of the process that died first (128 + signal).
 
@@ -51,11 +52,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own flags, and the script with its flags."""
     parser = argparse.ArgumentParser(
         prog="launch/local.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python launch/local.py --processes N [--devices N] [--retries N] [--timeout S] -- SCRIPT ...",
+        usage="python launch/local.py --processes N [--devices N] [--retries N] [--steady S] [--timeout S] "
+        "-- SCRIPT ...",
     )  # fmt: skip
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--devices", type=int, default=1, help="simulated CPU devices of each")
-    parser.add_argument("--retries", type=int, default=3, help="restarts at most")
+    parser.add_argument("--retries", type=int, default=3, help="restarts at most, in a row")
+    parser.add_argument("--steady", type=float, default=3600.0, help="seconds; see above")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds; see above")
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     flags, command = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
@@ -63,7 +66,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error("no script: give it after `--`, as in `-- experiments/pose_ohkm.py --steps 100`")
     if not pathlib.Path(command[0]).is_file():
         parser.error(f"no script at {command[0]}")
-    for name, least in (("processes", 1), ("devices", 1), ("retries", 0), ("timeout", 0)):
+    for name, least in (("processes", 1), ("devices", 1), ("retries", 0), ("steady", 0), ("timeout", 0)):
         if getattr(flags, name) < least:
             parser.error(f"--{name} {getattr(flags, name)} must be at least {least}")
     return flags, command
@@ -239,14 +242,17 @@ def main(arguments: list[str] | None = None) -> int:
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: received.append(number))
-    for restart in range(flags.retries + 1):
-        if restart:
-            tell(f"starting again from the last checkpoint ({restart} of {flags.retries})")
+    restart = 0
+    while True:
+        started = time.monotonic()
         code = run_once(command, flags, received)
         if code in (0, 2) or received:
             break
-    else:
-        tell(f"gave up after {flags.retries} restarts: run the same command to go on")
+        restart = 1 if time.monotonic() - started > flags.steady else restart + 1
+        if restart > flags.retries:
+            tell(f"gave up after {flags.retries} restarts: run the same command to go on")
+            break
+        tell(f"starting again from the last checkpoint ({restart} of {flags.retries})")
     return 128 - code if code < 0 else code
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # One machine's share of a job: runs a command, and again from the last checkpoint when it crashed.
 #
-#   launch/retry.sh 3 .venv/bin/python experiments/pose_ohkm.py --distributed ...    # at most 3 restarts
+#   launch/retry.sh 3 .venv/bin/python experiments/pose_ohkm.py --distributed ...    # at most 3 restarts in a row
 #
 # Needs: bash.
 # Costs: nothing.
 # Resume: that is what it does; every machine of the job runs it, and when one's process dies, JAX's heartbeat ends the
-#   others, so that all start again together.
+#   others, so that all start again together. After a start that ran for STEADY seconds (3600) they are counted anew.
 # Exit code: 0 done; 143 stopped by SIGTERM or SIGINT, which are passed on, after saving; 2 wrong flags or input, which
 # no restart mends; anything else is the command's own after the last restart.
 set -u
@@ -15,6 +15,7 @@ if [[ $# -lt 2 || ! $1 =~ ^[0-9]+$ ]]; then
   exit 2
 fi
 retries=$1
+steady=${STEADY:-3600}
 shift
 child=
 stopped=
@@ -41,11 +42,15 @@ for ((restart = 0; restart <= retries; restart++)); do
   if ((restart > 0)); then
     echo "launch: exit code $code: starting again from the last checkpoint ($restart of $retries)" >&2
   fi
+  started=$SECONDS
   "$@" &
   child=$!
   wait_for_child
   if [[ $code -eq 0 || $code -eq 2 || -n $stopped ]]; then
     break
+  fi
+  if ((SECONDS - started > steady)); then
+    restart=0
   fi
 done
 # Kubernetes would take a machine that was told to go for one that is done.

@@ -163,6 +163,20 @@ def test_retries_are_bounded(launch, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("start0_*")) == ["start0_0", "start0_1", "start0_2"]
 
 
+def test_restarts_are_counted_anew_after_a_steady_start(launch, tmp_path):
+    body = """
+        if start == 3:
+            sys.exit(0)
+        time.sleep(3.0 if start == 1 else 0.0)
+        sys.exit(1)
+    """
+    job = launch(body, "--retries", "2", "--steady", "2.5", processes=1)
+    code, _, errors = end(job)
+    assert code == 0
+    counts = [line.split("(")[1] for line in errors.splitlines() if "starting again" in line]
+    assert counts == ["1 of 2)", "1 of 2)", "2 of 2)"]
+
+
 def test_process_that_ignores_the_end_of_another_is_killed_with_its_helpers(launch, tmp_path):
     body = """
         if number == 0:
@@ -282,6 +296,7 @@ def test_closed_output_does_not_stop_the_training(launch, tmp_path):
         (["--processes", "2"], "no script"),
         (["--processes", "2", "--", "nowhere.py"], "no script at nowhere.py"),
         (["--processes", "0", "--", __file__], "--processes 0 must be at least 1"),
+        (["--processes", "2", "--steady", "-1", "--", __file__], "--steady -1.0 must be at least 0"),
         (["--processes", "2", "--retries", "-1", "--", __file__], "--retries -1 must be at least 0"),
         (["--processes", "two", "--", __file__], "invalid int value"),
     ],

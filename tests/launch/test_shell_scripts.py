@@ -105,6 +105,24 @@ def test_retry(tmp_path, body, code, starts):
     assert errors.splitlines()[-1] == f"launch: ended with exit code {code}"
 
 
+def test_retry_counts_anew_after_a_steady_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEADY", "1")
+    executable(
+        tmp_path / "train",
+        """
+        #!/usr/bin/env bash
+        echo >>starts
+        [[ $(wc -l <starts) -ne 2 ]] || sleep 2.1
+        [[ $(wc -l <starts) -eq 4 ]]
+        """,
+    )
+    job = retry(tmp_path, "2", "./train")
+    _, errors = job.communicate(timeout=20)
+    assert job.returncode == 0
+    counts = [line.split("(")[1] for line in errors.splitlines() if "starting again" in line]
+    assert counts == ["1 of 2)", "1 of 2)", "2 of 2)"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_retry_waits_for_the_saving_and_tells_it_from_the_end(tmp_path, number):
     executable(tmp_path / "train", SAVES)
