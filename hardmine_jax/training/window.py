@@ -89,7 +89,7 @@ def check_state(step: int, state: TrainState) -> None:
         path, leaf = jax.tree_util.tree_leaves_with_path(trees)[finite.index(False)]
         values = np.ravel(leaf)
         bad = values[np.argmin(np.isfinite(values))]
-        raise NonFiniteError(step, "/".join(str(key.key) for key in path), float(bad))
+        raise NonFiniteError(step, jax.tree_util.keystr(path, simple=True, separator="/"), float(bad))
 
 
 @jax.jit
