@@ -24,6 +24,7 @@ import numpy as np
 from hardmine_jax import training
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.training import distributed, exchange
+from hardmine_jax.training.ending import restart_may_mend
 from hardmine_jax.training.host_memory import keep_freed_memory
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
@@ -61,7 +62,7 @@ def run_to_exit_code(body: Callable[[], object]) -> int:
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        return 1 if distributed.restart_may_mend(error) else 2
+        return 1 if restart_may_mend(error) else 2
     return 0
 
 

@@ -7,19 +7,17 @@ little.
 """
 
 import dataclasses
-import re
 
 import jax
 import numpy as np
 import rich
 import rich.table
 import tyro
+from collectives import collective_bytes
 from jax.sharding import Mesh, PartitionSpec
 from timing import Question, check, cost, host, jax_way, milliseconds
 
 from hardmine_jax.mining import global_top_k, top_k
-
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +33,6 @@ class Devices:
     num_units: int = 100_000
     k: int = 1000
     rounds: int = 9
-
-
-def collective_bytes(hlo: str) -> tuple[int, int]:
-    """Number of collectives, and bytes of what they return on one device."""
-    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", hlo)
-    shapes = [shape for result in found for shape in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", result)]
-    sizes = [
-        BYTES[kind] * np.prod([int(n) for n in dims.split(",") if n], dtype=int) for kind, dims in shapes
-    ]
-    return len(found), sum(sizes)
 
 
 def question(config: Devices) -> Question:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hardmine_jax.mining import global_top_k, top_k
-from hardmine_jax.training import Checkpoints, distributed, exchange, fit, make_schedule, parallelise
+from hardmine_jax.training import Checkpoints, distributed, exchange, fit, lookout, make_schedule, parallelise
 
 # Beside this file; pytest, which looks into every file for doctests, would not find it there by itself.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -124,7 +124,7 @@ def stuck():
 
 def deadlock():
     # Process 0 is in its step, which needs this one, and this one waits for process 0.
-    distributed._ALL_WAIT_SLACK = 1.0
+    lookout.ALL_WAIT_SLACK = 1.0
     exchange.barrier("nobody else comes")
 
 

@@ -1,0 +1,109 @@
+"""How a job of several processes ends for a failure: one says what it was, the others end with it.
+
+What is said first counts. It lies in the runtime's key-value store, where each process's watcher
+(`lookout.py`) looks for it.
+"""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from typing import NamedTuple, NoReturn
+
+import jax
+
+from hardmine_jax.training.exchange import client
+from hardmine_jax.training.window import NonFiniteError
+
+# A process that is not heard for so many seconds is dead; JAX then ends the others, naming it.
+HEARTBEAT_SECONDS = 30
+_HEARD_SECONDS = 10.0
+_FAILED, _HEARD = "hardmine/failed/", "hardmine/heard/"
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED,
+            errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)  # fmt: skip
+# What JAX says in a process whose peer or coordinator went away.
+_PEER_LOST = ("gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED", "onnection", "eer ")
+
+
+class Failure(NamedTuple):
+    """Attributes: by (the process that says it), code (that all end with), message (one line)."""
+
+    by: int
+    code: int
+    message: str
+
+
+def restart_may_mend(error: BaseException) -> bool:
+    """Whether, after an error that is explained in a line, a start from the last checkpoint is worth a try.
+
+    A NaN may come from a broken chip; storage and its network, which those codes are about, come back.
+    """
+    return isinstance(error, NonFiniteError) or (isinstance(error, OSError) and error.errno in _PASSING)
+
+
+def end_job(error: BaseException, line: str | None) -> NoReturn:
+    """Tells the other processes, and ends this one once they know."""
+    number = jax.process_index()
+    code = 1 if line is None or restart_may_mend(error) else 2
+    # Gloo's come as ValueErrors.
+    from_below = line is None and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    if from_below and any(said in str(error) for said in _PEER_LOST):
+        lost = f"process {number}: lost another process ({_first_line(error)})"
+        print(lost, file=sys.__stderr__, flush=True)
+        # Meanwhile the one that failed is heard, or JAX names the one that died, and ends this process.
+        time.sleep(HEARTBEAT_SECONDS + 15)
+    said = f"process {number}: error: {line}" if line else f"process {number}: {_first_line(error)}"
+    if not declare(code, said):
+        # Another failed first, most often of the same; the watcher ends this process.
+        time.sleep(_HEARD_SECONDS)
+    print(said, file=sys.__stderr__)
+    if line is None:
+        traceback.print_exception(error, file=sys.__stderr__)
+    wait_until_heard()
+    exit_now(code)
+
+
+def declare(code: int, message: str) -> bool:
+    """Tells all processes to end with that code, and why; False where another has told them already."""
+    failure = Failure(jax.process_index(), code, message)
+    try:
+        client().key_value_set(f"{_FAILED}first", json.dumps(failure))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def declared() -> Failure | None:
+    """What was declared, if anything."""
+    found = client().key_value_dir_get(_FAILED)
+    return Failure(*json.loads(found[0][1])) if found else None
+
+
+def tell_heard() -> None:
+    """For whoever declared the failure."""
+    client().key_value_set(f"{_HEARD}{jax.process_index()}", "")
+
+
+def wait_until_heard(but: int = 0) -> None:
+    """Until all other processes have, `but` so many that cannot; not for long."""
+    deadline, others = time.monotonic() + _HEARD_SECONDS, jax.process_count() - 1 - but
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while len(client().key_value_dir_get(_HEARD)) < others and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def exit_now(code: int) -> NoReturn:
+    """Ends at once: JAX's own way out waits for processes that will not come."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.__stdout__.flush()
+    sys.__stderr__.flush()
+    os._exit(code)
