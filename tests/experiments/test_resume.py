@@ -167,14 +167,16 @@ def test_jit_pmap_and_shard_map_on_1_and_8_devices_give_the_same_losses(monkeypa
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_give_the_losses_of_one(name, tmp_path):
-    _finish(_start(name, tmp_path / "one", tmp_path / "cache"))
-    said = _finish(_start(name, tmp_path / "two", tmp_path / "cache", processes=2))
+    # At the default rate of pose_ohkm the same rounding grows to 1.4e-2, here to 4.5e-4.
+    rate = {"optimizer.learning-rate": 4e-4}
+    _finish(_start(name, tmp_path / "one", tmp_path / "cache", **rate))
+    said = _finish(_start(name, tmp_path / "two", tmp_path / "cache", processes=2, **rate))
     lines = [training.read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two")]
     assert [[line["step"] for line in run] for run in lines] == [list(range(1, STEPS + 1))] * 2
     one, two = (np.array([line["loss"] for line in run[:20]]) for run in lines)
     difference = np.abs(two / one - 1)
     print(f"{name}: {difference.max():.1e} at step {difference.argmax() + 1}")
-    assert difference[:2].max() < TOLERANCE_OF_2_STEPS and difference.max() < TOLERANCE_OF_20
+    assert difference[:2].max() < TOLERANCE_OF_2_STEPS and difference.max() < 2e-3
     # Process 0 alone tells of the training, and evaluated as many as one process does.
     assert "[0] step 20/" in said and "[1] step" not in said
     results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
