@@ -24,7 +24,7 @@ PATIENCE = 15.0
 
 
 class Job:
-    """Attributes: workdir, faults (faulty.py's folder), disk (conftest.py's SmallDisk), lines (all output)."""
+    """Attributes: workdir, faults (faulty.py's folder), disk (conftest.py's SmallDisk), lines (the output)."""
 
     def __init__(self, experiment: str, flags: dict, disk, faults: pathlib.Path, processes: int = 2):
         self.workdir, self.disk, self.faults = disk.path / "run", disk, faults
