@@ -24,7 +24,7 @@ PATIENCE = 15.0
 
 
 class Job:
-    """Attributes: workdir, faults (faulty.py's folder), disk (conftest.py's SmallDisk), lines (the output)."""
+    """Attributes: workdir, faults (faulty.py's folder), disk (conftest.py's SmallDisk), lines of output."""
 
     def __init__(self, experiment: str, flags: dict, disk, faults: pathlib.Path, processes: int = 2):
         self.workdir, self.disk, self.faults = disk.path / "run", disk, faults
@@ -181,20 +181,22 @@ def fill_disk_and_stop(job: Job, draw: random.Random) -> str:
     return "disk full, SIGTERM to the launcher"
 
 
-def nan_once(job: Job, draw: random.Random) -> str:
+def _happen(job: Job, draw: random.Random, name: str, pattern: str) -> int:
+    """Lets a fault of faulty.py happen to some process; the number of that, once it was said and all restart."""
     since, number = len(job.lines), draw.randrange(job.processes)
-    (job.faults / f"nan{number}").touch()
-    job.wait_for_line(r"step \d+: .* is nan", since)
+    (job.faults / f"{name}{number}").touch()
+    job.wait_for_line(pattern.format(number=number), since)
     job.wait_for_line("launch: starting again from the last checkpoint", since)
-    return f"NaN in the weights of process {number}"
+    return number
+
+
+def nan_once(job: Job, draw: random.Random) -> str:
+    return f"NaN in the weights of process {_happen(job, draw, 'nan', r'step [0-9]+: .* is nan')}"
 
 
 def stick(job: Job, draw: random.Random) -> str:
-    since, number = len(job.lines), draw.randrange(job.processes)
-    (job.faults / f"stuck{number}").touch()
-    job.wait_for_line(rf"process {number} hangs: \d+ s in reading a batch", since)
-    job.wait_for_line("launch: starting again from the last checkpoint", since)
-    return f"process {number} hangs in Python"
+    pattern = r"process {number} hangs: [0-9]+ s in reading a batch"
+    return f"process {_happen(job, draw, 'stuck', pattern)} hangs in Python"
 
 
 def freeze(job: Job, draw: random.Random) -> str:
