@@ -182,7 +182,7 @@ def fill_disk_and_stop(job: Job, draw: random.Random) -> str:
 
 
 def _happen(job: Job, draw: random.Random, name: str, pattern: str) -> int:
-    """Lets a fault of faulty.py happen to some process; its number, when that was said and all start again."""
+    """Lets a fault of faulty.py happen to some process; its number, when it was said and all start again."""
     since, number = len(job.lines), draw.randrange(job.processes)
     (job.faults / f"{name}{number}").touch()
     job.wait_for_line(pattern.format(number=number), since)
