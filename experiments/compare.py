@@ -30,9 +30,10 @@ from page import number, percent  # noqa: E402
 
 from hardmine_jax.data.problems import DataError  # noqa: E402
 
-# Settings that change nothing of what is learned, or where it is written.
-_SILENT = {"workdir", "cache_dir", "resume", "eval_only", "log_every", "keep_last", "num_workers", "parallel",
-           "checkpoint_every", "evaluate_every", "data_dir", "annotations", "images"}  # fmt: skip
+# Settings that change nothing of what is learned, beside those that may change within a run.
+_SILENT = {
+    *running.FREE, "keep_last", "checkpoint_every", "evaluate_every", "data_dir", "annotations", "images",
+}  # fmt: skip
 
 
 class Score(NamedTuple):

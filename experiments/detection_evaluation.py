@@ -5,13 +5,12 @@ Boxes are xyxy in pixels of the original images; labels are 1 .. C.
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import detection_plots
 import numpy as np
 from rows import Rows, evenly_spaced
-from running import Share
+from running import Share, told_of_errors
 
 from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
 from hardmine_jax.data.detection_records import DetectionDataset
@@ -213,13 +212,13 @@ class MinedRecorder:
         if not is_main():
             return
         path = self._folder / f"{step}.npz"
-        try:
+        new = path.with_suffix(".new")
+        with told_of_errors(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, **chosen)
-        except OSError as error:
-            # A picture less in the report is no reason to stop training.
-            path.unlink(missing_ok=True)
-            print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
+            with open(new, "wb") as stream:
+                np.savez_compressed(stream, **chosen)
+            # Killed here, there is no half of it for the report to stumble over.
+            new.replace(path)
 
     def pictures(self) -> list[detection_plots.MinedExample]:
         """For each watched image what was mined first and last; empty where fewer than two were recorded."""

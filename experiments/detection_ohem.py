@@ -479,6 +479,7 @@ def fit(
             log_every=config.log_every,
             evaluate_every=config.evaluate_every or None,
             checkpoint_every=config.checkpoint_every or None,
+            must_save=end == config.steps,
         )
         state, step = parallel.get(fitted.state), fitted.step
         if fitted.stopped:
@@ -507,7 +508,8 @@ def grow_pool(
     batches.set_pool(pool, number=number)
     rounds = exchange.from_main(lambda: detection_bootstrap.read_rounds(config.workdir), "rounds")
     found = {"round": number + 1, "after_step": int(state.step), **found}
-    running.write_json(config.workdir / "rounds.json", [*rounds[: number - 1], found])
+    with running.told_of_errors(config.workdir / "rounds.json"):
+        running.write_json(config.workdir / "rounds.json", [*rounds[: number - 1], found])
     print(f"round {number + 1}: {found['false_positives']} false positives, {found['members']} in the pool")
 
 

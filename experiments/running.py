@@ -96,17 +96,47 @@ def run_training(config, body: Callable[[], object]) -> int:
     def run_joined() -> None:
         with distributed.joined(**where, patience=config.patience, explain=explain):
             check_processes(config)
-            run()
+            with noted(config.workdir):
+                run()
 
     def run_alone() -> None:
-        for name, value in where.items():
+        patience = None if config.patience == distributed.PATIENCE_SECONDS else config.patience
+        for name, value in {**where, "patience": patience}.items():
             if value is not None:
                 raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
-        run()
+        with noted(config.workdir):
+            run()
 
     if config.distributed:
         return run_to_exit_code(run_joined)
     return run_to_exit_code(run_alone)
+
+
+_NOTE = "non_finite.json"
+
+
+@contextlib.contextmanager
+def noted(workdir: pathlib.Path) -> Iterator[None]:
+    """Within it a NaN is written down, so that the next start knows when it has come to the same again."""
+    try:
+        yield
+    except training.NonFiniteError as error:
+        path, found = workdir / _NOTE, {"step": error.step, "metric": error.metric}
+        with contextlib.suppress(OSError, ValueError):
+            error.again = path.exists() and json.loads(path.read_text()) == found
+            write_json(path, found)
+        if error.again:
+            error.args = (f"{error}. It was the same in the start before",)
+        raise
+
+
+@contextlib.contextmanager
+def told_of_errors(path: pathlib.Path) -> Iterator[None]:
+    """Within it a file is written that training can do without, on a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
 
 
 # Flags that processes of one job may have each its own.
@@ -277,12 +307,12 @@ def check_run(config) -> None:
 def start_anew(workdir: pathlib.Path) -> None:
     """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
     training.set_aside(workdir)
-    for name in ("config.json", "metrics.jsonl", "result.json", "report.html"):
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", _NOTE):
         (workdir / name).unlink(missing_ok=True)
 
 
 # Flags that may change between two starts of one run without changing what it is.
-_FREE = (
+FREE = (
     "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
     "coordinator", "num_processes", "process_id", "patience",
 )  # fmt: skip
@@ -291,7 +321,7 @@ _FREE = (
 def tell_changes(workdir: pathlib.Path, old, new) -> None:
     """One line on stderr where a run goes on with another config than it had."""
     old, new = plain(old), plain(new)
-    changed = [f"{name}={old[name]!r}" for name in new if name not in _FREE and old[name] != new[name]]
+    changed = [f"{name}={old[name]!r}" for name in new if name not in FREE and old[name] != new[name]]
     if changed:
         print(f"note: {workdir} was trained with {', '.join(changed)} until here", file=sys.stderr)
 

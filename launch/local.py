@@ -14,7 +14,7 @@ Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP after saving; 2 wrong
 Every process gets `--distributed --coordinator localhost:PORT --num-processes N --process-id I` appended, its
 output comes prefixed with its number. Times are in seconds. After a signal the processes have --timeout to
 save, a second signal ends them at once. When some have come to their end, those that print nothing for
---timeout hang and are killed. While all run, they find a hang by themselves, by JAX's heartbeat and by the
+--timeout hang and are killed. While all train, they find a hang by themselves, by JAX's heartbeat and by the
 script's --patience.
 """
 

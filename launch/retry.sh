@@ -7,15 +7,15 @@
 # Costs: nothing.
 # Resume: that is what it does; every machine of the job runs it, and when one's process dies, JAX's heartbeat ends the
 #   others, so that all start again together. After a start that ran for STEADY seconds (3600) they are counted anew.
-# Exit code: 0 done; 143 stopped by SIGTERM or SIGINT, which are passed on, after saving; 2 wrong flags or input, which
-# no restart mends; anything else is the command's own after the last restart.
+# Exit code: 0 done; 143 stopped by SIGTERM or SIGINT, which are passed on, after saving; 2 wrong flags or input, or a
+# full disk, which no restart mends; anything else is the command's own after the last restart.
 set -u
-if [[ $# -lt 2 || ! $1 =~ ^[0-9]+$ ]]; then
-  echo "usage: launch/retry.sh RESTARTS COMMAND..." >&2
+steady=${STEADY:-3600}
+if [[ $# -lt 2 || ! $1 =~ ^[0-9]+$ || ! $steady =~ ^[0-9]+$ ]]; then
+  echo "usage: [STEADY=SECONDS] launch/retry.sh RESTARTS COMMAND..." >&2
   exit 2
 fi
 retries=$1
-steady=${STEADY:-3600}
 shift
 child=
 stopped=

@@ -13,7 +13,7 @@
 # Costs: from READY until `delete`, by the second and chip, whether it trains or not: prices at
 #   https://cloud.google.com/tpu/pricing. A try of v5litepod-8 (8 chips) takes about a quarter of an hour.
 # Resume: run the same `start` again. It makes the VM anew where it was preempted, and the run, which lies in the
-#   bucket, goes on from its last checkpoint. Crashes are restarted on the VM, at most --retries times.
+#   bucket, goes on from its last checkpoint. Crashes are restarted on the VM, at most --retries times in a row.
 # --workdir and --distributed are appended to the script's flags: the run lies in bucket/runs/NAME.
 set -euo pipefail
 

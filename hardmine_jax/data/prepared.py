@@ -5,6 +5,7 @@ its image is the business of `records.py` (people) and `detection_records.py` (o
 """
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -45,14 +46,26 @@ class ExampleReader:
         self._examples = None
 
     def __getitem__(self, index: int) -> dict:
-        """Raises UnreadableImage for an example that is damaged, DataError where all are."""
+        """
+        Raises:
+          UnreadableImage: the example is damaged.
+          DataError: the files cannot be read at all.
+          OSError: just now they cannot.
+        """
         examples = self._open()
         try:
-            return examples[index]
+            example = examples[index]
         except RuntimeError as error:
-            # array_record's, which keeps a checksum of every example.
-            what = f"{damaged(self.folder, error)}: example {index} of {self.split}"
-            raise UnreadableImage(what) from error
+            # array_record's, of storage as of data, for each example of which it has a checksum.
+            if not any(word in str(error) for word in ("mismatch", "orrupt", "nvalid")):
+                raise OSError(errno.EIO, f"cannot read just now ({error})", str(self.folder)) from error
+            raise self._lost(index, error) from error
+        if example is None:
+            raise self._lost(index, EOFError("the file is too short"))
+        return example
+
+    def _lost(self, index: int, error: Exception) -> UnreadableImage:
+        return UnreadableImage(f"{damaged(self.folder, error)}: example {index} of {self.split}")
 
     def _open(self):
         if self._examples is None:

@@ -24,7 +24,7 @@ import rich.progress
 
 from hardmine_jax.data import cache, prepared
 from hardmine_jax.data.pictures import decode_image
-from hardmine_jax.data.problems import DataError, Skipped, gather
+from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
 from hardmine_jax.detection import proposals as search
 
 
@@ -79,8 +79,10 @@ class SourceProposals:
             raise IndexError(f"proposals {index} of {len(self)} records")
         file = _file(self._folder, self._hashes[index])
         found = _read(file)
-        # Removed or damaged since the source was gone through.
-        return found if found is not None else _make(self._source[index]["image"], file, self._config)
+        if found is None:
+            # Removed or damaged since the source was gone through.
+            found = _make(_record(self._source, index)["image"], file, self._config)
+        return found
 
 
 def prepare(
@@ -105,7 +107,7 @@ def prepare(
     """
     folder = _folder(config, cache_dir)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        images = (source[index]["image"] for index in range(len(source)))
+        images = (_record(source, index)["image"] for index in range(len(source)))
         hashes = np.array([_hash(image) for image in images], "S32")
         # The same picture twice is one file.
         first = {key: index for index, key in reversed(list(enumerate(hashes.tolist())))}
@@ -122,9 +124,17 @@ def prepare(
                 future.cancel()
     found = SourceProposals(source, config, folder, hashes)
     found.counts[:] = [len(found[index]) for index in range(len(found))]
-    empty = [source[index] for index in np.flatnonzero(found.counts == 0)]
+    empty = [_record(source, int(index)) for index in np.flatnonzero(found.counts == 0)]
     found.skipped = gather((), [(_why_none(record), record["name"]) for record in empty])
     return found
+
+
+def _record(source: Sequence[dict], index: int) -> dict:
+    """A record; without a picture where it cannot be read, so that it has no proposals."""
+    try:
+        return source[index]
+    except UnreadableImage:
+        return {"image": b"", "name": f"record {index}"}
 
 
 def _folder(config: SearchConfig, cache_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -166,7 +176,7 @@ def _read(file: pathlib.Path) -> np.ndarray | None:
 def _make_indexed(
     index: int, *, source: Sequence[dict], folder: pathlib.Path, hashes: np.ndarray, config: SearchConfig
 ) -> None:
-    _make(source[index]["image"], _file(folder, hashes[index]), config)
+    _make(_record(source, index)["image"], _file(folder, hashes[index]), config)
 
 
 def _make(encoded: bytes, file: pathlib.Path, config: SearchConfig) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Inside `working` a process has to come on, inside `waiting` it is the others' turn; the innermost one counts,
 from when something was last entered or left. Outside of both nobody asks: preparing data may take hours. Only
-the thread that trains uses them; another one watches (`distributed.py`).
+the thread that trains uses them; another one watches (`lookout.py`).
 """
 
 import contextlib

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hardmine_jax.training.ending import is_passing
 from hardmine_jax.training.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.training.json_state import decode_json, encode_json
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
@@ -66,10 +67,19 @@ class Checkpoints:
             raise ValueError(f"best_mode={best_mode!r}: use max or min")
         self.directory = pathlib.Path(workdir).resolve() / _FOLDER
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._manager, self._keep_last, self._writing, self._failed = None, keep_last, None, None
+        self._keep_last, self._opened = keep_last, None
+        # Steps: being written, known to be whole. And what became of the last one to be written.
+        self._writing, self._whole, self._failed = None, None, None
         if is_main():
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = _open(self.directory, keep_last=keep_last)
+            self._whole = max(self._manager.all_steps(), default=None)
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Process 0's. Opened anew after a writing that failed: it keeps its errors, and forgets steps."""
+        if self._opened is None:
+            self._opened = _open(self.directory, keep_last=self._keep_last)
+        return self._opened
 
     def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.
@@ -87,17 +97,17 @@ class Checkpoints:
           CheckpointError: the first checkpoint could not be written.
         """
         score = self._score(metrics)
-        if self._manager is None:
+        if not is_main():
             return
         # Copies: on a CPU device_get gives views of buffers that the next step is about to reuse.
         tree = jax.tree.map(lambda x: np.array(x), jax.device_get(to_tree(state)))
         about = {"arrays": describe(named(tree)), "iterator": encode_json(iterator_state)}
         parts = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), about=ocp.args.JsonSave(about))
         self.wait()
-        # Threads of a writing that failed may have gone on for a while.
-        self._clear_away()
         self._writing = step
         with self._writes():
+            # Threads of a writing that failed may have gone on for a while.
+            self._clear_away()
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=parts, metrics=score, force=True)
@@ -112,14 +122,14 @@ class Checkpoints:
             return
         with self._writes():
             self._manager.wait_until_finished()
-            # The last one is there: what failed before matters no more.
-            self._writing = self._failed = None
+            # What failed before matters no more.
+            self._whole, self._writing, self._failed = self._writing, None, None
 
     def check_saved(self) -> None:
         """Raises CheckpointError where the last `save` failed, `wait` having told of it."""
         self.wait()
         if self._failed is not None:
-            raise CheckpointError(self._failed)
+            raise self._failed
 
     @contextlib.contextmanager
     def _writes(self) -> Iterator[None]:
@@ -128,21 +138,27 @@ class Checkpoints:
             yield
         # Tensorstore's errors are ValueErrors.
         except (OSError, ValueError) as error:
-            step, self._writing = self._writing, None
-            # It has forgotten what it would have deleted after this one, and may raise again what has failed.
+            # All of this may need the storage that has just failed.
             with contextlib.suppress(OSError, ValueError):
-                self._manager.close()
+                if self._opened is not None:
+                    self._opened.close()
             self._clear_away()
-            self._manager = _open(self.directory, keep_last=self._keep_last)
-            last = max(self._manager.all_steps(), default=None)
-            kept = "none was saved before" if last is None else f"the last one saved is of step {last}"
-            # What failed first is not always what is raised.
-            is_full = shutil.disk_usage(self.directory).free < _LITTLE
-            reason = "no space left on device" if is_full else _reason(error)
-            self._failed = f"{self.directory / str(step)} could not be written ({reason}): {kept}"
-            if last is None:
-                raise CheckpointError(self._failed) from error
+            path, self._opened, self._writing = self.directory / str(self._writing), None, None
+            kept = f"the last one saved is of step {self._whole}"
+            if self._whole is None:
+                kept = "none was saved before"
+            self._failed = CheckpointError(f"{path} could not be written ({self._why(error)}): {kept}")
+            self._failed.__cause__ = error
+            if self._whole is None:
+                raise self._failed from error
             print(f"warning: {self._failed}; training goes on", file=sys.stderr, flush=True)
+
+    def _why(self, error: Exception) -> str:
+        # What failed first is not always what is raised.
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.directory).free < _LITTLE:
+                return "no space left on device"
+        return _reason(error)
 
     def _clear_away(self) -> None:
         # A checkpoint is called by its number only when it is whole.
@@ -171,6 +187,8 @@ class Checkpoints:
             except _NOT_DAMAGE:
                 raise
             except Exception as error:
+                if is_passing(error):
+                    raise
                 damaged[step] = error
             else:
                 for bad, error in damaged.items():
@@ -196,6 +214,8 @@ class Checkpoints:
         except _NOT_DAMAGE:
             raise
         except Exception as error:
+            if is_passing(error):
+                raise
             raise CheckpointError(_damaged(self.directory / str(step), error)) from error
 
     def steps(self) -> tuple[int, ...]:
@@ -215,9 +235,9 @@ class Checkpoints:
         return _choose(self._manager, "best")
 
     def close(self) -> None:
-        if self._manager is not None:
-            self.wait()
-            self._manager.close()
+        self.wait()
+        if self._opened is not None:
+            self._opened.close()
 
     def _restore(self, step: int, template: TrainState) -> Restored:
         about = _read_about(self._manager, step)

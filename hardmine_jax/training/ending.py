@@ -9,6 +9,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -40,9 +41,19 @@ class Failure(NamedTuple):
 def restart_may_mend(error: BaseException) -> bool:
     """Whether, after an error that is explained in a line, a start from the last checkpoint is worth a try.
 
-    A NaN may come from a broken chip; storage and its network, which those codes are about, come back.
+    A NaN may come from a broken chip, unless it comes again; storage and its network come back.
     """
-    return isinstance(error, NonFiniteError) or (isinstance(error, OSError) and error.errno in _PASSING)
+    if isinstance(error, NonFiniteError):
+        return not error.again
+    return any(is_passing(one) for one in (error, error.__cause__))
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether it is about storage or a network that went away, and will be back."""
+    # Tensorstore's are ValueErrors, with the number somewhere in their text.
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    return number in _PASSING
 
 
 def end_job(error: BaseException, line: str | None) -> NoReturn:
@@ -53,16 +64,17 @@ def end_job(error: BaseException, line: str | None) -> NoReturn:
     from_below = line is None and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
     if from_below and any(said in str(error) for said in _PEER_LOST):
         lost = f"process {number}: lost another process ({_first_line(error)})"
-        print(lost, file=sys.__stderr__, flush=True)
+        say(lost)
         # Meanwhile the one that failed is heard, or JAX names the one that died, and ends this process.
         time.sleep(HEARTBEAT_SECONDS + 15)
+    if isinstance(error, NonFiniteError) and number:
+        # All see the same; process 0 alone knows whether it is the second time.
+        time.sleep(_HEARD_SECONDS)
     said = f"process {number}: error: {line}" if line else f"process {number}: {_first_line(error)}"
     if not declare(code, said):
         # Another failed first, most often of the same; the watcher ends this process.
         time.sleep(_HEARD_SECONDS)
-    print(said, file=sys.__stderr__)
-    if line is None:
-        traceback.print_exception(error, file=sys.__stderr__)
+    say(said if line else f"{said}\n{''.join(traceback.format_exception(error))}")
     wait_until_heard()
     exit_now(code)
 
@@ -96,6 +108,12 @@ def wait_until_heard(but: int = 0) -> None:
             time.sleep(0.1)
 
 
+def say(text: str) -> None:
+    """On stderr, also where only process 0 speaks; a closed one is no reason not to end."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.__stderr__, flush=True)
+
+
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
@@ -104,6 +122,6 @@ def exit_now(code: int) -> NoReturn:
     """Ends at once: JAX's own way out waits for processes that will not come."""
     for child in multiprocessing.active_children():
         child.terminate()
-    sys.__stdout__.flush()
-    sys.__stderr__.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.__stdout__.flush()
     os._exit(code)

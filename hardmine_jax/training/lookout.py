@@ -8,7 +8,7 @@ import traceback
 import jax
 
 from hardmine_jax.training import ending
-from hardmine_jax.training.activity import activity
+from hardmine_jax.training.activity import Activity, activity
 from hardmine_jax.training.exchange import client, is_main
 
 # All wait for each other: so many times the patience, since a step may take long.
@@ -37,10 +37,10 @@ def watch(over: threading.Event, patience: float, thread: int) -> None:
                 return
             ending.tell_heard()
         except jax.errors.JaxRuntimeError:
-            # The coordinator is gone: JAX ends this process by itself.
-            return
+            # A call that failed once is made again; if the coordinator is gone, JAX ends this process.
+            continue
         if is_main():
-            print(f"process 0: ending too, for {failure.message}", file=sys.__stderr__, flush=True)
+            ending.say(f"process 0: ending too, for {failure.message}")
             # The service that the others end by goes with this process: it is the last.
             time.sleep(_LAST_SECONDS)
         ending.exit_now(failure.code)
@@ -55,9 +55,12 @@ class _Lookout:
 
     def __init__(self, patience: float, thread: int):
         self._patience, self._thread = patience, thread
+        # Who waits or works for less is none to speak of.
+        self._soon = min(_TICK_SECONDS, patience / 2)
         self._me = jax.process_index()
         self._neighbour = (self._me + 1) % jax.process_count()
         self._told_waiting, self._told_doing, self._ticks, self._heard = False, "idle", 0, ""
+        self._suspect: tuple[Activity, float] | None = None
         self._called = self._ticked = self._heard_at = time.monotonic()
 
     def __call__(self) -> None:
@@ -79,7 +82,7 @@ class _Lookout:
 
     def _tell_waiting(self, now: float) -> None:
         current = activity()
-        waits = current.waiting and now - current.since > min(_TICK_SECONDS, self._patience / 2)
+        waits = current.waiting and now - current.since > self._soon
         if waits and not self._told_waiting:
             client().key_value_set(f"{_WAITS}{self._me}", "", allow_overwrite=True)
         if self._told_waiting and not waits:
@@ -88,26 +91,29 @@ class _Lookout:
 
     def _check_myself(self, now: float) -> None:
         current = activity()
-        seconds = now - current.since
-        allowed = self._patience * (ALL_WAIT_SLACK if current.waiting else current.slack)
-        if current.what is None or seconds < allowed:
+        if current.what is None or now - current.since < self._soon:
+            self._suspect = None
             return
         waiting = [int(key.rpartition("/")[2]) for key, _ in client().key_value_dir_get(_WAITS)]
-        if activity() != current:
-            return
-        long = f"{seconds:.0f} s"
-        if not current.waiting and waiting:
-            other = f"process {min(waiting)} waits"
-            self._end(f"process {self._me} hangs: {long} in {current.what}, while {other}")
-        if current.waiting and len(waiting) == jax.process_count():
-            cause = "a device or the network hangs"
-            self._end(f"all processes wait for each other, this one for {long}: {cause}")
+        all_wait = len(waiting) == jax.process_count()
+        # Counted from when the others have to wait, or the last one does: until then nothing is wrong.
+        if activity() != current or not (all_wait if current.waiting else waiting):
+            self._suspect = None
+        elif self._suspect is None or self._suspect[0] != current:
+            self._suspect = current, now
+        elif now - self._suspect[1] >= self._patience * (ALL_WAIT_SLACK if all_wait else current.slack):
+            long = f"{now - current.since:.0f} s in {current.what}"
+            self._end(
+                f"all processes wait for each other, process {self._me} {long}: a device or the network hangs"
+                if all_wait
+                else f"process {self._me} hangs: {long}, while process {min(waiting)} waits"
+            )
 
     def _end(self, said: str) -> None:
         if ending.declare(1, said):
             stack = "".join(traceback.format_stack(sys._current_frames()[self._thread]))
             where = f"--patience allows more. Process {self._me} is here:\n{stack}"
-            print(f"{said}; {where}", file=sys.__stderr__, end="", flush=True)
+            ending.say(f"{said}; {where}".rstrip())
             ending.wait_until_heard()
             ending.exit_now(1)
 
@@ -125,6 +131,6 @@ class _Lookout:
             seconds = f"{now - self._heard_at:.0f} s"
             said = f"process {self._neighbour} hangs or is gone: its Python has stood still for {seconds}"
             if ending.declare(1, said):
-                print(f"process {self._me}: {said}", file=sys.__stderr__, flush=True)
+                ending.say(f"process {self._me}: {said}")
                 ending.wait_until_heard(but=1)
                 ending.exit_now(1)

@@ -18,6 +18,8 @@ from hardmine_jax.training.window import Window, check_state
 
 # The first batch may have to wait for input processes to start, and for files to come from far away.
 _FIRST_SLACK = 10.0
+# A checkpoint may have to wait for the one before, on its way to storage that is far away.
+_SAVE_SLACK = 10.0
 
 
 class Batches(Protocol):
@@ -43,7 +45,8 @@ class FitResult:
 def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: int, steps: int, workdir,
         checkpoints: Checkpoints | None = None, evaluate: Callable[[TrainState], dict] | None = None,
         learning_rate: Callable[[int], Any] | None = None, log_every: int = 50,
-        evaluate_every: int | None = None, checkpoint_every: int | None = None) -> FitResult:
+        evaluate_every: int | None = None, checkpoint_every: int | None = None,
+        must_save: bool = True) -> FitResult:
     """Trains from `state.step` to `steps`. SIGTERM or Ctrl-C saves and returns with `stopped`.
 
     In a job of several processes each calls it, a signal to one of them stops all after the same step,
@@ -64,10 +67,12 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
         best by them.
       learning_rate: schedule to log.
       log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
+      must_save: whether it is an error when the state after `steps` cannot be saved; False where training
+        goes on from it. After a signal it always is.
 
     Raises:
-      NonFiniteError: some metric was NaN or infinite, or the state to be saved. Looked for before anything
-        is saved.
+      NonFiniteError: some metric was NaN or infinite, or a weight, average or batch statistic that was to be
+        saved. Looked for before anything is saved.
       CheckpointError: the state that training ended with could not be saved.
     """
     step, stopped, compiled, scores = int(state.step), False, False, {}
@@ -111,34 +116,37 @@ def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: 
                     line |= {f"validation/{name}": value for name, value in scores.items()}
                 tell.log(step, line)
                 if saving:
-                    with working("saving a checkpoint"):
+                    with working("saving a checkpoint", slack=_SAVE_SLACK):
+                        tell.keep()
                         one = parallel.get(state)
                         check_state(step, one)
                         checkpoints.save(step, one, position, scores if evaluating else None)
                 window.restart()
     finally:
         if checkpoints is not None:
-            checkpoints.wait()
-    if checkpoints is not None:
+            with working("saving the last checkpoint", slack=_SAVE_SLACK):
+                checkpoints.wait()
+    if checkpoints is not None and (must_save or stopped):
         checkpoints.check_saved()
     return FitResult(state, step, stopped, window.images_per_second(), scores)
 
 
 class _Tell(NamedTuple):
-    """What is called with (step, values): for who watches, and for metrics.jsonl."""
+    """What is called with (step, values), for who watches and for metrics.jsonl; and what keeps that safe."""
 
     progress: Callable[[int, dict], None]
     log: Callable[[int, dict], None]
+    keep: Callable[[], None]
 
 
 @contextlib.contextmanager
 def _watching(workdir, step: int, steps: int, batch_size: int) -> Iterator[_Tell]:
     if not is_main():
-        yield _Tell(lambda step, values: None, lambda step, values: None)
+        yield _Tell(lambda step, values: None, lambda step, values: None, lambda: None)
         return
     progress = show_progress(step, steps, batch_size=batch_size)
     with MetricsLog(workdir, after=step) as log, progress as show:
-        yield _Tell(show, log.write)
+        yield _Tell(show, log.write, log.keep)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -25,7 +25,7 @@ class MetricsLog:
     """Appends to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
 
     While they cannot be written, as on a full disk, training goes on: the lines of metrics.jsonl wait until
-    they can, TensorBoard's curves get a gap. One line on stderr says so.
+    they can, TensorBoard's curves get a gap. A line on stderr says so.
 
     Args:
       workdir: the run's folder, made if missing.
@@ -43,7 +43,8 @@ class MetricsLog:
         new.write_text("".join(json.dumps(line) + "\n" for line in lines))
         new.replace(self._path)
         # Without a buffer of Python's, of which nobody knows what has reached the file.
-        self._file, self._waiting, self._told = self._path.open("ab", buffering=0), b"", False
+        self._file, self._waiting = self._path.open("ab", buffering=0), b""
+        self._told: set[pathlib.Path] = set()
         self._started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         self._board = _Board(workdir / "tensorboard", after=after)
 
@@ -51,9 +52,17 @@ class MetricsLog:
         line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
         line |= {name: _plain(np.asarray(value).tolist()) for name, value in values.items()}
         self._waiting += f"{json.dumps(line)}\n".encode()
-        with self._told_of_errors():
+        with self._told_of_errors(self._path, "its lines wait until it can"):
             self._write_waiting()
-            self._board.write(step, {name: value for name, value in values.items() if np.ndim(value) == 0})
+        scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
+        with self._told_of_errors(self._board.folder, "TensorBoard's curves will have a gap"):
+            self._board.write(step, scalars)
+
+    def keep(self) -> None:
+        """Returns when what was written is on the disk, or in the bucket: after it the machine may die."""
+        with self._told_of_errors(self._path, "its lines wait until it can"):
+            self._write_waiting()
+            os.fsync(self._file.fileno())
 
     def _write_waiting(self) -> None:
         while self._waiting:
@@ -61,22 +70,25 @@ class MetricsLog:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     @contextlib.contextmanager
-    def _told_of_errors(self) -> Iterator[None]:
+    def _told_of_errors(self, path: pathlib.Path, so: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if not self._told:
-                what = f"{self._path} could not be written ({error.strerror})"
-                print(f"warning: {what}: its lines wait until it can", file=sys.stderr, flush=True)
-            self._told = True
+            if path not in self._told:
+                what = f"{path} could not be written ({error.strerror})"
+                print(f"warning: {what}: {so}", file=sys.stderr, flush=True)
+            self._told.add(path)
+        else:
+            self._told.discard(path)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        with self._told_of_errors(), contextlib.closing(self._file):
-            self._write_waiting()
-        with self._told_of_errors():
+        self.keep()
+        with self._told_of_errors(self._path, "its last lines are lost"):
+            self._file.close()
+        with self._told_of_errors(self._board.folder, "TensorBoard's curves end early"):
             self._board.close()
 
 
@@ -85,7 +97,7 @@ class _Board:
     fill its queue, and the one after waits for ever."""
 
     def __init__(self, folder: pathlib.Path, *, after: int):
-        self._folder, self._writer, self._count, self._flushed = folder, None, 0, 0.0
+        self.folder, self._writer, self._count, self._flushed = folder, None, 0, 0.0
         # TensorBoard then hides what the run before wrote beyond it.
         self._first = Event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -105,9 +117,9 @@ class _Board:
             raise
 
     def _open(self) -> None:
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         self._count += 1
-        self._writer = EventsWriter(os.fspath(self._folder / "events"), f".{os.getpid()}.{self._count}")
+        self._writer = EventsWriter(os.fspath(self.folder / "events"), f".{os.getpid()}.{self._count}")
         self._add(self._first)
 
     def _add(self, event: Event) -> None:

@@ -10,7 +10,14 @@ from hardmine_jax.training.state import TrainState
 
 
 class NonFiniteError(ValueError):
-    """A metric of a training step, or a weight after it, is NaN or infinite. Attributes: step, metric."""
+    """A metric of a training step, or a weight after it, is NaN or infinite.
+
+    Attributes:
+      step, metric: which.
+      again: whether a run that was started again for it has come to the same; set by whoever knows.
+    """
+
+    again = False
 
     def __init__(self, step: int, metric: str, value: float):
         super().__init__(

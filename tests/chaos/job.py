@@ -104,7 +104,10 @@ class Job:
                 pass
 
     def kill_all(self) -> None:
-        self.signal(signal.SIGKILL, self.launcher.pid, *self.workers())
+        workers = self.workers()
+        # By Popen, which knows whether it is still the launcher that has that number.
+        self.launcher.kill()
+        self.signal(signal.SIGKILL, *workers)
         self.end()
 
 

@@ -95,7 +95,9 @@ class Row(NamedTuple):
 
 def disturb(job, jobs, draw: random.Random, faults: list) -> Iterator[Row]:
     """Lets each fault happen at a random step, in that order."""
-    for step, fault in zip(sorted(draw.sample(range(2, STEPS - 10), len(faults))), faults, strict=True):
+    # Not before the first checkpoint, nor so late that nothing is left to do; and no step twice, for its NaN.
+    steps = sorted(draw.sample(range(8, STEPS - 20, 4), len(faults)))
+    for step, fault in zip(steps, faults, strict=True):
         job.wait_for_step(step)
         time.sleep(draw.uniform(0.0, 0.5))
         since, before, started = len(job.lines), job.step(), time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.data import proposals, synthetic_shapes, voc
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, UnreadableImage
 from hardmine_jax.data.proposals import SearchConfig
 from hardmine_jax.detection.boxes import iou
 
@@ -123,3 +123,19 @@ def test_real_cells_are_covered(bccd_dir, tmp_path):
     found = proposals.prepare(source, SearchConfig(scale=0.5), cache_dir=tmp_path)
     assert 450 < found.counts.mean() < 520 and np.mean(best_overlaps(source, found) >= 0.5) > 0.82
     assert os.listdir(tmp_path) == ["proposals"]
+
+
+def test_a_record_that_cannot_be_read_has_no_proposals(source, tmp_path):
+    class Damaged:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise UnreadableImage("example 2 is damaged")
+            return source[index]
+
+    found = proposals.prepare(Damaged(), CONFIG, cache_dir=tmp_path)
+    assert found.counts[2] == 0 and all(found.counts[[0, 1, 3]])
+    assert found.skipped.noted == {"image unreadable": ("record 2",)}
+    assert found[2].shape == (0, 4)

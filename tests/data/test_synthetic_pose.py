@@ -1,5 +1,7 @@
 """Rendered people: the same bits from the same seed, and labels that tell the truth about the pixels."""
 
+import errno
+
 import cv2
 import numpy as np
 import pytest
@@ -216,6 +218,25 @@ def readable(source) -> list[int]:
         except UnreadableImage:
             continue
     return found
+
+
+def test_storage_that_is_away_is_no_damage(tmp_path, monkeypatch):
+    train = synthetic_pose.load(num_train=2, num_validation=1, cache_dir=tmp_path).train
+    answers = [RuntimeError("Input/output error reading"), RuntimeError("chunk data hash mismatch"), None]
+
+    class Examples:
+        def __getitem__(self, index):
+            answer = answers.pop(0)
+            if answer is not None:
+                raise answer
+
+    monkeypatch.setattr(train._examples, "_examples", Examples())
+    with pytest.raises(OSError, match="cannot read just now") as raised:
+        train[0]
+    assert raised.value.errno == errno.EIO
+    for said in ("hash mismatch", "the file is too short"):
+        with pytest.raises(UnreadableImage, match=said):
+            train[0]
 
 
 def test_a_damaged_example_is_passed_over_in_training_and_named_elsewhere(tmp_path, caplog):

@@ -20,6 +20,12 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys):
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
+def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
+    assert pose_ohkm.main(["--patience", "60", "--workdir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: --patience means nothing without --distributed: add it\n"
+
+
 @pytest.mark.parametrize(
     "error",
     [pose_ohkm.training.NonFiniteError(7, "loss", float("nan")), OSError(116, "Stale file handle", "a.jpg")],

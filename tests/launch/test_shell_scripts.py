@@ -135,8 +135,11 @@ def test_retry_waits_for_the_saving_and_tells_it_from_the_end(tmp_path, number):
     assert errors == "launch: ended with exit code 143, stopped by a signal\n"
 
 
-def test_retry_usage(tmp_path):
+def test_retry_usage(tmp_path, monkeypatch):
     job = retry(tmp_path, "train")
+    assert "usage" in job.communicate(timeout=20)[1] and job.returncode == 2
+    monkeypatch.setenv("STEADY", "1h")
+    job = retry(tmp_path, "3", "./train")
     assert "usage" in job.communicate(timeout=20)[1] and job.returncode == 2
 
 

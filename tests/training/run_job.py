@@ -164,5 +164,7 @@ def explain(error):
 
 if __name__ == "__main__":
     what, workdir, steps, coordinator, processes, number = sys.argv[1:]
-    with distributed.joined(coordinator, int(processes), int(number), patience=PATIENCE, explain=explain):
+    # What JAX's own heartbeat finds, it finds before the default patience is over.
+    patience = distributed.PATIENCE_SECONDS if what in ("kill", "hang") else PATIENCE
+    with distributed.joined(coordinator, int(processes), int(number), patience=patience, explain=explain):
         main(what, workdir, int(steps))

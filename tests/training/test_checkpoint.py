@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pathlib
@@ -11,7 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from hardmine_jax.training import CheckpointError, Checkpoints, OptimizerConfig, load_variables, set_aside
+from hardmine_jax.training import (
+    CheckpointError,
+    Checkpoints,
+    OptimizerConfig,
+    checkpoint,
+    load_variables,
+    set_aside,
+)
+from hardmine_jax.training.ending import restart_may_mend
 
 # Reading a damaged checkpoint, orbax leaves futures behind that answer to an event loop it has closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -172,6 +181,56 @@ def test_all_damaged(tmp_path, checkpoints, tiny, state):
     for _ in range(2):
         with pytest.raises(CheckpointError, match="every checkpoint is damaged; --no-resume"):
             checkpoints.restore_latest(tiny.state(20))
+
+
+def test_storage_that_went_away_is_no_damage(tmp_path, checkpoints, tiny, state, monkeypatch):
+    checkpoints.save(1, state)
+    checkpoints.save(2, state)
+    checkpoints.wait()
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    # As tensorstore says it.
+    busy = ValueError("NOT_FOUND: Error reading ... [os_error_code='5'] [source locations='...']")
+    for error in (stale, busy):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_read_about", lambda *_, error=error: raise_(error))
+            with pytest.raises(type(error)) as raised:
+                checkpoints.restore_latest(tiny.state(20))
+        assert raised.value is error and restart_may_mend(error)
+    assert checkpoints.restore_latest(tiny.state(20)).step == 2
+    assert not (tmp_path / "checkpoints.damaged").exists()
+
+
+def raise_(error):
+    raise error
+
+
+def test_storage_that_is_away_while_saving(tmp_path, checkpoints, tiny, state, monkeypatch, capsys):
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    # A file in its place: not even a folder can be made there.
+    (tmp_path / "checkpoints").touch()
+    for step in (2, 3):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == 2 and all("the last one saved is of step 1" in line for line in warnings)
+    with pytest.raises(CheckpointError, match="checkpoints/3 could not be written") as raised:
+        checkpoints.check_saved()
+    assert not restart_may_mend(raised.value)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
+    checkpoints.save(4, state)
+    checkpoints.check_saved()
+    assert checkpoints.steps() == (1, 4)
+    # Had the network been the cause, launchers would start again.
+    with monkeypatch.context() as patch:
+        error = OSError(errno.EIO, "I/O error")
+        patch.setattr(type(checkpoints._manager), "save", lambda *_, **__: raise_(error))
+        checkpoints.save(5, state)
+    with pytest.raises(CheckpointError, match="I/O error") as raised:
+        checkpoints.check_saved()
+    assert restart_may_mend(raised.value)
 
 
 def test_killed_while_writing(tmp_path, tiny, state):

@@ -170,9 +170,8 @@ def test_a_process_that_dies_or_hangs_ends_the_others_within_a_minute(what, tmp_
     print(f"{what}: all over after {seconds:.0f} s\n{ended[0].errors}")
     assert ended[1].code == -signal.SIGKILL
     assert ended[0].code not in (0, 2)
-    # JAX's own words, the number of the process on a line of its own; or, with little patience, ours.
-    jax_said = "unhealthy (stopped sending heartbeats):\n1\n" in ended[0].errors
-    assert jax_said or "process 1 hangs or is gone" in ended[0].errors
+    # JAX's own words, the number of the process on a line of its own.
+    assert "unhealthy (stopped sending heartbeats):\n1\n" in ended[0].errors
     assert seconds < 90
 
 
@@ -180,17 +179,17 @@ def test_a_process_that_is_stuck_in_python_is_named_and_says_where(tmp_path):
     started = time.monotonic()
     ended = job("stuck", tmp_path)
     assert [process.code for process in ended] == [1, 1], ended[0].errors + ended[1].errors
-    assert re.search(r"process 1 hangs: 1\d s in reading a batch, while process 0 waits", ended[1].errors)
+    assert re.search(r"process 1 hangs: \d\d s in reading a batch, while process 0 waits", ended[1].errors)
     assert "in stuck\n    time.sleep(0.1)" in ended[1].errors
-    assert "process 0: ending too, for process 1 hangs: 1" in ended[0].errors
-    assert time.monotonic() - started < 60
+    assert "process 0: ending too, for process 1 hangs: " in ended[0].errors
+    assert time.monotonic() - started < 90
 
 
 @pytest.mark.slow
 def test_processes_that_wait_for_each_other_end(tmp_path):
     ended = job("deadlock", tmp_path)
     assert [process.code for process in ended] == [1, 1], ended[0].errors + ended[1].errors
-    assert "all processes wait for each other, this one for 1" in ended[1].errors
+    assert re.search(r"all processes wait for each other, process 1 \d\d s in hardmine/", ended[1].errors)
     assert "in deadlock" in ended[1].errors
 
 
@@ -218,4 +217,9 @@ def test_a_process_that_is_slow_is_waited_for(tmp_path):
 )
 def test_senseless_arguments_are_named_before_anything_is_tried(arguments, said):
     with pytest.raises(ValueError, match=said), joined(*arguments):
+        pass
+
+
+def test_patience_cannot_be_negative():
+    with pytest.raises(ValueError, match="patience=-1 < 0: give seconds, or 0"), joined(patience=-1):
         pass

@@ -206,15 +206,16 @@ def test_full_disk_does_not_stop_training_but_its_end_must_be_saved(small_disk, 
     disk = small_disk(2)
     checkpoints = Checkpoints(disk.path)
 
-    def run(happening):
+    def run(happening, **more):
         def evaluate(state):
             checkpoints.wait()
             happening.get(int(state.step), lambda: None)()
             return {}
 
         return scalar_fit(
-            disk.path, steps=8, checkpoints=checkpoints, evaluate=evaluate, evaluate_every=2, log_every=1
-        )
+            disk.path, steps=8, checkpoints=checkpoints, evaluate=evaluate, evaluate_every=2, log_every=1,
+            **more,
+        )  # fmt: skip
 
     with pytest.raises(CheckpointError, match=r"/8 could not be written .* the last one saved is of step 2"):
         run({4: disk.fill})
@@ -225,6 +226,10 @@ def test_full_disk_does_not_stop_training_but_its_end_must_be_saved(small_disk, 
     kept = []
     assert run({4: disk.fill, 8: lambda: (kept.append(checkpoints.steps()), disk.free())}).step == 8
     assert kept == [(1, 2)] and checkpoints.steps() == (2, 8)
+    # What goes on from here need not be saved here.
+    assert run({4: disk.fill}, must_save=False).step == 8
+    assert "/8 could not be written" in capsys.readouterr().err
+    disk.free()
     assert [line["step"] for line in read_metrics(disk.path / "metrics.jsonl")] == list(range(1, 9))
     checkpoints.close()
 

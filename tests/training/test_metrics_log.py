@@ -76,7 +76,7 @@ def test_full_disk_delays_the_lines_and_leaves_a_gap_in_the_curves(small_disk, c
         disk.fill()
         # More than the rest of the files' last blocks.
         for step in range(2, 60):
-            log.write(step, {"loss": 1.0, "many": np.arange(100)})
+            log.write(step, {"many": np.arange(100)} | {f"loss {i}": 1.0 for i in range(10)})
         full = read_metrics(disk.path / "metrics.jsonl")
         assert 1 <= len(full) < 59
         disk.free()
@@ -86,5 +86,30 @@ def test_full_disk_delays_the_lines_and_leaves_a_gap_in_the_curves(small_disk, c
     assert lines[30]["many"] == list(range(100)) and lines[-1]["loss"] == 0.5
     found = scalars(disk.path / "tensorboard")
     assert found[0] == (1, "loss", 1.0) and found[-1] == (60, "loss", 0.5)
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "metrics.jsonl could not be written (No space left on device): its lines wait" in said
+    lines = capsys.readouterr().err.splitlines()
+    (said,) = [line for line in lines if "metrics.jsonl" in line]
+    assert "could not be written (No space left on device): its lines wait until it can" in said
+    (said,) = [line for line in lines if "metrics.jsonl" not in line]
+    assert "tensorboard could not be written" in said and "a gap" in said
+
+
+def test_every_outage_is_told_once(tmp_path, monkeypatch, capsys):
+    with MetricsLog(tmp_path) as log, (tmp_path / "metrics.jsonl").open("rb", buffering=0) as read_only:
+        whole = log._file
+        for step in range(1, 9):
+            # Steps 3, 4, 7 and 8 meet a file that cannot be written.
+            log._file = whole if step % 4 in (1, 2) else read_only
+            log.write(step, {"loss": 1.0})
+        log._file = whole
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 9))
+    assert capsys.readouterr().err.count("its lines wait until it can") == 2
+
+
+def test_kept_lines_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    with MetricsLog(tmp_path) as log:
+        path = tmp_path / "metrics.jsonl"
+        monkeypatch.setattr("os.fsync", lambda number: synced.append(path.read_text()))
+        log.write(1, {"loss": 1.0})
+        log.keep()
+        assert [json.loads(line)["step"] for line in synced[-1].splitlines()] == [1]
