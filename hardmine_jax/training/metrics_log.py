@@ -8,14 +8,15 @@ import json
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterator
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 # A flush waits for the disk.
 _FLUSH_SECONDS = 10.0
@@ -97,34 +98,46 @@ class _Board:
     fill its queue, and the one after waits for ever."""
 
     def __init__(self, folder: pathlib.Path, *, after: int):
-        self.folder, self._writer, self._count, self._flushed = folder, None, 0, 0.0
-        # TensorBoard then hides what the run before wrote beyond it.
-        self._first = Event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
+        self.folder, self._after, self._count = folder, after, 0
+        self._path, self._writer, self._flushed = None, None, -math.inf
 
     def write(self, step: int, values: dict) -> None:
         events = [Event(step=step, summary=summary.scalar(name, float(x))) for name, x in values.items()]
         try:
             if self._writer is None:
                 self._open()
-            for event in events:
-                self._add(event)
+            self._add(events)
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flushed = time.monotonic()
                 self._writer.flush()
         except OSError:
             # What follows half an event would not be read: the next time a file of its own.
-            self._writer = None
+            self._abandon()
             raise
 
     def _open(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self._count += 1
-        self._writer = EventsWriter(os.fspath(self.folder / "events"), f".{os.getpid()}.{self._count}")
-        self._add(self._first)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{self._count}"
+        self._path = self.folder / name
+        self._writer = RecordWriter(os.fspath(self._path))
+        # TensorBoard then hides what the run before wrote beyond `after`.
+        start = Event(step=self._after + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add([Event(file_version="brain.Event:2"), start])
 
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._writer.write_event(event)
+    def _add(self, events: list[Event]) -> None:
+        for event in events:
+            event.wall_time = time.time()
+            self._writer.write(event.SerializeToString())
+
+    def _abandon(self) -> None:
+        writer, self._writer = self._writer, None
+        with contextlib.suppress(OSError):
+            if writer is not None:
+                writer.close()
+        with contextlib.suppress(OSError):
+            if self._path is not None and not self._path.stat().st_size:
+                self._path.unlink()
 
     def close(self) -> None:
         if self._writer is not None:
