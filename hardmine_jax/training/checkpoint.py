@@ -8,6 +8,7 @@ theirs, and nothing in it depends on how many processes or devices there were.
 """
 
 import contextlib
+import json
 import logging
 import pathlib
 import shutil
@@ -78,8 +79,24 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Process 0's. Opened anew after a writing that failed: it keeps its errors, and forgets steps."""
         if self._opened is None:
+            self._set_scores_aside()
             self._opened = _open(self.directory, keep_last=self._keep_last)
         return self._opened
+
+    def _set_scores_aside(self) -> None:
+        """Moves scores that are damaged to `checkpoints.damaged`: for one of them orbax would open none."""
+        for path in self.directory.glob("[0-9]*/metrics"):
+            try:
+                float(json.loads((path / "metrics").read_text())["score"])
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                target = self.directory.with_name(f"{_FOLDER}.damaged") / f"score of {path.parent.name}"
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+                what = f"the score of checkpoint {path.parent} is damaged ({_reason(error)})"
+                print(f"{what}: moved to {target}", file=sys.stderr)
 
     def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.

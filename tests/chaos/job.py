@@ -133,7 +133,7 @@ def kill_all(job: Job, draw: random.Random) -> str:
 def stop_one(job: Job, draw: random.Random) -> str:
     since, number = len(job.lines), draw.randrange(job.processes)
     job.signal(signal.SIGTERM, job.workers()[number])
-    assert job.end() == 0
+    assert job.end() == 0, "\n".join(job.lines[-40:])
     assert any("stopped at step" in line for line in job.lines[since:])
     job.start()
     return f"SIGTERM to process {number}"
@@ -142,7 +142,7 @@ def stop_one(job: Job, draw: random.Random) -> str:
 def stop_launcher(job: Job, draw: random.Random) -> str:
     since = len(job.lines)
     job.signal(signal.SIGTERM, job.launcher.pid)
-    assert job.end() == 0
+    assert job.end() == 0, "\n".join(job.lines[-40:])
     assert any("stopped at step" in line for line in job.lines[since:])
     job.start()
     return "SIGTERM to the launcher"
@@ -177,7 +177,7 @@ def fill_disk_and_stop(job: Job, draw: random.Random) -> str:
     since = len(job.lines)
     job.disk.fill()
     job.signal(signal.SIGTERM, job.launcher.pid)
-    assert job.end() == 2
+    assert job.end() == 2, "\n".join(job.lines[-40:])
     job.wait_for_line(r"error: .*could not be written \(no space left on device\)", since)
     job.disk.free()
     job.start()

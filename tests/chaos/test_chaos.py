@@ -16,7 +16,7 @@ import pytest
 from hardmine_jax import training
 
 NAMES = ["nose", "left_ear", "right_ear", "tail_base", "tail_tip"]
-STEPS, MEGABYTES = 150, 600
+STEPS, MEGABYTES = 220, 600
 _COMMON = {
     "--dataset": "coco", "--image-size": (64, 64), "--batch-size": 8, "--checkpoint-every": 5,
     "--evaluate-every": 0, "--log-every": 1,
@@ -95,8 +95,9 @@ class Row(NamedTuple):
 
 def disturb(job, jobs, draw: random.Random, faults: list) -> Iterator[Row]:
     """Lets each fault happen at a random step, in that order."""
-    # Not before the first checkpoint, nor so late that nothing is left to do; and no step twice, for its NaN.
-    steps = sorted(draw.sample(range(8, STEPS - 20, 4), len(faults)))
+    # Not before the first checkpoint, nor so late that training ends meanwhile, at some milliseconds a step;
+    # and no step twice, for its NaN.
+    steps = sorted(draw.sample(range(8, STEPS - 80, 4), len(faults)))
     for step, fault in zip(steps, faults, strict=True):
         job.wait_for_step(step)
         time.sleep(draw.uniform(0.0, 0.5))

@@ -171,6 +171,22 @@ def test_damaged_latest_falls_back_to_the_one_before(tmp_path, checkpoints, tiny
     assert checkpoints.restore_latest(tiny.state(20)).iterator_state == "again"
 
 
+@pytest.mark.parametrize("content", [b"", b'{"sco', b"\x80", b"[]", b'{"score": "high"}', b"[" * 100_000])
+def test_a_damaged_score_costs_the_score_alone(tmp_path, tiny, state, content, capsys):
+    first = Checkpoints(tmp_path, best_metric="pck")
+    first.save(1, state.replace(step=np.int32(1)), metrics={"pck": 0.9})
+    first.save(2, state.replace(step=np.int32(2)), metrics={"pck": 0.5})
+    first.close()
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_bytes(content)
+    checkpoints = Checkpoints(tmp_path, best_metric="pck")
+    assert checkpoints.restore_latest(tiny.state(20)).step == 2
+    assert checkpoints.best_step() == 2 and checkpoints.steps() == (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the score of checkpoint" in said and "checkpoints/1 is damaged" in said
+    assert (tmp_path / "checkpoints.damaged" / "score of 1").is_dir()
+    checkpoints.close()
+
+
 def test_all_damaged(tmp_path, checkpoints, tiny, state):
     checkpoints.save(1, state)
     checkpoints.wait()
