@@ -4,7 +4,12 @@ import os
 import pathlib
 import subprocess
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Eight devices on two busy cores: XLA would end the process when one keeps the others waiting for 40 s.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
