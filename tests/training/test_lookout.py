@@ -1,6 +1,7 @@
 """What counts as hanging, and what does not: processes, their clock and their store played by one."""
 
 import math
+import types
 
 import jax
 import pytest
@@ -41,7 +42,8 @@ class World:
         self.frozen = set()
         monkeypatch.setattr(lookout, "client", lambda: self.store)
         monkeypatch.setattr(lookout, "activity", lambda: self.doing[self.current])
-        monkeypatch.setattr(lookout.time, "monotonic", lambda: self.now)
+        # Not of the module `time`, which other threads read too.
+        monkeypatch.setattr(lookout, "time", types.SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(lookout.jax, "process_count", lambda: 3)
         monkeypatch.setattr(lookout.jax, "process_index", lambda: self.current)
         monkeypatch.setattr(ending, "declare", self.declare)
