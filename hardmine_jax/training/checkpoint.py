@@ -201,10 +201,8 @@ class Checkpoints:
         for step in sorted(self._steps(), reverse=True):
             try:
                 restored = self._restore(step, template)
-            except _NOT_DAMAGE:
-                raise
             except Exception as error:
-                if is_passing(error):
+                if not _is_damage(error):
                     raise
                 damaged[step] = error
             else:
@@ -228,10 +226,8 @@ class Checkpoints:
         step = self._best_step()
         try:
             return None if step is None else self._restore(step, template)
-        except _NOT_DAMAGE:
-            raise
         except Exception as error:
-            if is_passing(error):
+            if not _is_damage(error):
                 raise
             raise CheckpointError(_damaged(self.directory / str(step), error)) from error
 
@@ -423,6 +419,10 @@ def _other_model(path: pathlib.Path, differing: dict[str, str]) -> str:
         f"{path} is a checkpoint of {'another model' if weights else 'another optimizer or EMA setting'}"
         f" ({shown}{more}): give another --workdir, or --no-resume to start anew"
     )
+
+
+def _is_damage(error: Exception) -> bool:
+    return not isinstance(error, _NOT_DAMAGE) and not is_passing(error)
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> str:
