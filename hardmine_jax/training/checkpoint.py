@@ -1,6 +1,6 @@
 """Checkpoints in `<workdir>/checkpoints/<step>`: whole training states that restore to the same bits.
 
-The only file that knows orbax. A checkpoint has two parts: `state`, the arrays under their names, and
+The only file that calls orbax. A checkpoint has two parts: `state`, the arrays under their names, and
 `about`, a JSON with shape, type and CRC-32 of every array (orbax alone hands out flipped bits without a
 word) and the input iterator's position. In a job of several processes, whose states are the same, process 0
 alone writes and reads, and what it restores goes to the others through the devices: the folder need not be
@@ -9,7 +9,6 @@ theirs, and nothing in it depends on how many processes or devices there were.
 
 import contextlib
 import json
-import logging
 import pathlib
 import shutil
 import sys
@@ -25,6 +24,7 @@ from hardmine_jax.training.ending import is_passing
 from hardmine_jax.training.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.training.json_state import decode_json, encode_json
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
+from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
@@ -352,10 +352,7 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
 
 def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.CheckpointManager:
     """For reading only unless `keep_last` is given."""
-    # orbax tells every stage of every save through absl, and errors, which it raises too, with tracebacks.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _without_closed_loops
+    keep_quiet()
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
@@ -366,14 +363,10 @@ def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.Checkpoi
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
         read_only=keep_last is None,
         cleanup_tmp_directories=keep_last is not None,
+        # Where a folder cannot be made, threads would wait for it for minutes, and the process with them.
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
     return ocp.CheckpointManager(directory, options=options)
-
-
-def _without_closed_loops(unraisable) -> None:
-    # When writing fails, orbax closes the event loops to which tensorstore's other answers then come.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-# Reading a damaged checkpoint, orbax leaves futures behind that answer to an event loop it has closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROOT = pathlib.Path(__file__).parents[2]
 NEEDED = {".pth": "torch", ".pth before 1.6": "torch", ".safetensors": "safetensors"}
 PER_KIND = 25

@@ -200,8 +200,6 @@ def test_a_state_that_the_last_update_spoiled_is_not_saved(tmp_path):
     checkpoints.close()
 
 
-# As in test_checkpoint.py.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_does_not_stop_training_but_its_end_must_be_saved(small_disk, capsys):
     disk = small_disk(2)
     checkpoints = Checkpoints(disk.path)

@@ -1,0 +1,33 @@
+"""What is left where orbax could not write or read a checkpoint, kept from complaining about it later.
+
+Tensorstore's threads go on for a while after an error was raised, and Python reports what is left of them
+wherever it happens to be freed: tracebacks about an error that `Checkpoints` tells in one line.
+"""
+
+import functools
+import logging
+import sys
+
+# In the name of what orbax has not finished, and so in the errors about it.
+_UNFINISHED = "orbax-checkpoint-tmp"
+
+
+def keep_quiet() -> None:
+    """Sets what holds for the whole process: call it before orbax is used."""
+    # orbax tells every stage of every save through absl, and errors, which it raises too, with tracebacks.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Adding it again changes nothing.
+    logging.getLogger("asyncio").addFilter(_is_of_others)
+    if getattr(sys.unraisablehook, "func", None) is not _tell_of_others:
+        sys.unraisablehook = functools.partial(_tell_of_others, sys.unraisablehook)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    # "Task exception was never retrieved", and the exception.
+    return not (record.exc_info and _UNFINISHED in str(record.exc_info[1]))
+
+
+def _tell_of_others(tell, unraisable) -> None:
+    # Answers of tensorstore to an event loop that orbax has closed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        tell(unraisable)
