@@ -204,7 +204,8 @@ def test_mining_the_head_is_the_masked_path_with_dropout_on(norm, way, random_va
 
     found = jax.jit(jax.value_and_grad(mined))(variables["params"])
     expected = jax.jit(jax.value_and_grad(masked))(variables["params"])
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    # The largest entries are near 10; some that cancel to 0.01 keep their rounding.
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
     assert all(np.any(x) and np.isfinite(x).all() for x in jax.tree.leaves(found[1]["trunk"]))
 
 
