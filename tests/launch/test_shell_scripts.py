@@ -176,12 +176,13 @@ def slurm(tmp_path):
     executable(tmp_path / "bin" / "scontrol", '#!/usr/bin/env bash\necho "$@" >>scontrol_calls\n')
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
 
-    def start(body: str) -> subprocess.Popen:
+    def start(body: str, **variables: str) -> subprocess.Popen:
         executable(tmp_path / ".venv" / "bin" / "python", body)
         command = ["bash", str(LAUNCH / "slurm.sbatch"), "experiments/pose_ohkm.py", "--workdir", "a b"]
         return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, cwd=tmp_path, env={**environment, **variables},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     return start
 
@@ -200,6 +201,12 @@ def test_slurm_passes_the_flags_and_restarts_after_a_crash(slurm, tmp_path):
     line = "experiments/pose_ohkm.py|--workdir|a b|--distributed|\n"
     assert (tmp_path / "arguments0").read_text() == 2 * line
     assert errors.count("exit code 9: starting again from the last checkpoint (1 of 3)") == 1
+
+
+@pytest.mark.parametrize("name, value", [("STEADY", "1h"), ("RETRIES", "many"), ("RETRIES", "-1")])
+def test_slurm_names_a_setting_that_is_no_number(slurm, name, value):
+    job = slurm("#!/usr/bin/env bash\ntouch started\n", **{name: value})
+    assert f"{name}={value} " in job.communicate(timeout=20)[1] and job.returncode == 2
 
 
 def test_slurm_does_not_restart_after_an_input_error_of_one_task(slurm, tmp_path):
