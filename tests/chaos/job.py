@@ -134,7 +134,7 @@ def stop_one(job: Job, draw: random.Random) -> str:
     since, number = len(job.lines), draw.randrange(job.processes)
     job.signal(signal.SIGTERM, job.workers()[number])
     assert job.end() == 0, "\n".join(job.lines[-40:])
-    assert any("stopped at step" in line for line in job.lines[since:])
+    assert any("stopped at step" in line for line in job.lines[since:]), "\n".join(job.lines[since - 5 :])
     job.start()
     return f"SIGTERM to process {number}"
 
@@ -143,7 +143,7 @@ def stop_launcher(job: Job, draw: random.Random) -> str:
     since = len(job.lines)
     job.signal(signal.SIGTERM, job.launcher.pid)
     assert job.end() == 0, "\n".join(job.lines[-40:])
-    assert any("stopped at step" in line for line in job.lines[since:])
+    assert any("stopped at step" in line for line in job.lines[since:]), "\n".join(job.lines[since - 5 :])
     job.start()
     return "SIGTERM to the launcher"
 

@@ -106,6 +106,8 @@ def disturb(job, jobs, draw: random.Random, faults: list) -> Iterator[Row]:
         resumed = None
         if fault is not jobs.fill_disk:
             resumed = int(job.wait_for_line(r"resuming from step (\d+)", since)[1])
+            # The log may have been further than the checkpoint: a SIGTERM now would come before training.
+            job.wait_for_line(rf"\bstep {resumed + 1}/", since)
         job.wait_for_step(before + 1)
         yield Row(said, before, resumed, time.monotonic() - started)
 
