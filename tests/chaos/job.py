@@ -131,21 +131,23 @@ def kill_all(job: Job, draw: random.Random) -> str:
 
 
 def stop_one(job: Job, draw: random.Random) -> str:
-    since, number = len(job.lines), draw.randrange(job.processes)
-    job.signal(signal.SIGTERM, job.workers()[number])
-    assert job.end() == 0, "\n".join(job.lines[-40:])
-    assert any("stopped at step" in line for line in job.lines[since:]), "\n".join(job.lines[since - 5 :])
-    job.start()
+    number = draw.randrange(job.processes)
+    _stop(job, job.workers()[number])
     return f"SIGTERM to process {number}"
 
 
 def stop_launcher(job: Job, draw: random.Random) -> str:
+    _stop(job, job.launcher.pid)
+    return "SIGTERM to the launcher"
+
+
+def _stop(job: Job, pid: int) -> None:
+    """All save and end, from one SIGTERM; then the same command again."""
     since = len(job.lines)
-    job.signal(signal.SIGTERM, job.launcher.pid)
+    job.signal(signal.SIGTERM, pid)
     assert job.end() == 0, "\n".join(job.lines[-40:])
     assert any("stopped at step" in line for line in job.lines[since:]), "\n".join(job.lines[since - 5 :])
     job.start()
-    return "SIGTERM to the launcher"
 
 
 def truncate(job: Job, draw: random.Random) -> str:

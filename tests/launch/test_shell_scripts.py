@@ -204,9 +204,10 @@ def test_slurm_passes_the_flags_and_restarts_after_a_crash(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("STEADY", "1h"), ("RETRIES", "many"), ("RETRIES", "-1")])
-def test_slurm_names_a_setting_that_is_no_number(slurm, name, value):
+def test_slurm_names_a_setting_that_is_no_number(slurm, tmp_path, name, value):
     job = slurm("#!/usr/bin/env bash\ntouch started\n", **{name: value})
     assert f"{name}={value} " in job.communicate(timeout=20)[1] and job.returncode == 2
+    assert not (tmp_path / "started").exists()
 
 
 def test_slurm_does_not_restart_after_an_input_error_of_one_task(slurm, tmp_path):

@@ -250,7 +250,7 @@ def test_storage_that_is_away_while_saving(tmp_path, checkpoints, tiny, state, m
 def test_a_process_that_could_not_save_says_so_once_and_ends_at_once(small_disk):
     disk = small_disk(8)
     code = """
-        import gc, pathlib, sys, time
+        import gc, pathlib, shutil, sys, time
         import numpy as np
         import run_tiny
         from hardmine_jax.training import Checkpoints
@@ -267,12 +267,7 @@ def test_a_process_that_could_not_save_says_so_once_and_ends_at_once(small_disk)
         checkpoints.wait()
         folder.unlink()
         folder.with_name("elsewhere").rename(folder)
-        with open(sys.argv[1] + "/filler", "wb", buffering=0) as filler:
-            try:
-                while filler.write(bytes(4096)) == 4096:
-                    pass
-            except OSError:
-                pass
+        pathlib.Path(sys.argv[1], "filler").write_bytes(bytes(shutil.disk_usage(sys.argv[1]).free))
         for step in range(2, 6):
             checkpoints.save(step, state)
         checkpoints.wait()
