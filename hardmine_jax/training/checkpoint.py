@@ -342,9 +342,9 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
         if step not in manager.all_steps():
             raise CheckpointError(f"{path}: no checkpoint there; give a workdir that was trained in")
         return _read_variables(manager, step)
-    except _NOT_DAMAGE:
-        raise
     except Exception as error:
+        if not _is_damage(error):
+            raise
         raise CheckpointError(_damaged(path if step is None else directory / str(step), error)) from error
     finally:
         manager.close()

@@ -75,42 +75,43 @@ def _without_time(lines: list[dict]) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
-def _about(workdir: pathlib.Path) -> dict:
+def _about(workdir: pathlib.Path, steps: int) -> dict:
     """CRC-32 of every array of the last checkpoint (optimizer and random key too), and the input position."""
-    (path,) = (workdir / "checkpoints" / str(STEPS)).glob("about/metadata")
+    (path,) = (workdir / "checkpoints" / str(steps)).glob("about/metadata")
     return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(name, tmp_path_factory, tmp_path):
+    # Many, and early kills: steps of milliseconds must be left for the signal to come in one of them.
+    steps = 4 * STEPS
     folder = tmp_path_factory.mktemp("uninterrupted")
     whole, cache = folder / "run", folder / "cache"
-    _finish(_start(name, whole, cache))
+    _finish(_start(name, whole, cache, steps=steps))
     seed = random.randrange(2**31)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    # Early, so that enough steps of a few milliseconds are left for the signal to come in one of them.
-    for step in sorted(draw.sample(range(1, STEPS - 12), 3)):
-        process = _start(name, tmp_path, cache)
+    for step in sorted(draw.sample(range(1, STEPS // 2), 3)):
+        process = _start(name, tmp_path, cache, steps=steps)
         _signal_after(process, tmp_path, step, signal.SIGKILL, draw.uniform(0.0, 0.5))
         assert process.returncode == -signal.SIGKILL
-    process = _start(name, tmp_path, cache)
+    process = _start(name, tmp_path, cache, steps=steps)
     logged = training.read_metrics(tmp_path / "metrics.jsonl")
     last = max((line["step"] for line in logged), default=0)
-    said = _signal_after(process, tmp_path, min(last + 1, STEPS - 3), signal.SIGTERM, 0.0)
+    said = _signal_after(process, tmp_path, last + 1, signal.SIGTERM, 0.0)
     assert process.returncode == 0 and "Traceback" not in said
     assert "stopped at step" in said and not (tmp_path / "result.json").exists()
-    said = _finish(_start(name, tmp_path, cache))
+    said = _finish(_start(name, tmp_path, cache, steps=steps))
     assert "resuming from step" in said
 
     variables = [training.load_variables(workdir, which="latest") for workdir in (whole, tmp_path)]
     assert jax.tree.structure(variables[0]) == jax.tree.structure(variables[1])
     for one, other in zip(*map(jax.tree.leaves, variables), strict=True):
         assert one.tobytes() == other.tobytes()
-    assert _about(whole) == _about(tmp_path)
-    assert any("opt_state" in name for name in _about(whole)["arrays"])
+    assert _about(whole, steps) == _about(tmp_path, steps)
+    assert any("opt_state" in name for name in _about(whole, steps)["arrays"])
     logs = [_without_time(training.read_metrics(workdir / "metrics.jsonl")) for workdir in (whole, tmp_path)]
-    assert [line["step"] for line in logs[0]] == list(range(1, STEPS + 1)) and logs[0] == logs[1]
+    assert [line["step"] for line in logs[0]] == list(range(1, steps + 1)) and logs[0] == logs[1]
     results = [json.loads((workdir / "result.json").read_text()) for workdir in (whole, tmp_path)]
     speeds = [result.pop("images_per_second") for result in results]
     assert min(speeds) > 0 and _timeless(results[0]) == _timeless(results[1])

@@ -204,12 +204,14 @@ def test_storage_that_went_away_is_no_damage(tmp_path, checkpoints, tiny, state,
     stale = OSError(errno.ESTALE, "Stale file handle")
     # As tensorstore says it.
     busy = ValueError("NOT_FOUND: Error reading ... [os_error_code='5'] [source locations='...']")
+    reads = (lambda: checkpoints.restore_latest(tiny.state(20)), lambda: load_variables(tmp_path))
     for error in (stale, busy):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "_read_about", lambda *_, error=error: raise_(error))
-            with pytest.raises(type(error)) as raised:
-                checkpoints.restore_latest(tiny.state(20))
-        assert raised.value is error and restart_may_mend(error)
+            for read in reads:
+                with pytest.raises(type(error)) as raised:
+                    read()
+                assert raised.value is error and restart_may_mend(error)
     assert checkpoints.restore_latest(tiny.state(20)).step == 2
     assert not (tmp_path / "checkpoints.damaged").exists()
 
