@@ -3,6 +3,7 @@
 `hardmine_jax.detection.coco_eval` (COCO AP and AR) is imported by name: it needs faster-coco-eval.
 """
 
+from hardmine_jax.detection.anchors import make_anchors
 from hardmine_jax.detection.boxes import area, clip_boxes, decode_boxes, encode_boxes, iou
 from hardmine_jax.detection.losses import fast_rcnn_losses, focal_losses, smooth_l1
 from hardmine_jax.detection.match import Matched, match
@@ -34,6 +35,7 @@ __all__ = [
     "fast_rcnn_losses",
     "focal_losses",
     "iou",
+    "make_anchors",
     "match",
     "nms",
     "ohem",

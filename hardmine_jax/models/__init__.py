@@ -9,6 +9,7 @@ from hardmine_jax.models.hourglass import Hourglass
 from hardmine_jax.models.hrnet import HRNet
 from hardmine_jax.models.images import normalise_images
 from hardmine_jax.models.resnet import ResNet, ResNetClassifier
+from hardmine_jax.models.retinanet import RetinaNet
 from hardmine_jax.models.simple_baseline import SimpleBaseline
 from hardmine_jax.models.vgg import VGG16, VGGTrunk
 
@@ -23,6 +24,7 @@ __all__ = [
     "ResNet",
     "ResNetClassifier",
     "ResNetTrunk",
+    "RetinaNet",
     "SimpleBaseline",
     "VGG16",
     "VGGTrunk",

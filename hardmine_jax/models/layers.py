@@ -25,6 +25,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -39,7 +40,7 @@ class Conv(nn.Module):
                 images, kernel, (self.stride,) * 2, (padding,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,))
             outputs = outputs + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return outputs
 

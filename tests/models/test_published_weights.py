@@ -1,6 +1,7 @@
 """Published weights under their published names give PyTorch's numbers; what does not fit is named."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -8,12 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hardmine_jax.models import CPN, HRNet, ResNet, SimpleBaseline, cpn, hrnet, resnet, simple_baseline
+from hardmine_jax.models import (
+    CPN,
+    HRNet,
+    ResNet,
+    RetinaNet,
+    SimpleBaseline,
+    cpn,
+    hrnet,
+    resnet,
+    retinanet,
+    simple_baseline,
+)
 from hardmine_jax.models.resnet import ResNetClassifier
 from hardmine_jax.models.torch_weights import WeightsError, init_shapes
 
 THIN_HRNET = HRNet(4, num_keypoints=5, stem_features=4, stem_blocks=2, modules=(1, 2, 2), blocks=1)
 THIN_BASELINE = SimpleBaseline(18, num_keypoints=5, width=4, deconvolution_features=6)
+THIN_RETINANET = RetinaNet(5, 18, num_anchors=3, width=4, features=6, head_depth=2, coarse="p5")
 
 
 def _images(*sides, batch=2) -> np.ndarray:
@@ -61,6 +74,17 @@ def test_the_classifier_is_pytorchs(torch_networks):
     model, network = ResNetClassifier(18, 7, 4), torch_networks.ResNet(18, 4, 7)
     from_torch = functools.partial(resnet.from_torch, model=model)
     assert _parity(torch_networks, network, from_torch, model, (64, 64)) < 1e-5
+
+
+@pytest.mark.parametrize("coarse", ["c5", "p5"])
+def test_retinanet_is_pytorchs(coarse, torch_networks):
+    """Odd sides too, which the upsampled level above is one too large for."""
+    network = torch_networks.RetinaNet(18, 5, width=4, features=6, num_anchors=3, depth=2, coarse=coarse)
+    network, images = torch_networks.randomise(network), _images(70, 97)
+    variables = retinanet.from_torch(network.state_dict())
+    found = jax.jit(THIN_RETINANET.clone(coarse=coarse).apply)(variables, images)
+    for output, expected in zip(found, torch_networks.run(network, images), strict=True):
+        assert _difference(output, expected) < 1e-5
 
 
 @pytest.mark.slow
@@ -179,6 +203,26 @@ def _fuse(name: str, target: int, branches: int, width: int) -> dict[str, tuple[
     return shapes
 
 
+def _retinanet_shapes(depth, num_classes, num_anchors, width, features, head_depth, coarse):
+    shapes = {f"backbone.body.{name}": shape for name, shape in _resnet_shapes(depth, width).items()}
+
+    def convolution(name: str, outputs: int, inputs: int, size: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (outputs, inputs, size, size), f"{name}.bias": (outputs,)}
+
+    channels = [2 * width, 4 * width, 8 * width]
+    for place, inputs in enumerate(channels):
+        shapes |= convolution(f"backbone.fpn.inner_blocks.{place}.0", features, inputs, 1)
+        shapes |= convolution(f"backbone.fpn.layer_blocks.{place}.0", features, features, 3)
+    into_p6 = channels[-1] if coarse == "c5" else features
+    shapes |= convolution("backbone.fpn.extra_blocks.p6", features, into_p6, 3)
+    shapes |= convolution("backbone.fpn.extra_blocks.p7", features, features, 3)
+    for head, last, numbers in (("classification", "cls_logits", num_classes), ("regression", "bbox_reg", 4)):
+        for place in range(head_depth):
+            shapes |= convolution(f"head.{head}_head.conv.{place}.0", features, features, 3)
+        shapes |= convolution(f"head.{head}_head.{last}", num_anchors * numbers, features, 3)
+    return shapes
+
+
 def _entries(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -187,11 +231,13 @@ def _entries(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.
 THIN_ARGUMENTS = (4, 5, 4, 2, (1, 2, 2), 1)
 HRNET_ENTRIES = _entries(_hrnet_shapes(*THIN_ARGUMENTS))
 BASELINE_ENTRIES = _entries(_baseline_shapes(18, 4, 6, 5))
+RETINANET_ENTRIES = _entries(_retinanet_shapes(18, 5, 3, 4, 6, 2, "p5"))
 CASES = {
     "hrnet": (hrnet.from_torch, THIN_HRNET, HRNET_ENTRIES),
     "simple_baseline": (simple_baseline.from_torch, THIN_BASELINE, BASELINE_ENTRIES),
     "resnet18": (resnet.from_torch, ResNet(18, 4), _entries(_resnet_shapes(18, 4))),
     "resnet50": (resnet.from_torch, ResNet(50, 2), _entries(_resnet_shapes(50, 2))),
+    "retinanet": (retinanet.from_torch, THIN_RETINANET, RETINANET_ENTRIES),
 }
 EVERY_NETWORK = pytest.mark.parametrize("from_torch, model, entries", CASES.values(), ids=CASES)
 
@@ -248,14 +294,38 @@ def test_a_transposed_convolution_has_its_inputs_first():
 @EVERY_NETWORK
 def test_wrong_entries_are_all_named(from_torch, model, entries):
     wrong = dict(entries)
-    del wrong["layer1.0.bn1.running_var"]
-    wrong["layer1.1.conv1.weight"] = np.zeros((1, 2, 3, 3), np.float32)
+    trunk = "backbone.body." if from_torch is retinanet.from_torch else ""
+    del wrong[f"{trunk}layer1.0.bn1.running_var"]
+    wrong[f"{trunk}layer1.1.conv1.weight"] = np.zeros((1, 2, 3, 3), np.float32)
     wrong["head.weight"] = np.zeros(3, np.float32)
     with pytest.raises(
-        ValueError, match="missing layer1.0.bn1.running_var; nothing here takes head.weight;"
+        ValueError, match=f"missing {trunk}layer1.0.bn1.running_var; nothing here takes head.weight;"
     ) as raised:
         from_torch(wrong)
-    assert "layer1.1.conv1.weight is (1, 2, 3, 3), not (" in str(raised.value)
+    assert f"{trunk}layer1.1.conv1.weight is (1, 2, 3, 3), not (" in str(raised.value)
+
+
+def test_retinanets_names_before_torchvision_0_13():
+    old = {_before_0_13(name): x for name, x in RETINANET_ENTRIES.items()}
+    assert "backbone.fpn.inner_blocks.2.bias" in old and "head.regression_head.conv.2.weight" in old
+    assert len(set(old) - set(RETINANET_ENTRIES)) == 2 * (3 + 3 + 2 + 2)
+    chex.assert_trees_all_equal(retinanet.from_torch(old), retinanet.from_torch(RETINANET_ENTRIES))
+
+
+def _before_0_13(name: str) -> str:
+    name = re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name)
+    return re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda found: f"{found[1]}.{2 * int(found[2])}.", name)
+
+
+def test_what_is_no_retinanet_is_said():
+    trunk = {name: x for name, x in RETINANET_ENTRIES.items() if not name.startswith("head.")}
+    with pytest.raises(WeightsError, match="no weights of a RetinaNet: head.classification_head.cls"):
+        retinanet.from_torch(trunk)
+    with pytest.raises(WeightsError, match="no ResNet of depth"):
+        retinanet.from_torch({"conv1.weight": np.zeros((4, 3, 7, 7))})
+    normalised = RETINANET_ENTRIES | {"head.classification_head.conv.0.1.weight": np.zeros(6)}
+    with pytest.raises(WeightsError, match="nothing here takes head.classification_head.conv.0.1.weight"):
+        retinanet.from_torch(normalised)
 
 
 def test_hundreds_of_names_are_counted():

@@ -91,6 +91,50 @@ class SimpleBaseline(ResNet):
         return self.final_layer(self.deconv_layers(self.levels(images)[-1]))
 
 
+class RetinaNet(nn.Module):
+    """Outputs [B, N, C] and [B, N, 4], by torchvision's names."""
+
+    def __init__(
+        self, resnet: int, classes: int, width: int, features: int, num_anchors: int, depth: int, coarse: str
+    ):
+        super().__init__()
+        self.coarse, self.numbers = coarse, {"classification": classes, "regression": 4}
+        body = ResNet(resnet, width, num_classes=None)
+        channels = [body.out_channels // 4, body.out_channels // 2, body.out_channels]
+        inner = [nn.Sequential(nn.Conv2d(c, features, 1)) for c in channels]
+        layer = [nn.Sequential(nn.Conv2d(features, features, 3, 1, 1)) for _ in channels]
+        p6 = nn.Conv2d(channels[-1] if coarse == "c5" else features, features, 3, 2, 1)
+        extra = nn.ModuleDict({"p6": p6, "p7": nn.Conv2d(features, features, 3, 2, 1)})
+        blocks = {"inner_blocks": nn.ModuleList(inner), "layer_blocks": nn.ModuleList(layer)}
+        fpn = nn.ModuleDict({**blocks, "extra_blocks": extra})
+        self.backbone = nn.ModuleDict({"body": body, "fpn": fpn})
+        self.head = nn.ModuleDict()
+        for head, last in (("classification", "cls_logits"), ("regression", "bbox_reg")):
+            tower = [nn.Sequential(nn.Conv2d(features, features, 3, 1, 1), nn.ReLU()) for _ in range(depth)]
+            output = nn.Conv2d(features, num_anchors * self.numbers[head], 3, 1, 1)
+            self.head[f"{head}_head"] = nn.ModuleDict({"conv": nn.Sequential(*tower), last: output})
+
+    def pyramid(self, images):
+        fpn = self.backbone["fpn"]
+        levels = self.backbone["body"].levels(images)[1:]
+        merged = [inner(x) for inner, x in zip(fpn["inner_blocks"], levels, strict=True)]
+        for index in (1, 0):
+            size = merged[index].shape[2:]
+            merged[index] = merged[index] + nn.functional.interpolate(merged[index + 1], size)
+        outputs = [layer(x) for layer, x in zip(fpn["layer_blocks"], merged, strict=True)]
+        p6 = fpn["extra_blocks"]["p6"](levels[-1] if self.coarse == "c5" else outputs[-1])
+        return [*outputs, p6, fpn["extra_blocks"]["p7"](torch.relu(p6))]
+
+    def forward(self, images):
+        levels, outputs = self.pyramid(images), []
+        for name, head in self.head.items():
+            last = head["cls_logits"] if "cls_logits" in head else head["bbox_reg"]
+            maps = [last(head["conv"](level)).permute(0, 2, 3, 1) for level in levels]
+            numbers = self.numbers[name.removesuffix("_head")]
+            outputs.append(torch.cat([x.reshape(len(x), -1, numbers) for x in maps], 1))
+        return outputs
+
+
 class Exchange(nn.Module):
     """One multi-resolution module: blocks on every branch, then `outputs` sums over all branches."""
 
