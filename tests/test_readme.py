@@ -16,6 +16,7 @@ import pytest
 import tyro
 from flax import nnx
 
+from hardmine_jax.detection import iou
 from hardmine_jax.pose import encode_heatmaps
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -159,6 +160,40 @@ def _check_ssd(names):
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def _check_anchors(names):
+    """The 64 hardest of each image that do not overlap, of those that are object or background."""
+    anchors, batch = names["anchors"], (names["images"], names["boxes"], names["labels"])
+    variables, model = names["variables"], names["model"]
+    overlaps = np.where(batch[2][:, None] > 0, iou(anchors, batch[1]), 0.0)
+    nearest, positive = overlaps.argmax(2), overlaps.max(2) >= 0.5
+    where = positive | (overlaps.max(2) < 0.4)
+    answer = np.where(positive, np.take_along_axis(np.asarray(batch[2]), nearest, 1), 0)
+    objects = np.take_along_axis(np.asarray(batch[1]), nearest[..., None], 1)
+    objects = np.where(positive[..., None], objects, anchors)
+    assert positive.any(1).all() and not where.all(1).any()
+
+    def losses_of(params):
+        run = {**variables, "params": params}
+        (logits, deltas), _ = model.apply(run, batch[0], train=True, mutable=["batch_stats"])
+        yes = jax.nn.one_hot(answer - 1, 3)
+        classes = 0.5 * optax.sigmoid_binary_cross_entropy(logits, yes).sum(-1)
+        centres, sides = anchors[..., :2] + anchors[..., 2:], anchors[..., 2:] - anchors[..., :2]
+        moved = (objects[..., :2] + objects[..., 2:] - centres) / 2 / sides
+        grown = jnp.log((objects[..., 2:] - objects[..., :2]) / sides)
+        difference = deltas - jnp.concatenate([moved, grown], -1)
+        return classes + jnp.where(positive, 10 * optax.huber_loss(difference, delta=0.1).sum(-1), 0.0)
+
+    losses = np.asarray(jax.jit(losses_of)(variables["params"]))
+    keep = np.zeros(losses.shape, bool)
+    for row in range(2):
+        among = np.asarray(iou(anchors[row], anchors[row]))
+        for index in np.argsort(-np.where(where[row], losses[row], -np.inf), kind="stable"):
+            if keep[row].sum() < 64 and not (among[index, keep[row]] > 0.7).any():
+                keep[row, index] = True
+    np.testing.assert_array_equal(names["keep"], keep)
+    _assert_learns_from(keep, jax.jit(losses_of), variables["params"], names["loss"], names["gradient"])
+
+
 def _check_images(names):
     """The 16 hardest of 128 images."""
 
@@ -202,6 +237,7 @@ CHECKS = {
     "OHEM in a Flax NNX training loop": _check_nnx,
     "Pixel OHEM for segmentation": _check_pixels,
     "Three hard negatives for each positive (SSD)": _check_ssd,
+    "OHEM or focal loss on the anchors of a RetinaNet": _check_anchors,
     "Selective backprop over whole images": _check_images,
     "The hardest of all devices, under `jax.shard_map`": _check_devices,
     "With Equinox: the hardest words of each sentence": _check_equinox,
