@@ -36,7 +36,10 @@ def _text(question) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("part, count", [("regions", 4), ("boxes", 2), ("step", 1)])
+_STEP = pytest.param("step", 1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("part, count", [("regions", 4), ("boxes", 2), _STEP])
 def test_ways_agree_and_fill_a_table(part, count):
     """Each part checks its ways before it hands them out."""
     found = list(benchmark.PARTS[part](TINY))

@@ -108,7 +108,8 @@ def test_the_whole_is_trunk_pooling_and_head(variables):
 
 
 def test_outputs_start_small_as_published():
-    params = jax.jit(TINY.init)(jax.random.key(0), _normal(1, 16, 16, 3), _boxes(1))["params"]
+    init = jax.jit(TINY.init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(jax.random.key(0), _normal(1, 16, 16, 3), _boxes(1))["params"]
     assert np.std(params["class_logits"]["kernel"]) == pytest.approx(0.01, rel=0.3)
     assert np.std(params["box_deltas"]["kernel"]) == pytest.approx(0.001, rel=0.3)
 

@@ -169,7 +169,7 @@ def test_synchronised_batch_norm_on_8_devices_sees_the_whole_batch():
             return outputs, jax.tree.map(lambda x: x[None], after)
 
         spec = PartitionSpec("devices")
-        return jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(images)
+        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))(images)
 
     expected, statistics = _normalise(images)
     outputs, copies = on_devices("devices")

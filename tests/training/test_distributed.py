@@ -175,6 +175,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_within_a_minute(what, tmp_
     assert seconds < 90
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stuck_in_python_is_named_and_says_where(tmp_path):
     started = time.monotonic()
     ended = job("stuck", tmp_path)
