@@ -14,6 +14,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hardmine_jax.models import resnet
 from hardmine_jax.models.layers import Conv, upsample_nearest
@@ -136,6 +137,8 @@ class RetinaNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Class logits [B, N, C] and box deltas [B, N, 4] of the N anchors, float32."""
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"RetinaNet wants images [B, H, W, 3], got {images.shape}")
         if not 0.0 < self.prior < 1.0:
             raise ValueError(f"RetinaNet prior={self.prior}: a probability lies between 0 and 1")
         trunk = ResNet(self.depth, self.width, dtype=self.dtype, axis_name=self.axis_name, name="trunk")
@@ -251,7 +254,7 @@ def _published_model(entries: Mapping[str, Any]) -> RetinaNet:
     if len(sizes) < len(names) or sizes["deltas"] < 4:
         raise WeightsError(f"these are no weights of a RetinaNet: {', '.join(names.values())} are looked for")
     num_anchors = sizes["deltas"] // 4
-    into_p6 = entries.get("backbone.fpn.extra_blocks.p6.weight", jnp.zeros((0, 0))).shape[1]
+    into_p6 = np.shape(entries.get("backbone.fpn.extra_blocks.p6.weight"))[1:2]
     return RetinaNet(
         sizes["logits"] // num_anchors,
         depth,
@@ -259,5 +262,5 @@ def _published_model(entries: Mapping[str, Any]) -> RetinaNet:
         width,
         sizes["features"],
         head_depth=count_children(entries, "head.regression_head.conv."),
-        coarse="p5" if into_p6 == sizes["features"] else "c5",
+        coarse="p5" if into_p6 == (sizes["features"],) else "c5",
     )

@@ -321,6 +321,12 @@ def test_what_is_no_retinanet_is_said():
     trunk = {name: x for name, x in RETINANET_ENTRIES.items() if not name.startswith("head.")}
     with pytest.raises(WeightsError, match="no weights of a RetinaNet: head.classification_head.cls"):
         retinanet.from_torch(trunk)
+    flat = RETINANET_ENTRIES | {"backbone.fpn.extra_blocks.p6.weight": np.zeros(())}
+    with pytest.raises(WeightsError, match=r"extra_blocks.p6.weight is \(\), not \("):
+        retinanet.from_torch(flat)
+    few = RETINANET_ENTRIES | {"head.regression_head.bbox_reg.bias": np.zeros(3)}
+    with pytest.raises(WeightsError, match="no weights of a RetinaNet"):
+        retinanet.from_torch(few)
     with pytest.raises(WeightsError, match="no ResNet of depth"):
         retinanet.from_torch({"conv1.weight": np.zeros((4, 3, 7, 7))})
     normalised = RETINANET_ENTRIES | {"head.classification_head.conv.0.1.weight": np.zeros(6)}
@@ -428,11 +434,33 @@ def test_a_trunk_must_be_whole_unless_asked_for(name, module, started):
         module.warm_start({"odd.weight": np.zeros(3)}, started[name], allow_missing=True)
 
 
-def test_an_imagenet_resnet_starts_cpn():
+_PYRAMIDS = pytest.mark.parametrize(
+    "module, model, parts",
+    [
+        (cpn, CPN(18, 5, width=4), {"global", "refine"}),
+        (retinanet, THIN_RETINANET, {"pyramid", "class_head", "box_head"}),
+    ],
+    ids=["cpn", "retinanet"],
+)
+
+
+@_PYRAMIDS
+def test_an_imagenet_resnet_starts_a_pyramid(module, model, parts):
     entries = CASES["resnet18"][2] | {"fc.weight": np.zeros((7, 32)), "fc.bias": np.zeros(7)}
-    fresh = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), init_shapes(CPN(18, 5, width=4)))
-    start = cpn.warm_start(entries, fresh)
+    fresh = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), init_shapes(model))
+    start = module.warm_start(entries, fresh)
     for collection, trunk in resnet.from_torch(entries).items():
         chex.assert_trees_all_equal(start.variables[collection], fresh[collection] | {"trunk": trunk})
     assert start.unused == ("fc.bias", "fc.weight")
-    assert {name.split(".")[0] for name in start.initial} == {"global", "refine"}
+    assert {name.split(".")[0] for name in start.initial} == parts
+
+
+@_PYRAMIDS
+def test_a_pyramids_trunk_must_be_whole_unless_asked_for(module, model, parts):
+    entries = CASES["resnet18"][2] | {"odd.weight": np.zeros(3)}
+    del entries["layer1.0.conv1.weight"]
+    fresh = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), init_shapes(model))
+    with pytest.raises(WeightsError, match="missing layer1.0.conv1.weight; nothing here takes odd.weight"):
+        module.warm_start(entries, fresh)
+    start = module.warm_start(entries, fresh, allow_missing=True)
+    assert "layer1.0.conv1.weight" in start.initial and start.unused == ("odd.weight",)

@@ -1,5 +1,7 @@
 """RetinaNet: published size, what each level reads, where its outputs look, where it starts."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -145,18 +147,51 @@ def test_the_numbers_of_an_anchor_stay_together():
     np.testing.assert_array_equal(outputs, np.tile(np.arange(6.0).reshape(3, 2), (4, 1))[None])
 
 
-def test_every_class_starts_at_its_prior():
-    model = TINY.clone(prior=0.02)
+@pytest.mark.parametrize("model, prior", [(TINY, 0.01), (TINY.clone(prior=0.1), 0.1)])
+def test_every_class_starts_at_its_prior(model, prior):
     fast = {"xla_backend_optimization_level": 0}
     init = jax.jit(model.init_with_output, compiler_options=fast)
-    (logits, deltas), _ = init(jax.random.key(0), _images())
-    np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.02, rtol=0.5)
+    (logits, deltas), variables = init(jax.random.key(0), _images())
+    np.testing.assert_allclose(jax.nn.sigmoid(logits), prior, rtol=0.5)
     assert np.abs(deltas).max() < 0.5
+    for path, x in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        if where.endswith("bias") and where != "class_head/output/bias":
+            assert not np.any(x), where
+
+
+def _input_types(jaxpr, found: set) -> set:
+    """Types of what is multiplied, by convolutions and by matrix products."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            found |= {variable.aval.dtype.name for variable in equation.invars}
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                _input_types(inner.jaxpr, found)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_everything_is_multiplied_in_the_type_asked_for(dtype, variables):
+    model = TINY.clone(dtype=dtype)
+    traced = jax.make_jaxpr(lambda images: model.apply(variables, images))(_images())
+    assert _input_types(traced.jaxpr, set()) == {jnp.dtype(dtype).name}
 
 
 @pytest.mark.parametrize(
-    "options, said", [({"coarse": "c6"}, "coarse='c6': choose c5 or p5"), ({"prior": 1.0}, "prior=1.0")]
+    "options, said",
+    [
+        ({"coarse": "c6"}, "coarse='c6': choose c5 or p5"),
+        ({"prior": 0.0}, "prior=0.0: a probability"),
+        ({"prior": 1.0}, "prior=1.0: a probability"),
+    ],
 )
 def test_options_that_do_not_exist_are_named(options, said):
     with pytest.raises(ValueError, match=said):
         init_shapes(TINY.clone(**options))
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (1, 64, 64, 1)])
+def test_what_is_no_batch_of_images_is_named(shape):
+    with pytest.raises(ValueError, match=rf"images \[B, H, W, 3\], got {re.escape(str(shape))}"):
+        jax.eval_shape(TINY.init, jax.random.key(0), jnp.zeros(shape))
