@@ -184,13 +184,20 @@ def _check_anchors(names):
         return classes + jnp.where(positive, 10 * optax.huber_loss(difference, delta=0.1).sum(-1), 0.0)
 
     losses = np.asarray(jax.jit(losses_of)(variables["params"]))
-    keep = np.zeros(losses.shape, bool)
-    for row in range(2):
-        among = np.asarray(iou(anchors[row], anchors[row]))
-        for index in np.argsort(-np.where(where[row], losses[row], -np.inf), kind="stable"):
-            if keep[row].sum() < 64 and not (among[index, keep[row]] > 0.7).any():
-                keep[row, index] = True
+
+    def mined(threshold):
+        keep = np.zeros(losses.shape, bool)
+        for row in range(2):
+            among = np.asarray(iou(anchors[row], anchors[row]))
+            for index in np.argsort(-np.where(where[row], losses[row], -np.inf), kind="stable"):
+                if keep[row].sum() < 64 and not (among[index, keep[row]] > threshold).any():
+                    keep[row, index] = True
+        return keep
+
+    keep = mined(0.7)
     np.testing.assert_array_equal(names["keep"], keep)
+    # Here suppression matters.
+    assert (mined(1.0) != keep).any()
     _assert_learns_from(keep, jax.jit(losses_of), variables["params"], names["loss"], names["gradient"])
 
 

@@ -22,9 +22,10 @@ def make_anchors(
         centre = (stride * column, stride * row),  column < ceil(W / stride), row < ceil(H / stride)
         width = stride * scale / sqrt(ratio),  height = stride * scale * sqrt(ratio)
 
-    The centre is where the network has its own: padded by half a kernel, it sees for (column, row) what lies
-    around that pixel. Anchors may reach beyond the image. RetinaNet, 1708.02002, section 4, "Anchors", has
-    areas of 32^2 to 512^2 on strides 8 to 128, three to an octave, and three ratios: the defaults.
+    The centre is where the network has its own, but for half a pixel: padded by half a kernel, it sees for
+    (column, row) what lies around that pixel. Anchors may reach beyond the image. RetinaNet, 1708.02002,
+    section 4, "Anchors", has areas of 32^2 to 512^2 on strides 8 to 128, three to an octave, and three
+    ratios: the defaults.
 
     Args:
       size: (H, W) of the input in pixels.
@@ -45,8 +46,10 @@ def make_anchors(
            [  4., -16.,  12.,  16.]], dtype=float32)
     """
     for name, numbers in (("size", size), ("strides", strides), ("scales", scales), ("ratios", ratios)):
-        if not len(numbers) or not all(number > 0 for number in numbers):
+        if not len(numbers) or not all(0 < number < math.inf for number in numbers):
             raise ValueError(f"{name}={tuple(numbers)}: give one or more numbers above 0")
+    if len(size) != 2:
+        raise ValueError(f"size={tuple(size)}: give (H, W)")
     # In numpy: constants of the program that uses them, even where this is called under jit.
     root = np.sqrt(np.asarray(ratios, np.float64)).reshape(-1, 1)
     scale = np.asarray(scales, np.float64).reshape(1, -1)

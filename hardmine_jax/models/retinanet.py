@@ -153,12 +153,13 @@ class RetinaNet(nn.Module):
 
 
 def from_torch(state_dict: Mapping[str, Any], *, model: RetinaNet | None = None) -> dict[str, Any]:
-    """torchvision's `retinanet_resnet50_fpn` weights as variables.
+    """torchvision's `retinanet_resnet50_fpn` weights as variables of `RetinaNet(91, coarse="p5")`.
 
     Its column 0 is a background that is never answered: column `c` is label `c` of COCO's own numbering, so
-    drop the first for labels that count from 1. Its boxes are `decode_boxes(..., weights=(1, 1, 1, 1))`, its
-    anchors those of `make_anchors`, rounded to pixels, for sides that are multiples of 128. It evaluates the
-    weights called COCO_V1 with an epsilon of 0 in the trunk's normalisation; here it is 1e-5.
+    drop the first for labels that count from 1. Its boxes are `decode_boxes(..., weights=(1, 1, 1, 1))`. Its
+    anchors have sides of whole pixels, less than a pixel from those of `make_anchors`, for images whose sides
+    are multiples of 128. It evaluates the weights called COCO_V1 with an epsilon of 0 in the trunk's
+    normalisation; here it is 1e-5.
 
     Args:
       state_dict: `backbone.body.conv1.weight` ... `head.regression_head.bbox_reg.bias`, by their names before
@@ -233,11 +234,12 @@ def _since_0_13(entries: Mapping[str, Any]) -> dict[str, Any]:
 
     def today(name: str) -> str:
         name = re.sub(r"(fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
-        # A ReLU, without entries of its own, was every other number.
-        old = re.fullmatch(r"(head\.\w+\.conv)\.(\d+)\.(weight|bias)", name)
+        # A ReLU, without entries of its own, was every odd number.
+        old = re.fullmatch(r"(head\.\w+\.conv)\.(\d*[02468])\.(weight|bias)", name)
         return f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}" if old else name
 
-    return {today(name): entry for name, entry in entries.items()}
+    # A name of today counts where both are there: the other is then left over, and refused.
+    return {name if today(name) in entries else today(name): entry for name, entry in entries.items()}
 
 
 def _published_model(entries: Mapping[str, Any]) -> RetinaNet:
@@ -251,7 +253,7 @@ def _published_model(entries: Mapping[str, Any]) -> RetinaNet:
         "features": "backbone.fpn.inner_blocks.0.0.bias",
     }
     sizes = leading_sizes(entries, names)
-    if len(sizes) < len(names) or sizes["deltas"] < 4:
+    if len(sizes) < len(names) or sizes["deltas"] < 4 or not all(sizes.values()):
         raise WeightsError(f"these are no weights of a RetinaNet: {', '.join(names.values())} are looked for")
     num_anchors = sizes["deltas"] // 4
     into_p6 = np.shape(entries.get("backbone.fpn.extra_blocks.p6.weight"))[1:2]

@@ -49,8 +49,14 @@ def test_is_a_constant_under_jit():
         ({"strides": ()}, r"strides=\(\)"),
         ({"scales": (4.0, -1.0)}, r"scales=\(4.0, -1.0\)"),
         ({"ratios": (0.0,)}, r"ratios=\(0.0,\)"),
+        ({"strides": (float("inf"),)}, r"strides=\(inf,\)"),
     ],
 )
 def test_numbers_that_make_no_box_are_named(options, said):
     with pytest.raises(ValueError, match=f"{said}: give one or more numbers above 0"):
         make_anchors(**{"size": (8, 8), **options})
+
+
+def test_a_size_is_height_and_width():
+    with pytest.raises(ValueError, match=r"size=\(8, 8, 3\): give \(H, W\)"):
+        make_anchors((8, 8, 3))

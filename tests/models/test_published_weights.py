@@ -312,6 +312,13 @@ def test_retinanets_names_before_torchvision_0_13():
     chex.assert_trees_all_equal(retinanet.from_torch(old), retinanet.from_torch(RETINANET_ENTRIES))
 
 
+def test_a_name_before_0_13_beside_its_successor_is_left_over():
+    for number in (1, 2):
+        extra = f"head.classification_head.conv.{number}.bias"
+        with pytest.raises(WeightsError, match=f"nothing here takes {extra}"):
+            retinanet.from_torch({extra: np.full(6, 7.0)} | RETINANET_ENTRIES)
+
+
 def _before_0_13(name: str) -> str:
     name = re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name)
     return re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda found: f"{found[1]}.{2 * int(found[2])}.", name)
@@ -321,6 +328,9 @@ def test_what_is_no_retinanet_is_said():
     trunk = {name: x for name, x in RETINANET_ENTRIES.items() if not name.startswith("head.")}
     with pytest.raises(WeightsError, match="no weights of a RetinaNet: head.classification_head.cls"):
         retinanet.from_torch(trunk)
+    empty = RETINANET_ENTRIES | {"backbone.fpn.inner_blocks.0.0.bias": np.zeros(0)}
+    with pytest.raises(WeightsError, match="no weights of a RetinaNet"):
+        retinanet.from_torch(empty)
     flat = RETINANET_ENTRIES | {"backbone.fpn.extra_blocks.p6.weight": np.zeros(())}
     with pytest.raises(WeightsError, match=r"extra_blocks.p6.weight is \(\), not \("):
         retinanet.from_torch(flat)
