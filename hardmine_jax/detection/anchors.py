@@ -37,7 +37,8 @@ def make_anchors(
       float32 [N, 4], ordered by level, row, column, ratio and scale: as the outputs of `models.RetinaNet`.
 
     Raises:
-      ValueError: for a size, stride, scale or ratio that is not positive, or none of one of them.
+      ValueError: for a size, stride, scale or ratio that is not positive and finite, or none of one of them;
+        for a size of another length than 2.
 
     >>> make_anchors((8, 16), strides=(8,), scales=(2.0,), ratios=(1.0, 4.0))
     Array([[ -8.,  -8.,   8.,   8.],
