@@ -18,6 +18,7 @@ ALLOWED = {
     "models": set(),
     "data": {"pose", "detection"},
     "training": set(),
+    "tasks": {"mining", "pose", "detection", "models", "data", "training"},
 }
 # Third-party modules that must not come with `import hardmine_jax`.
 HEAVY = (

@@ -14,22 +14,19 @@ our pooling, suppression and matching less time than the others'.
 """
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
+import detection_boxes
+import detection_ops
+import detection_step
+import mining_boxes
+import rich
+import tyro
+from timing import Question, check, milliseconds, table
 
-import detection_boxes  # noqa: E402
-import detection_ops  # noqa: E402
-import detection_step  # noqa: E402
-import mining_boxes  # noqa: E402
-import rich  # noqa: E402
-import tyro  # noqa: E402
-from timing import Question, check, milliseconds, table  # noqa: E402
-
-from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
+from hardmine_jax.training.host_memory import keep_freed_memory
 
 Part = Literal["regions", "boxes", "step"]
 

@@ -8,8 +8,6 @@ import dataclasses
 import functools
 import importlib.util
 
-import detection_ohem
-import detection_task
 import jax
 import numpy as np
 import optax
@@ -17,6 +15,11 @@ from timing import Question, Way
 
 from hardmine_jax import training
 from hardmine_jax.models import fast_rcnn
+from hardmine_jax.tasks.detection import config as detection_config
+from hardmine_jax.tasks.detection.loss import make_loss
+from hardmine_jax.tasks.detection.networks import init_variables
+from hardmine_jax.tasks.detection.presets import defaults
+from hardmine_jax.tasks.detection.rois import Mining, MiningName
 
 IOU_THRESHOLD = 0.7
 CLIP_NORM = 5.0
@@ -45,7 +48,7 @@ class Step:
     num_proposals: int = 600
     num_objects: int = 30
     k: int = 64
-    kinds: tuple[detection_task.MiningName, ...] = ("ohem", "masked", "random", "all")
+    kinds: tuple[MiningName, ...] = ("ohem", "masked", "random", "all")
     hidden: tuple[int, ...] = (256, 4096)
     rounds: tuple[int, ...] = (9, 3)
 
@@ -93,14 +96,14 @@ def _draw_boxes(config: Step, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 def make_model(hidden: int) -> fast_rcnn.FastRCNN:
     """The laptop preset's, with other widths of its head."""
-    model = detection_ohem.make_model(detection_ohem.defaults("laptop", "voc"), NUM_CLASSES)
+    model = detection_config.make_model(defaults("laptop", "voc"), NUM_CLASSES)
     return model.clone(hidden=(hidden, hidden))
 
 
 def jax_way(model: fast_rcnn.FastRCNN, variables: dict, kind: str, config: Step, arrays: dict) -> Way:
     """A step that overwrites its state, as in training; an answer is the loss and the gradient's norm."""
     batch = jax.device_put(arrays)
-    loss = detection_task.make_loss(model, detection_task.Mining(kind, config.k, IOU_THRESHOLD))
+    loss = make_loss(model, Mining(kind, config.k, IOU_THRESHOLD))
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adamw(0.0, weight_decay=0.01))
     # A copy: the step overwrites what it is given.
     state = training.create_state(
@@ -125,7 +128,7 @@ def stepping(config: Step, hidden: int) -> Question:
       ValueError: they disagree.
     """
     model, arrays = make_model(hidden), draw(config)
-    init = functools.partial(detection_ohem.init_variables, model, config.image_size)
+    init = functools.partial(init_variables, model, config.image_size)
     variables = jax.jit(init)(jax.random.key(0))
     ways = {ALIKE.get(kind, kind): jax_way(model, variables, kind, config, arrays) for kind in config.kinds}
     if importlib.util.find_spec("torch"):

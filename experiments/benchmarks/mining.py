@@ -11,21 +11,18 @@ PyTorch, torchvision and OpenCV take part where they are installed.
 
 import dataclasses
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-import mining_boxes  # noqa: E402
-import mining_devices  # noqa: E402
-import mining_head  # noqa: E402
-import mining_selectors  # noqa: E402
-import rich  # noqa: E402
-import tyro  # noqa: E402
-from timing import Question, check, milliseconds, table  # noqa: E402
+import mining_boxes
+import mining_devices
+import mining_head
+import mining_selectors
+import rich
+import tyro
+from timing import Question, check, milliseconds, table
 
 Part = Literal["selectors", "pixels", "heatmaps", "boxes", "devices", "head"]
 

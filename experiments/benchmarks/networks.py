@@ -9,7 +9,6 @@ training pass without the optimizer, on the default device.
 """
 
 import dataclasses
-import pathlib
 import statistics
 import sys
 import time
@@ -19,16 +18,13 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import network_cost
 import rich
 import rich.table
+import timing
 import tyro
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-import network_cost  # noqa: E402
-import timing  # noqa: E402
-
-from hardmine_jax.models import CPN, VGG16, Hourglass, HRNet, ResNet, SimpleBaseline  # noqa: E402
+from hardmine_jax.models import CPN, VGG16, Hourglass, HRNet, ResNet, SimpleBaseline
 
 
 class Network(NamedTuple):

@@ -17,17 +17,16 @@ import jax
 import jax.numpy as jnp
 import rich
 import rich.table
+import timing
 import tyro
 
-sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
-
-import pose_ohkm  # noqa: E402
-import pose_task  # noqa: E402
-import timing  # noqa: E402
-
-from hardmine_jax.data.pipeline import TrainBatches  # noqa: E402
-from hardmine_jax.data.problems import DataError  # noqa: E402
-from hardmine_jax.training.host_memory import keep_freed_memory  # noqa: E402
+from hardmine_jax.data.pipeline import TrainBatches
+from hardmine_jax.data.problems import DataError
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import datasets as pose_datasets
+from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.training.host_memory import keep_freed_memory
 
 SEGMENTS = 4
 # Untimed at the head of a segment: what the segment before left in the buffers is used up by then.
@@ -73,7 +72,7 @@ class Loop:
         return (time.perf_counter() - started) / steps, waited / steps
 
 
-def mining_alone(config: pose_ohkm.Config, batch: dict, rows: int):
+def mining_alone(config: pose_config.Config, batch: dict, rows: int):
     """A call of encoding, losses, choice, metrics and the gradient to the heatmaps, for a device's rows."""
     part = {name: jnp.asarray(value[:rows]) for name, value in batch.items()}
     # Heatmaps of the laptop preset.
@@ -82,9 +81,7 @@ def mining_alone(config: pose_ohkm.Config, batch: dict, rows: int):
     heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, num_keypoints))
     options = dict(mining=config.mining, k=config.k, min_loss=config.min_loss, sigma=config.heatmap_sigma)
     # Arguments, or the compiler would work out the targets once and for all.
-    run = jax.jit(
-        jax.value_and_grad(lambda h, b, key: pose_task.mined_loss(h, b, key, **options), has_aux=True)
-    )
+    run = jax.jit(jax.value_and_grad(lambda h, b, key: mined_loss(h, b, key, **options), has_aux=True))
     key = jax.random.key(1)
     return lambda: jax.block_until_ready(run(heatmaps, part, key))
 
@@ -109,10 +106,10 @@ def drain(batches: TrainBatches, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def measure(config: pose_ohkm.Config, dataset, steps: int) -> tuple[dict[str, float], int]:
+def measure(config: pose_config.Config, dataset, steps: int) -> tuple[dict[str, float], int]:
     """Medians over segments (see `main` for the names), and compilations after the first step."""
-    parallel, state = pose_ohkm.make_trainer(config, dataset.skeleton)
-    batches = pose_ohkm.make_batches(config, dataset)
+    parallel, state = pose_train.make_trainer(config, dataset.skeleton)
+    batches = pose_train.make_batches(config, dataset)
     loop, constant = Loop(parallel, state), next(batches)
     mining = mining_alone(config, constant, config.batch_size // parallel.num_devices)
     mining()
@@ -139,9 +136,9 @@ def main(config: Config) -> None:
         raise ValueError(f"--steps {config.steps}: at least {SEGMENTS}, one a segment")
     keep_freed_memory()
     flags = ["--dataset", "lspet", "--data-dir", str(config.data_dir)] if config.data_dir else []
-    training = pose_ohkm.parse(flags)
-    dataset = pose_ohkm.load_dataset(training)
-    training = pose_ohkm.settle(training, dataset.skeleton)
+    training = pose_train.parse(flags)
+    dataset = pose_datasets.load_dataset(training)
+    training = pose_config.settle(training, dataset.skeleton)
     found, compilations = measure(training, dataset, config.steps)
     size, a_step = training.batch_size, found["constant"]
     title = (

@@ -23,27 +23,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import collectives
 import jax
 import numpy as np
 import optax
 import rich
 import rich.console
 import rich.table
+import scaling_claims
+import scaling_model
+import scaling_steps
+import timing
 import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
-sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).resolve().parents[:2]]
-
-import collectives  # noqa: E402
-import running  # noqa: E402
-import scaling_claims  # noqa: E402
-import scaling_model  # noqa: E402
-import scaling_steps  # noqa: E402
-import timing  # noqa: E402
-
-from hardmine_jax import training  # noqa: E402
-from hardmine_jax.data.coco_keypoints import COCO_SKELETON  # noqa: E402
-from hardmine_jax.training import distributed, exchange  # noqa: E402
+from hardmine_jax import training
+from hardmine_jax.data.coco_keypoints import COCO_SKELETON
+from hardmine_jax.tasks.exit_codes import explain
+from hardmine_jax.training import distributed, exchange
 
 Part = Literal["devices", "processes", "paper"]
 WARM_UP = 2
@@ -193,9 +190,7 @@ def work(config: Config) -> None:
     if not config.distributed:
         run()
         return
-    with distributed.joined(
-        config.coordinator, config.num_processes, config.process_id, explain=running.explain
-    ):
+    with distributed.joined(config.coordinator, config.num_processes, config.process_id, explain=explain):
         run()
 
 

@@ -19,12 +19,14 @@ import dataclasses
 import functools
 import math
 
-import detection_ohem
 import jax
 import network_cost
 import rich.table
 
 from hardmine_jax.models import HRNet
+from hardmine_jax.tasks.detection import config as detection_config
+from hardmine_jax.tasks.detection.networks import init_variables
+from hardmine_jax.tasks.detection.presets import defaults
 
 # `keep_first` makes 32 counting passes over single bytes of the keys, and for each of the 4 bytes reads the
 # keys once and writes that byte; about 3 passes over the keys finish. Each from memory: an upper bound.
@@ -276,8 +278,8 @@ def pose(paper: Paper) -> Work:
 
 def detection(paper: Paper) -> Work:
     """Fast R-CNN, VGG16, 20 classes, two passes: the head runs forward on all regions, then trains on k."""
-    model, size = detection_ohem.make_model(detection_ohem.defaults("vgg16", "voc"), 20), paper.detection_size
-    init = functools.partial(detection_ohem.init_variables, model, size)
+    model, size = detection_config.make_model(defaults("vgg16", "voc"), 20), paper.detection_size
+    init = functools.partial(init_variables, model, size)
     variables = jax.eval_shape(init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *size, 3), "float32")
     features = functools.partial(model.apply, method="features")

@@ -9,19 +9,22 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-import detection_ohem
 import detection_step
-import detection_task
 import jax
 import numpy as np
-import pose_ohkm
-import pose_task
 
 from hardmine_jax import training
 from hardmine_jax.data.coco_keypoints import COCO_SKELETON
 from hardmine_jax.mining import global_top_k, masked_mean, stats
 from hardmine_jax.models import normalise_images
 from hardmine_jax.pose import encode_heatmaps, heatmap_mse, image_to_heatmap
+from hardmine_jax.tasks.detection import config as detection_config
+from hardmine_jax.tasks.detection import train as detection_train
+from hardmine_jax.tasks.detection.loss import make_head_losses
+from hardmine_jax.tasks.detection.rois import make_rois
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.networks import to_network
 
 ProgramName = Literal["pose", "pose_own_norm", "pose_global", "detection", "detection_global"]
 
@@ -60,18 +63,18 @@ class Program(NamedTuple):
     units: int = 0
 
 
-def pose_config(sizes: Sizes, *more: str) -> pose_ohkm.Config:
+def small_pose(sizes: Sizes, *more: str) -> pose_config.Config:
     """The laptop preset, small."""
     flags = ["--image-size", *2 * [str(sizes.image_size)], "--parallel", "shard_map", *more]
     # Of any size, since no step is made for one; the same for all, so that `pose_trainer` is.
-    config = pose_ohkm.parse([*flags, "--batch-size", str(jax.device_count())])
-    return pose_ohkm.settle(config, COCO_SKELETON)
+    config = pose_train.parse([*flags, "--batch-size", str(jax.device_count())])
+    return pose_config.settle(config, COCO_SKELETON)
 
 
 @functools.cache
-def pose_trainer(config: pose_ohkm.Config) -> tuple[training.Parallel, training.TrainState]:
+def pose_trainer(config: pose_config.Config) -> tuple[training.Parallel, training.TrainState]:
     # Kept: making the first weights takes as long as compiling the step.
-    return pose_ohkm.make_trainer(config, COCO_SKELETON)
+    return pose_train.make_trainer(config, COCO_SKELETON)
 
 
 def pose_batch(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -89,7 +92,7 @@ def pose_batch(sizes: Sizes) -> dict[str, np.ndarray]:
 
 def pose(sizes: Sizes, *more: str) -> Program:
     """As `pose_ohkm` trains by default: OHKM within each image, synchronised batch norm."""
-    return Program(*pose_trainer(pose_config(sizes, *more)), pose_batch(sizes))
+    return Program(*pose_trainer(small_pose(sizes, *more)), pose_batch(sizes))
 
 
 def pose_own_norm(sizes: Sizes) -> Program:
@@ -99,14 +102,14 @@ def pose_own_norm(sizes: Sizes) -> Program:
 
 def pose_global(sizes: Sizes) -> Program:
     """The k hardest keypoints of all images of all devices; batch statistics of each device."""
-    config = pose_config(sizes)
+    config = small_pose(sizes)
 
     def make_step(axis_name: str):
-        model = pose_ohkm.make_model(config, COCO_SKELETON.num_keypoints)
+        model = pose_config.make_model(config, COCO_SKELETON.num_keypoints)
 
         def loss_function(params, batch_stats, batch, key):
             variables = {"params": params, "batch_stats": batch_stats}
-            images = pose_task.to_network(batch["image"], config.inputs)
+            images = to_network(batch["image"], config.inputs)
             heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             labelled = (batch["visibility"] > 0) & batch["where"][:, None]
             stride = batch["image"].shape[1] / heatmaps.shape[1]
@@ -126,17 +129,17 @@ def pose_global(sizes: Sizes) -> Program:
     return Program(training.parallelise(make_step, kind="shard_map"), state, pose_batch(sizes), units)
 
 
-def detection_config(sizes: Sizes, *more: str) -> detection_ohem.Config:
+def small_detection(sizes: Sizes, *more: str) -> detection_config.Config:
     """The laptop preset, small."""
     flags = ["--image-size", *2 * [str(sizes.image_size)], "--parallel", "shard_map", "--k", "8", *more]
     flags += ["--search.max-proposals", str(sizes.proposals)]
-    config = detection_ohem.parse([*flags, "--batch-size", str(jax.device_count())])
-    return detection_ohem.settle(config)
+    config = detection_train.parse([*flags, "--batch-size", str(jax.device_count())])
+    return detection_config.settle(config)
 
 
 @functools.cache
-def detection_trainer(config: detection_ohem.Config) -> tuple[training.Parallel, training.TrainState]:
-    return detection_ohem.make_trainer(config, detection_step.NUM_CLASSES)
+def detection_trainer(config: detection_config.Config) -> tuple[training.Parallel, training.TrainState]:
+    return detection_train.make_trainer(config, detection_step.NUM_CLASSES)
 
 
 def detection_batch(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -152,16 +155,16 @@ def detection_batch(sizes: Sizes) -> dict[str, np.ndarray]:
 
 def detection(sizes: Sizes) -> Program:
     """As `detection_ohem` trains by default: OHEM within each image, synchronised batch norm."""
-    return Program(*detection_trainer(detection_config(sizes)), detection_batch(sizes))
+    return Program(*detection_trainer(small_detection(sizes)), detection_batch(sizes))
 
 
 def detection_global(sizes: Sizes) -> Program:
     """The k hardest regions of all images of all devices, masked; batch statistics of each device."""
-    config = detection_config(sizes)
+    config = small_detection(sizes)
 
     def make_step(axis_name: str):
-        model = detection_ohem.make_model(config, detection_step.NUM_CLASSES)
-        head_losses = detection_task.make_head_losses(model, focal=False, train=True)
+        model = detection_config.make_model(config, detection_step.NUM_CLASSES)
+        head_losses = make_head_losses(model, focal=False, train=True)
 
         def loss_function(params, batch_stats, batch, key):
             variables = {"params": params, "batch_stats": batch_stats}
@@ -169,7 +172,7 @@ def detection_global(sizes: Sizes) -> Program:
             features, updated = model.apply(
                 variables, images, train=True, method="features", mutable=["batch_stats"]
             )
-            rois = detection_task.make_rois(batch)
+            rois = make_rois(batch)
             losses = jax.vmap(head_losses, (None, 0, 0, None))(variables, features, rois, None)
             loss, keep = hardest_of_all(losses, rois.where, sizes.k, axis_name)
             return loss, (updated["batch_stats"], {"fraction_kept": keep.mean()})

@@ -175,9 +175,9 @@ def _concatenated(
     parts, first = [(np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))], 0
     for found, truth in images:
         if len(truth.labels):
-            overlaps = np.where(found.labels[:, None] == truth.labels, _overlaps(found.boxes, truth.boxes), 0)
-            best = overlaps.argmax(axis=1)
-            enough = overlaps.max(axis=1) >= iou_threshold
+            shared = np.where(found.labels[:, None] == truth.labels, overlaps(found.boxes, truth.boxes), 0)
+            best = shared.argmax(axis=1)
+            enough = shared.max(axis=1) >= iou_threshold
             owners, ignored = np.where(enough, first + best, -1), enough & truth.difficult[best]
         else:
             owners, ignored = np.full(len(found.labels), -1), np.zeros(len(found.labels), bool)
@@ -186,8 +186,8 @@ def _concatenated(
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU in float64, [P, M]. `boxes.iou` is for the device, and in float32."""
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes [P, 4] with boxes [M, 4], float64 [P, M]. `boxes.iou` is for the device, in float32."""
     low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
     both = np.clip(high - low, 0, None).prod(axis=-1)
     area_a, area_b = (np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=-1) for boxes in (a, b))

@@ -60,8 +60,14 @@ class Checkpoints:
       best_mode: whether the larger or the smaller value of it is better.
     """
 
-    def __init__(self, workdir, *, keep_last: int = 2, best_metric: str | None = None,
-                 best_mode: Literal["max", "min"] = "max"):
+    def __init__(
+        self,
+        workdir,
+        *,
+        keep_last: int = 2,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+    ):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
         if best_mode not in ("max", "min"):

@@ -23,9 +23,14 @@ PATIENCE_SECONDS = 45.0
 
 
 @contextlib.contextmanager
-def joined(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-           patience: float = PATIENCE_SECONDS,
-           explain: Callable[[BaseException], str | None] = lambda error: None) -> Iterator[None]:
+def joined(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    explain: Callable[[BaseException], str | None] = lambda error: None,
+) -> Iterator[None]:
     """Within it this process is one of a job's; enter it before anything touches a device.
 
     Any exception ends the whole job: the process says what it was, the others end too, and none returns

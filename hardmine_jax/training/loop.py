@@ -42,11 +42,22 @@ class FitResult:
     scores: dict
 
 
-def fit(state: TrainState, *, parallel: Parallel, batches: Batches, batch_size: int, steps: int, workdir,
-        checkpoints: Checkpoints | None = None, evaluate: Callable[[TrainState], dict] | None = None,
-        learning_rate: Callable[[int], Any] | None = None, log_every: int = 50,
-        evaluate_every: int | None = None, checkpoint_every: int | None = None,
-        must_save: bool = True) -> FitResult:
+def fit(
+    state: TrainState,
+    *,
+    parallel: Parallel,
+    batches: Batches,
+    batch_size: int,
+    steps: int,
+    workdir,
+    checkpoints: Checkpoints | None = None,
+    evaluate: Callable[[TrainState], dict] | None = None,
+    learning_rate: Callable[[int], Any] | None = None,
+    log_every: int = 50,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    must_save: bool = True,
+) -> FitResult:
     """Trains from `state.step` to `steps`. SIGTERM or Ctrl-C saves and returns with `stopped`.
 
     In a job of several processes each calls it, a signal to one of them stops all after the same step,

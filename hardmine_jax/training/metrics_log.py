@@ -176,3 +176,14 @@ def _is_line(line) -> bool:
 
 def _is_number(value) -> bool:
     return isinstance(value, int | float) and abs(value) < 2.0**1000
+
+
+def mean_speed(lines: list[dict]) -> float | None:
+    """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
+    steps = np.diff([0] + [line["step"] for line in lines])
+    speeds = [line.get("images_per_second") for line in lines]
+    timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True)
+             if isinstance(speed, int | float) and speed > 0 and step > 0]  # fmt: skip
+    if not timed:
+        return None
+    return float(sum(step for step, _ in timed) / sum(step / speed for step, speed in timed))

@@ -9,14 +9,16 @@ import rich.progress
 
 
 @contextlib.contextmanager
-def show_progress(step: int, steps: int, *, batch_size: int,
-                  console: rich.console.Console | None = None) -> Iterator[Callable[[int, dict], None]]:
+def show_progress(
+    step: int, steps: int, *, batch_size: int, console: rich.console.Console | None = None
+) -> Iterator[Callable[[int, dict], None]]:
     """Gives `show(step, values)`, which reads `loss` and, when there, `images_per_second`."""
     console = console or rich.console.Console()
     if not console.is_terminal:
         yield lambda step, values: print(
             f"step {step}/{steps}  {_numbers(values)}{_remaining(steps - step, batch_size, values)}",
-            file=console.file, flush=True,
+            file=console.file,
+            flush=True,
         )
         return
     columns = rich.progress

@@ -123,8 +123,12 @@ class Parallel:
         return jax.make_array_from_single_device_arrays(x.shape, self._everywhere(), copies)
 
 
-def parallelise(make_step: Callable[[str | None], Step], *, kind: Kind = "auto",
-                devices: Sequence[jax.Device] | None = None) -> Parallel:
+def parallelise(
+    make_step: Callable[[str | None], Step],
+    *,
+    kind: Kind = "auto",
+    devices: Sequence[jax.Device] | None = None,
+) -> Parallel:
     """Compiles the step that `make_step(axis_name)` builds for the devices.
 
     Args:

@@ -25,8 +25,14 @@ class TrainState(flax.training.train_state.TrainState):
     key: jax.Array
 
 
-def create_state(variables: dict, *, apply_fn, optimizer: optax.GradientTransformation, key: jax.Array,
-                 ema_decay: float | None = None) -> TrainState:
+def create_state(
+    variables: dict,
+    *,
+    apply_fn,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    ema_decay: float | None = None,
+) -> TrainState:
     """State at step 0 for `variables = {"params": ..., "batch_stats": ...}`.
 
     Args:

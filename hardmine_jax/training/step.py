@@ -18,8 +18,13 @@ LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(loss_fn: LossFunction, *, axis_name: str | None = None, accumulate: int = 1,
-                    ema_decay: float | None = None) -> Step:
+def make_train_step(
+    loss_fn: LossFunction,
+    *,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> Step:
     """Builds one step of `params <- params + optimizer(mean gradient of loss_fn)`.
 
     The loss and the metrics have to be means over examples of equal weight: they are averaged over

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import compare
+from hardmine_jax.tasks.compare import different, group, main, read_run, rows
 
 
 def _run(folder, *, seed=0, mining="ohem", result=None, **settings):
@@ -21,7 +21,7 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path):
         for seed in range(3)
     ]
     folders.append(_run(tmp_path / "other", mining="random", optimizer={"name": "sgd"}))
-    headings, lines = compare.rows([compare.read_run(folder) for folder in folders])
+    headings, lines = rows([read_run(folder) for folder in folders])
     assert headings == ["--mining", "--optimizer.name", "seeds", "mAP@0.5", "COCO AP", "images/s"]
     # Of 0.50, 0.52 and 0.54 the mean is 0.52 and the deviation, with n - 1, 0.02.
     assert lines == [
@@ -31,25 +31,25 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path):
 
 
 def test_where_a_run_lies_is_no_difference(tmp_path):
-    runs = [compare.read_run(_run(tmp_path / name, cache_dir=name)) for name in ("a", "b")]
-    assert len(compare.group(runs)) == 1 and compare.different(compare.group(runs)) == []
+    runs = [read_run(_run(tmp_path / name, cache_dir=name)) for name in ("a", "b")]
+    assert len(group(runs)) == 1 and different(group(runs)) == []
     # The same seed twice is one seed.
-    assert compare.rows(runs)[1][0][0] == "1"
+    assert rows(runs)[1][0][0] == "1"
 
 
 def test_a_flag_that_an_older_run_did_not_know_is_no_difference(tmp_path):
-    old = compare.read_run(_run(tmp_path / "old"))
-    new = compare.read_run(_run(tmp_path / "new", seed=1, init_from=None))
-    assert compare.rows([old, new])[1][0][0] == "2"
+    old = read_run(_run(tmp_path / "old"))
+    new = read_run(_run(tmp_path / "new", seed=1, init_from=None))
+    assert rows([old, new])[1][0][0] == "2"
 
 
 def test_the_command_prints_both_kinds_of_table(tmp_path, capsys):
     folders = [str(_run(tmp_path / kind, mining=kind)) for kind in ("ohem", "a|b")]
-    assert compare.main([*folders, "--markdown"]) == 0
+    assert main([*folders, "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| --mining | seeds | mAP@0.5 | COCO AP |" and len(lines) == 4
     assert lines[-1].startswith("| a\\|b | 1 | 50.0 %")
-    assert compare.main(folders) == 0
+    assert main(folders) == 0
     assert "mAP@0.5" in capsys.readouterr().out
 
 
@@ -57,7 +57,7 @@ def test_the_command_prints_both_kinds_of_table(tmp_path, capsys):
 def test_folders_that_hold_no_finished_run(tmp_path, capsys, name):
     folder = _run(tmp_path / "run")
     (folder / name).write_text("{")
-    assert compare.main([str(folder)]) == 2 and str(folder / name) in capsys.readouterr().err
+    assert main([str(folder)]) == 2 and str(folder / name) in capsys.readouterr().err
     (folder / name).unlink()
-    assert compare.main([str(folder)]) == 2 and f"no {folder / name}" in capsys.readouterr().err
-    assert compare.main([]) == 2 and "name at least one" in capsys.readouterr().err
+    assert main([str(folder)]) == 2 and f"no {folder / name}" in capsys.readouterr().err
+    assert main([]) == 2 and "name at least one" in capsys.readouterr().err

@@ -11,34 +11,37 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import detection_ohem, predict_detection
 from hardmine_jax import training
 from hardmine_jax.data import synthetic_shapes
 from hardmine_jax.models import fast_rcnn
 from hardmine_jax.models.vgg import VGGTrunk
+from hardmine_jax.tasks.detection import config as detection_config
+from hardmine_jax.tasks.detection import networks
+from hardmine_jax.tasks.detection import pictures as detection_pictures
+from hardmine_jax.tasks.detection import predict_photos as detection_predict_photos
+from hardmine_jax.tasks.detection import train as detection_train
 
 
-def _tiny_model(config, num_classes, *, axis_name=None):
+def _tiny_model(name, num_classes, *, axis_name, **_):
     trunk = VGGTrunk(((4,), (4,), (4,)), axis_name=axis_name)
     return fast_rcnn.FastRCNN(num_classes, trunk, hidden=(8, 8), dropout=0.0, pooling="align")
 
 
-def _shrink(patch: pytest.MonkeyPatch, script) -> None:
+def _shrink(patch: pytest.MonkeyPatch) -> None:
     """A network that compiles in seconds, one device, few images, an allocator that stays as it is."""
-    patch.setattr(script, "make_model", _tiny_model)
-    patch.setattr(script.running, "keep_freed_memory", lambda: True)
+    patch.setattr(networks, "make_model", _tiny_model)
+    patch.setattr("hardmine_jax.tasks.run.keep_freed_memory", lambda: True)
     few = functools.partial(synthetic_shapes.load, num_train=12, num_validation=6)
-    patch.setattr(script.synthetic_shapes, "load", few)
+    patch.setattr(synthetic_shapes, "load", few)
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:1])
-    patch.setattr(script.training, "parallelise", parallelise)
+    patch.setattr(training, "parallelise", parallelise)
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    for script in (detection_ohem, predict_detection.detection_ohem):
-        _shrink(monkeypatch, script)
+    _shrink(monkeypatch)
     # Drawing takes longer than all the rest; `trained` has its pictures.
-    monkeypatch.setattr(detection_ohem.detection_plots, "report_pictures", lambda *_, **__: [])
+    monkeypatch.setattr(detection_pictures, "report_pictures", lambda *_, **__: [])
 
 
 def _arguments(workdir: pathlib.Path, *more: object) -> list[str]:
@@ -61,9 +64,9 @@ def trained(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMINE_CACHE", str(folder / "cache"))
-        _shrink(patch, detection_ohem)
+        _shrink(patch)
         arguments = _arguments(folder / "run", "--steps", 4, "--checkpoint-every", 2, "--evaluate-every", 3)
-        assert detection_ohem.main(arguments) == 0
+        assert detection_train.main(arguments) == 0
     return folder / "run"
 
 
@@ -101,7 +104,7 @@ def test_every_log_line_tells_what_was_mined(trained):
 
 
 def test_config_comes_back_as_it_was(trained):
-    config, classes = detection_ohem.load_config(trained)
+    config, classes = detection_config.load_config(trained)
     assert config.workdir == trained and config.image_size == (64, 64) and config.max_boxes >= 1
     assert config.search.max_proposals == 40 and isinstance(config.optimizer, training.OptimizerConfig)
     assert classes == synthetic_shapes.shapes.CLASSES
@@ -110,7 +113,7 @@ def test_config_comes_back_as_it_was(trained):
 def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
     before, config = _result(copied), (copied / "config.json").read_text()
     (copied / "result.json").unlink()
-    assert detection_ohem.main(_arguments(copied, "--eval-only", "--steps", 2)) == 0
+    assert detection_train.main(_arguments(copied, "--eval-only", "--steps", 2)) == 0
     after = _result(copied)
     for name in ("map", "map_11_point", "coco", "per_class", "proposal_recall", "steps"):
         assert after[name] == before[name]
@@ -120,9 +123,9 @@ def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(copied, tmp_path, capsys):
     """Four steps and two more against six in one go, made of the same flags."""
-    assert detection_ohem.main(_arguments(tmp_path / "whole", *_constant(6))) == 0
-    assert detection_ohem.main(_arguments(tmp_path / "parts", *_constant(4))) == 0
-    assert detection_ohem.main(_arguments(tmp_path / "parts", *_constant(6))) == 0
+    assert detection_train.main(_arguments(tmp_path / "whole", *_constant(6))) == 0
+    assert detection_train.main(_arguments(tmp_path / "parts", *_constant(4))) == 0
+    assert detection_train.main(_arguments(tmp_path / "parts", *_constant(6))) == 0
     captured = capsys.readouterr()
     assert "resuming from step 4" in captured.out and "steps=4" in captured.err
     weights = [training.load_variables(tmp_path / name, which="latest") for name in ("whole", "parts")]
@@ -137,7 +140,7 @@ def _constant(steps: int) -> list[object]:
 @pytest.mark.slow
 def test_bootstrap_goes_in_rounds_and_on_from_within_one(copied, tmp_path, capsys, monkeypatch):
     flags = ["--mining", "bootstrap", "--rounds", 3, "--steps", 6, "--checkpoint-every", 1, "--keep-last", 9]
-    assert detection_ohem.main(_arguments(tmp_path / "whole", *flags)) == 0
+    assert detection_train.main(_arguments(tmp_path / "whole", *flags)) == 0
     rounds = _result(tmp_path / "whole")["rounds"]
     assert [(one["round"], one["after_step"]) for one in rounds] == [(2, 2), (3, 4)]
     assert all(one["members"] > 0 and one["seconds"] > 0 for one in rounds)
@@ -146,7 +149,7 @@ def test_bootstrap_goes_in_rounds_and_on_from_within_one(copied, tmp_path, capsy
     for step in _steps(parts):
         if step > 3:
             shutil.rmtree(parts / "checkpoints" / str(step))
-    assert detection_ohem.main(_arguments(parts, *flags)) == 0
+    assert detection_train.main(_arguments(parts, *flags)) == 0
     assert "resuming from step 3" in capsys.readouterr().out
     weights = [training.load_variables(tmp_path / name, which="latest") for name in ("whole", "parts")]
     jax.tree.map(np.testing.assert_array_equal, *weights)
@@ -155,7 +158,7 @@ def test_bootstrap_goes_in_rounds_and_on_from_within_one(copied, tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "focal"])
 def test_other_kinds_of_mining_run_to_their_end(copied, kind, capsys):
-    assert detection_ohem.main(_arguments(copied, "--mining", kind, "--steps", 1, "--no-resume")) == 0
+    assert detection_train.main(_arguments(copied, "--mining", kind, "--steps", 1, "--no-resume")) == 0
     assert _result(copied)["steps"] == 1 and (copied / "checkpoints.previous" / "4").is_dir()
     assert kind in (copied / "report.html").read_text()
 
@@ -168,7 +171,7 @@ def test_predictions_land_in_a_coco_file_and_in_pictures(copied, tmp_path):
         photos[-1].write_bytes(source[index]["image"])
     output = tmp_path / "out"
     flags = [*map(str, photos), "--checkpoint", str(copied), "--output", str(output), "--min-score", "0.01"]
-    assert predict_detection.main(flags) == 0
+    assert detection_predict_photos.main(flags) == 0
     found = json.loads((output / "detections.json").read_text())
     assert {entry["image_id"] for entry in found} == {5, 6, 7}
     for entry in found:
@@ -210,17 +213,17 @@ def _fails(capsys, main, arguments: list[str]) -> str:
     ],
 )
 def test_flags_that_cannot_be_leave_the_run_as_it_was(copied, capsys, flags, named):
-    assert named in _fails(capsys, detection_ohem.main, _arguments(copied, "--no-resume", *flags))
+    assert named in _fails(capsys, detection_train.main, _arguments(copied, "--no-resume", *flags))
     assert max(_steps(copied)) == 4 and (copied / "result.json").exists()
 
 
 def test_data_that_is_not_there(tmp_path, capsys):
     flags = ["--dataset", "voc", "--data-dir", tmp_path / "nowhere"]
     assert str(tmp_path / "nowhere") in _fails(
-        capsys, detection_ohem.main, _arguments(tmp_path / "run", *flags)
+        capsys, detection_train.main, _arguments(tmp_path / "run", *flags)
     )
     flags = ["--dataset", "coco", "--annotations", tmp_path / "no.json", "--images", tmp_path]
-    assert "no.json" in _fails(capsys, detection_ohem.main, _arguments(tmp_path / "run", *flags))
+    assert "no.json" in _fails(capsys, detection_train.main, _arguments(tmp_path / "run", *flags))
     assert not (tmp_path / "run").exists()
 
 
@@ -266,7 +269,7 @@ def test_real_flaws_are_counted_and_named_and_none_ends_the_run(copied, tmp_path
     folder = _voc_with_flaws(tmp_path / "voc")
     flags = ["--dataset", "voc", "--data-dir", folder, "--mining", kind, "--rounds", 2, "--steps", 3]
     flags += ["--search.min-size", 24]
-    assert detection_ohem.main(_arguments(tmp_path / "flawed", *flags)) == 0
+    assert detection_train.main(_arguments(tmp_path / "flawed", *flags)) == 0
     told = capsys.readouterr().err
     for flaw in (
         "1 annotation absent (unannotated)",
@@ -285,20 +288,20 @@ def test_real_flaws_are_counted_and_named_and_none_ends_the_run(copied, tmp_path
 
 
 def test_evaluation_of_nothing_is_said_before_anything_is_made(copied, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(detection_ohem, "find_proposals", None)
+    monkeypatch.setattr(detection_train, "find_proposals", None)
     flags = _arguments(tmp_path / "none", "--eval-only")
-    assert "train there first" in _fails(capsys, detection_ohem.main, flags)
+    assert "train there first" in _fails(capsys, detection_train.main, flags)
 
 
 def test_weights_that_are_none(copied, tmp_path, capsys):
     (tmp_path / "w.npz").write_bytes(b"no zip")
     flags = _arguments(tmp_path / "new", "--init-from", tmp_path / "w.npz")
-    assert "no published weights of this network" in _fails(capsys, detection_ohem.main, flags)
-    assert "w.npz: not an .npz" in _fails(capsys, detection_ohem.main, [*flags, "--model", "vgg16"])
+    assert "no published weights of this network" in _fails(capsys, detection_train.main, flags)
+    assert "w.npz: not an .npz" in _fails(capsys, detection_train.main, [*flags, "--model", "vgg16"])
 
 
 def test_weights_of_a_run_are_evaluated_as_they_come(copied, tmp_path, capsys):
-    assert detection_ohem.main(_arguments(tmp_path / "new", "--init-from", copied, "--eval-only")) == 0
+    assert detection_train.main(_arguments(tmp_path / "new", "--init-from", copied, "--eval-only")) == 0
     assert "at their initial values stay 0; not used 0" in capsys.readouterr().err
     assert _result(tmp_path / "new")["steps"] == 0 and _steps(tmp_path / "new") == [0]
     weights = [training.load_variables(folder) for folder in (copied, tmp_path / "new")]
@@ -308,15 +311,15 @@ def test_weights_of_a_run_are_evaluated_as_they_come(copied, tmp_path, capsys):
 def test_a_run_of_this_script_is_told_from_others(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"config": {"image_size": [3], "nonsense": 1}, "classes": []}')
     flags = ["a.jpg", "--checkpoint", str(tmp_path)]
-    assert "config.json" in _fails(capsys, predict_detection.main, flags)
+    assert "config.json" in _fails(capsys, detection_predict_photos.main, flags)
     flags = ["a.jpg", "--checkpoint", str(tmp_path / "none" / "a" / "b")]
-    assert "no checkpoint at" in _fails(capsys, predict_detection.main, flags)
-    assert "at least one" in _fails(capsys, predict_detection.main, ["--checkpoint", str(tmp_path)])
+    assert "no checkpoint at" in _fails(capsys, detection_predict_photos.main, flags)
+    assert "at least one" in _fails(capsys, detection_predict_photos.main, ["--checkpoint", str(tmp_path)])
 
 
 def test_a_picture_that_is_none(copied, tmp_path, capsys):
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     flags = [str(tmp_path / "a.jpg"), "--checkpoint", str(copied)]
-    assert "a.jpg" in _fails(capsys, predict_detection.main, flags)
+    assert "a.jpg" in _fails(capsys, detection_predict_photos.main, flags)
     flags = [str(tmp_path / "b.jpg"), "--checkpoint", str(copied)]
-    assert "b.jpg" in _fails(capsys, predict_detection.main, flags)
+    assert "b.jpg" in _fails(capsys, detection_predict_photos.main, flags)

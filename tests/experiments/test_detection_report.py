@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from experiments import detection_ohem
 from hardmine_jax.detection import Detections, GroundTruth
+from hardmine_jax.tasks.detection import pictures as detection_pictures
+from hardmine_jax.tasks.detection import report as detection_report
+from hardmine_jax.tasks.detection.evaluation import count_mistakes
 
-plots, report = detection_ohem.detection_plots, detection_ohem.detection_report
 CLASSES = ("cell", "<plate>", "never seen")
 RESULT = {
     "map": 0.75, "map_11_point": 0.7, "coco": {"AP": 0.5, "AP50": 0.75, "AP75": 0.4}, "proposal_recall": 0.9,
@@ -36,26 +37,26 @@ def _truth() -> GroundTruth:
 
 def test_mistakes_are_misses_and_false_alarms():
     # Found: the first; missed: the second; the third is difficult, and what lies on it is of another class.
-    assert plots.count_mistakes(_found(), _truth()) == 2
+    assert count_mistakes(_found(), _truth()) == 2
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
-    assert plots.count_mistakes(nothing, _truth()) == 2
+    assert count_mistakes(nothing, _truth()) == 2
     empty = GroundTruth(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool))
-    assert plots.count_mistakes(_found(), empty) == 2 and plots.count_mistakes(nothing, empty) == 0
+    assert count_mistakes(_found(), empty) == 2 and count_mistakes(nothing, empty) == 0
 
 
 def test_the_report_holds_all_pictures_and_escapes_names(tmp_path):
     image = np.full((100, 120, 3), 90, np.uint8)
-    mined = plots.MinedRois(1, _found().boxes, np.array([0, 1, 2]))
-    pictures = plots.report_pictures(
+    mined = detection_pictures.MinedRois(1, _found().boxes, np.array([0, 1, 2]))
+    pictures = detection_pictures.report_pictures(
         LINES, RESULT, CLASSES,
         curves={"cell": (np.array([0.5, 1.0]), np.array([1.0, 0.8])), "<plate>": (np.zeros(1), np.ones(1))},
-        mined=[plots.MinedExample(image, mined, mined._replace(step=900), "a.jpg")],
-        typical=[plots.Example(image, _found(), _truth(), "b.jpg")],
-        hardest=[plots.Example(image, _found(), _truth(), "c.jpg")] * 2,
+        mined=[detection_pictures.MinedExample(image, mined, mined._replace(step=900), "a.jpg")],
+        typical=[detection_pictures.Example(image, _found(), _truth(), "b.jpg")],
+        hardest=[detection_pictures.Example(image, _found(), _truth(), "c.jpg")] * 2,
     )  # fmt: skip
     assert len(pictures) == 6 and all(data.startswith(b"\x89PNG") for _, data in pictures)
     config = {"model": "laptop", "dataset": "voc", "mining": "ohem", "k": 64}
-    path = report.write_report(
+    path = detection_report.write_report(
         tmp_path / "report.html",
         title="Detection",
         config=config,
@@ -70,26 +71,28 @@ def test_the_report_holds_all_pictures_and_escapes_names(tmp_path):
 
 def test_a_run_without_anything_to_draw_has_its_curves_only():
     empty = dict(curves={}, mined=[], typical=[], hardest=[])
-    assert len(plots.report_pictures([], RESULT, CLASSES, **empty)) == 1
+    assert len(detection_pictures.report_pictures([], RESULT, CLASSES, **empty)) == 1
 
 
 @pytest.mark.parametrize(
     "mining", ["ohem", "random", "all", "masked", "focal", "hard_negatives", "bootstrap"]
 )
 def test_every_kind_of_mining_has_its_words(mining):
-    words = report.summarise({"mining": mining, "k": 64, "rounds": 4}, RESULT)
+    words = detection_report.summarise({"mining": mining, "k": 64, "rounds": 4}, RESULT)
     assert "{" not in words and "keeps" not in words and "75.0 %" in words and "87 images" in words
 
 
 def test_the_table_has_a_dash_where_nothing_is():
-    table = report.result_table(RESULT)
+    table = detection_report.result_table(RESULT)
     assert table.row_count == 4 and list(table.columns[1].cells) == ["90.0 %", "60.0 %", "–", "75.0 %"]
 
 
 def test_boxes_are_drawn_where_they_are():
     image = np.zeros((100, 120, 3), np.uint8)
-    drawn = plots.draw_boxes(image, _found().boxes, np.array([1, 0, 2]), CLASSES)
-    assert (np.abs(drawn[10, 20].astype(int) - plots.COLOURS[0]) < 60).all() and drawn[20, 60].min() > 150
+    drawn = detection_pictures.draw_boxes(image, _found().boxes, np.array([1, 0, 2]), CLASSES)
+    assert (np.abs(drawn[10, 20].astype(int) - detection_pictures.COLOURS[0]) < 60).all() and drawn[
+        20, 60
+    ].min() > 150
     assert not image.any() and not drawn[90:].any()
     wild = np.array([[-1e9, -5, 1e9, 200], [np.nan, 0, 5, 5]])
-    plots.draw_boxes(image, wild[:1], np.array([1]), CLASSES, scores=np.array([1.0]))
+    detection_pictures.draw_boxes(image, wild[:1], np.array([1]), CLASSES, scores=np.array([1.0]))

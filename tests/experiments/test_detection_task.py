@@ -8,13 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import detection_ohem
 from hardmine_jax import training
-from hardmine_jax.models import fast_rcnn
-from hardmine_jax.models.vgg import VGGTrunk
 
 # The module that the script itself imported.
-task = detection_ohem.detection_task
+from hardmine_jax.models import fast_rcnn, normalise_images
+from hardmine_jax.models.vgg import VGGTrunk
+from hardmine_jax.tasks.detection.loss import make_choice, make_head_losses, make_loss
+from hardmine_jax.tasks.detection.networks import init_variables
+from hardmine_jax.tasks.detection.predict import (
+    Decoding,
+    apply_head,
+    false_positives,
+    find_detections,
+    make_predict,
+)
+from hardmine_jax.tasks.detection.rois import Mining, Rois, draw_rois, make_rois
 
 CLASSES, K, SIDE, PROPOSALS, OBJECTS = 3, 6, 48, 40, 4
 KINDS = ("ohem", "random", "all", "masked", "focal", "hard_negatives", "bootstrap")
@@ -27,7 +35,7 @@ def _model(*, dropout=0.0, pooling="align", norm="none", axis_name=None) -> fast
 
 @functools.cache
 def _variables(norm="none") -> dict:
-    make = functools.partial(detection_ohem.init_variables, _model(norm=norm), (SIDE, SIDE))
+    make = functools.partial(init_variables, _model(norm=norm), (SIDE, SIDE))
     return jax.jit(make)(jax.random.key(0))
 
 
@@ -58,7 +66,7 @@ def _batch(num_images=4, seed=0) -> dict:
     }
 
 
-_make_rois = jax.jit(task.make_rois)
+_make_rois = jax.jit(make_rois)
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -108,17 +116,17 @@ def test_what_takes_no_part_in_training():
 @functools.cache
 def _run_all(focal: bool):
     model, variables = _model(), _variables()
-    one = task.make_head_losses(model, focal=focal, train=True)
+    one = make_head_losses(model, focal=focal, train=True)
 
     def run(batch):
-        images = task.normalise_images(batch["image"])
-        features, rois = model.apply(variables, images, train=True, method="features"), task.make_rois(batch)
+        images = normalise_images(batch["image"])
+        features, rois = model.apply(variables, images, train=True, method="features"), make_rois(batch)
         return jax.vmap(lambda f, r: one(variables, f, r, None))(features, rois), rois
 
     return jax.jit(run)
 
 
-def _losses_of_all(batch: dict, *, focal=False) -> tuple[np.ndarray, task.Rois]:
+def _losses_of_all(batch: dict, *, focal=False) -> tuple[np.ndarray, Rois]:
     """[B, N], every RoI through the head at once."""
     losses, rois = _run_all(focal)(batch)
     return np.asarray(losses), rois
@@ -126,7 +134,7 @@ def _losses_of_all(batch: dict, *, focal=False) -> tuple[np.ndarray, task.Rois]:
 
 @functools.cache
 def _run_loss(kind: str, dropout: float):
-    loss = task.make_loss(_model(dropout=dropout), task.Mining(kind, K))
+    loss = make_loss(_model(dropout=dropout), Mining(kind, K))
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
@@ -219,7 +227,7 @@ def test_random_draws_a_quarter_foreground_and_near_background():
     batch = _batch(num_images=64)
     rois = _make_rois(batch)
     keys = jax.random.split(jax.random.key(0), 64)
-    keep = jax.vmap(lambda key, one: task.draw_rois(key, one, task.Mining("random", 8)))(keys, rois)
+    keep = jax.vmap(lambda key, one: draw_rois(key, one, Mining("random", 8)))(keys, rois)
     foreground = np.asarray(keep & (rois.labels > 0))
     assert (foreground.sum(1) == 2).all() and (np.asarray(keep).sum(1) <= 8).all()
     overlaps = np.asarray(rois.overlaps)[np.asarray(keep) & ~foreground]
@@ -230,7 +238,7 @@ def test_bootstrap_draws_its_background_from_the_pool_only():
     batch = _batch(num_images=16)
     rois = _make_rois(batch)
     keys = jax.random.split(jax.random.key(0), 16)
-    keep = jax.vmap(lambda key, one: task.draw_rois(key, one, task.Mining("bootstrap", 8)))(keys, rois)
+    keep = jax.vmap(lambda key, one: draw_rois(key, one, Mining("bootstrap", 8)))(keys, rois)
     background = np.asarray(keep & (rois.labels == 0))[:, :PROPOSALS]
     assert background.any() and batch["pool"][background].all()
     # Far from all objects as well: what a network gets wrong may lie anywhere.
@@ -264,9 +272,7 @@ def test_jit_on_1_and_shard_map_on_8_devices_give_the_same_losses():
 
         def make_step(axis_name):
             model = _model(norm="batch", axis_name=axis_name)
-            return training.make_train_step(
-                task.make_loss(model, task.Mining("ohem", K)), axis_name=axis_name
-            )
+            return training.make_train_step(make_loss(model, Mining("ohem", K)), axis_name=axis_name)
 
         parallel = training.parallelise(make_step, kind=parallel_kind, devices=jax.devices()[:devices])
         state = parallel.put_state(
@@ -303,8 +309,8 @@ def test_detections_are_the_oracles(most):
     boxes = np.stack([_boxes(rng, 60, 1)[0] for _ in range(CLASSES)], 1)
     scores = rng.permutation(60 * CLASSES).reshape(60, CLASSES).astype(np.float32) / 200
     where = rng.random(60) < 0.8
-    decoding = task.Decoding(iou_threshold=0.3, min_score=0.2, max_detections=most)
-    found = jax.jit(functools.partial(task.find_detections, decoding=decoding))(boxes, scores, where)
+    decoding = Decoding(iou_threshold=0.3, min_score=0.2, max_detections=most)
+    found = jax.jit(functools.partial(find_detections, decoding=decoding))(boxes, scores, where)
     expected = _detections_oracle(boxes, scores, where, decoding)
     chex.assert_shape(found["boxes"], (most, 4))
     assert int(found["where"].sum()) == len(expected)
@@ -320,8 +326,8 @@ def test_predictions_are_in_original_pixels_and_inside_the_picture():
     batch["scale"][:] = [1.0, 0.5, 2.0, 0.25]
     batch["image_size"][:] = [48, 40]
     batch["proposals_where"][3] = False
-    decoding = task.Decoding(min_score=0.0, max_detections=20)
-    found = jax.jit(task.make_predict(_model(), decoding))(_variables(), batch)
+    decoding = Decoding(min_score=0.0, max_detections=20)
+    found = jax.jit(make_predict(_model(), decoding))(_variables(), batch)
     chex.assert_shape(found["boxes"], (4, 20, 4))
     for image, scale in enumerate(batch["scale"]):
         boxes = np.asarray(found["boxes"][image])[np.asarray(found["where"][image])]
@@ -333,7 +339,7 @@ def test_predictions_are_in_original_pixels_and_inside_the_picture():
 def test_false_positives_are_background_proposals_best_first():
     batch = _batch()
     batch["proposals_where"][1, ::2] = False
-    search = jax.jit(task.false_positives(_model(), count=10))
+    search = jax.jit(false_positives(_model(), count=10))
     found = jax.device_get(search(_variables(), batch))
     labels = np.asarray(_make_rois(batch).labels)
     for image in range(4):
@@ -346,7 +352,7 @@ def test_false_positives_are_background_proposals_best_first():
 @pytest.mark.parametrize("kind", ["ohem", "random", "hard_negatives"])
 def test_the_choice_to_draw_is_what_trains(kind):
     batch = _batch()
-    chosen = jax.device_get(jax.jit(task.make_choice(_model(), task.Mining(kind, K)))(_variables(), batch))
+    chosen = jax.device_get(jax.jit(make_choice(_model(), Mining(kind, K)))(_variables(), batch))
     chex.assert_shape(chosen["keep"], (4, PROPOSALS + OBJECTS))
     _, metrics, _ = _value_and_grad(kind, batch)
     assert float(metrics["fraction_kept"]) == pytest.approx(chosen["keep"].mean(), rel=1e-5)
@@ -355,7 +361,7 @@ def test_the_choice_to_draw_is_what_trains(kind):
 def test_roi_pool_serves_the_published_network():
     model, batch = _model(pooling="pool"), _batch()
     features = np.ones((SIDE // 2, SIDE // 2, 8), np.float32)
-    run = jax.jit(lambda boxes: task.apply_head(model, _variables(), features, boxes, train=False)[0])
+    run = jax.jit(lambda boxes: apply_head(model, _variables(), features, boxes, train=False)[0])
     # All maxima are 1, whatever the box.
     logits = run(batch["proposals"][0])
     np.testing.assert_allclose(logits, np.broadcast_to(logits[:1], logits.shape), rtol=1e-5)

@@ -12,11 +12,13 @@ import pytest
 
 pytest.importorskip("flatbuffers", reason="jax.export writes files by flatbuffers, in the extra `train`")
 
-from experiments import export_pose  # noqa: E402
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
+from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.tasks.pose import networks  # noqa: E402
+from hardmine_jax.tasks.pose import train as pose_train  # noqa: E402
+from hardmine_jax.tasks.pose.export import main  # noqa: E402
 
-pose_ohkm = export_pose.pose_ohkm
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
 
 # Runs in an empty folder; neither the package nor what it is made with may be importable.
@@ -50,9 +52,9 @@ class Small(nn.Module):
 
 def _make_run(folder: pathlib.Path) -> pathlib.Path:
     """Two checkpoints, the first of them the best."""
-    config = pose_ohkm.Config(image_size=(64, 32), workdir=folder, steps=1000, batch_size=8)
-    pose_ohkm.save_config(config, SKELETON)
-    _, state = pose_ohkm.make_trainer(config, SKELETON)
+    config = pose_config.Config(image_size=(64, 32), workdir=folder, steps=1000, batch_size=8)
+    pose_config.save_config(config, SKELETON)
+    _, state = pose_train.make_trainer(config, SKELETON)
     checkpoints = training.Checkpoints(folder, best_metric="pck")
     checkpoints.save(1, state, None, {"pck": 0.5})
     empty = jax.tree.map(np.zeros_like, state.params)
@@ -64,9 +66,7 @@ def _make_run(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            pose_ohkm, "make_model", lambda config, num_keypoints, axis_name=None: Small(num_keypoints)
-        )
+        patch.setattr(networks, "make_model", lambda name, num_keypoints, **_: Small(num_keypoints))
         yield _make_run(tmp_path_factory.mktemp("run"))
 
 
@@ -75,14 +75,14 @@ def _crops(number: int) -> np.ndarray:
 
 
 def _expected(workdir, crops) -> dict[str, np.ndarray]:
-    config, skeleton = pose_ohkm.load_config(workdir)
+    config, skeleton = pose_config.load_config(workdir)
     variables = training.load_variables(workdir)
-    return jax.device_get(jax.jit(pose_ohkm.make_predict(config, skeleton))(variables, crops))
+    return jax.device_get(jax.jit(pose_config.make_predict(config, skeleton))(variables, crops))
 
 
 def _export(workdir, folder, *arguments) -> None:
     command = [str(workdir), "--output", str(folder / "pose.jaxexport"), *arguments]
-    assert export_pose.main(command) == 0
+    assert main(command) == 0
 
 
 def _load(folder, *numbers) -> list[dict]:
@@ -140,13 +140,13 @@ def test_a_named_checkpoint_is_taken(workdir, tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line(workdir, capsys, arguments, message):
-    assert export_pose.main([str(workdir), *arguments]) == 2
+    assert main([str(workdir), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
-    assert export_pose.main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "nowhere") in error and error.count("\n") == 1
 

@@ -7,8 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import detection_ohem, pose_ohkm
 from hardmine_jax import training
+from hardmine_jax.tasks.detection import train as detection_train
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import datasets as pose_datasets
+from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.presets import PRESETS
 
 pytestmark = pytest.mark.slow
 
@@ -16,8 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch):
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:1])
-    for script in (pose_ohkm, detection_ohem):
-        monkeypatch.setattr(script.training, "parallelise", parallelise)
+    monkeypatch.setattr(training, "parallelise", parallelise)
 
 
 def _check_step(parallel: training.Parallel, state: training.TrainState, batch: dict) -> dict:
@@ -32,12 +35,12 @@ def _check_step(parallel: training.Parallel, state: training.TrainState, batch: 
     return metrics
 
 
-@pytest.mark.parametrize("preset", [name for name in pose_ohkm.PRESETS if name != "laptop"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "laptop"])
 def test_a_pose_preset_trains(preset):
-    skeleton = pose_ohkm._SKELETONS["mpii" if preset.startswith("hourglass") else "synthetic"]
-    config = pose_ohkm.settle(pose_ohkm.parse(["--preset", preset, "--batch-size", "8"]), skeleton)
+    skeleton = pose_datasets.SKELETONS["mpii" if preset.startswith("hourglass") else "synthetic"]
+    config = pose_config.settle(pose_train.parse(["--preset", preset, "--batch-size", "8"]), skeleton)
     config = dataclasses.replace(config, batch_size=1, dtype="float32", parallel="jit")
-    parallel, state = pose_ohkm.make_trainer(config, skeleton)
+    parallel, state = pose_train.make_trainer(config, skeleton)
     height, width = config.image_size
     rng = np.random.default_rng(0)
     batch = {
@@ -53,13 +56,13 @@ def test_a_pose_preset_trains(preset):
 
 @pytest.mark.parametrize("model", ["vgg16", "resnet50"])
 def test_a_detection_preset_trains(model):
-    config = detection_ohem.parse(["--preset", "vgg16", "--model", model, "--dataset", "voc"])
+    config = detection_train.parse(["--preset", "vgg16", "--model", model, "--dataset", "voc"])
     # Half as many proposals and a shorter side than on an accelerator, for the memory of a CPU machine.
     search = dataclasses.replace(config.search, max_proposals=1000)
     config = dataclasses.replace(
         config, batch_size=1, parallel="jit", image_size=(608, 1024), search=search, max_boxes=10
     )
-    parallel, state = detection_ohem.make_trainer(config, 20)
+    parallel, state = detection_train.make_trainer(config, 20)
     rng = np.random.default_rng(0)
     boxes = [np.sort(rng.uniform(0, 600, (1, count, 2, 2)), 2).reshape(1, count, 4) for count in (1000, 10)]
     batch = {

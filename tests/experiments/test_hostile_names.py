@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import detection_ohem, pose_ohkm
+from hardmine_jax.tasks.charts import montage, png, shorten
+from hardmine_jax.tasks.detection import report as detection_report
+from hardmine_jax.tasks.page import Row, details, figures, lead, notes, table, tiles, write_page
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import report as pose_report
 
-page, plots, report = pose_ohkm.report.page, pose_ohkm.plots, pose_ohkm.report
-detection_report = detection_ohem.detection_report
 ROW = {"pck": 0.4, "pck_visible": 0.45, "pck_occluded": 0.2, "count": 900, "unit_rate": 0.25}
 CLASS = {"ap": 0.9, "ap_11_point": 0.8, "recall": 0.95, "count": 40}
 NAMES = [
@@ -24,18 +26,18 @@ BROKEN = re.compile("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u2028\u20
 
 @pytest.fixture(scope="module")
 def picture() -> bytes:
-    return plots.png(plots.learning_curves([]), dpi=20)
+    return png(pose_pictures.learning_curves([]), dpi=20)
 
 
 def test_the_page_escapes_every_name_everywhere(tmp_path, picture):
     body = []
     for name in NAMES:
-        rows = [page.Row(name, [0.5, None], 3)]
+        rows = [Row(name, [0.5, None], 3)]
         body += [
-            page.lead(name), page.tiles([(name, name, name)]), page.table([name] * 3, rows, rows[0]),
-            page.notes([name]), *page.figures([(name, picture)]), page.details(name, {name: [name]}),
+            lead(name), tiles([(name, name, name)]), table([name] * 3, rows, rows[0]),
+            notes([name]), *figures([(name, picture)]), details(name, {name: [name]}),
         ]  # fmt: skip
-        text = page.write_page(tmp_path / "page.html", name, body).read_text(encoding="utf-8")
+        text = write_page(tmp_path / "page.html", name, body).read_text(encoding="utf-8")
     assert not BROKEN.search(text) and "<script" not in text
     assert "onload=" not in text.replace("&quot; onload=", "")
     assert "\\u202egnp.exe" in text and "می\u200cخواهم" in text and "\\ud800half" in text
@@ -46,7 +48,7 @@ def test_reports_and_tables_of_strange_names(tmp_path, kind):
     named = {name: ROW if kind == "pose" else CLASS for name in NAMES}
     base = {"steps": 3, "images": 4, "pck": 0.4, "map": 0.5}
     result = base | {"per_joint" if kind == "pose" else "per_class": named}
-    module = report if kind == "pose" else detection_report
+    module = pose_report if kind == "pose" else detection_report
     text = module.write_report(tmp_path / "r.html", title="x", config={}, result=result).read_text("utf-8")
     assert not BROKEN.search(text) and "<script" not in text
     shown = io.TextIOWrapper(io.BytesIO(), "utf-8")
@@ -57,9 +59,9 @@ def test_reports_and_tables_of_strange_names(tmp_path, kind):
 def test_pictures_draw_strange_names():
     names = [name for name in NAMES if name != "猫"]  # A letter that the font lacks is a warning, and a box.
     names = [name for name in names if "می" not in name]
-    plots.png(plots.per_joint_bars({name: ROW for name in names}), dpi=20)
+    png(pose_pictures.per_joint_bars({name: ROW for name in names}), dpi=20)
     lines = [{"step": step, "unit_rate": [0.5] * len(names)} for step in (1, 2)]
-    plots.png(plots.mined_over_training(lines, names), dpi=20)
+    png(pose_pictures.mined_over_training(lines, names), dpi=20)
     tile = np.zeros((20, 20, 3), np.uint8)
-    figure = plots.montage([tile] * len(names), captions=[plots.shorten(name) for name in names])
-    assert len(plots.png(figure, dpi=20)) > 100
+    figure = montage([tile] * len(names), captions=[shorten(name) for name in names])
+    assert len(png(figure, dpi=20)) > 100

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import plots
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.charts import montage, png, series
+from hardmine_jax.tasks.pose import pictures as pose_pictures
 
 SKELETON = Skeleton(
     ("head", "left_hand", "right_hand", "left_foot", "right_foot"),
@@ -30,90 +31,90 @@ def _near(colour, expected) -> bool:
 
 
 def test_left_and_right_joints_have_their_colours():
-    drawn = plots.draw_skeleton(_grey(), POINTS, EVERYWHERE, SKELETON)
-    assert _near(drawn[10, 40], plots.MIDDLE)
-    assert _near(drawn[40, 60], plots.LEFT) and _near(drawn[70, 55], plots.LEFT)
-    assert _near(drawn[40, 20], plots.RIGHT) and _near(drawn[70, 25], plots.RIGHT)
+    drawn = pose_pictures.draw_skeleton(_grey(), POINTS, EVERYWHERE, SKELETON)
+    assert _near(drawn[10, 40], pose_pictures.MIDDLE)
+    assert _near(drawn[40, 60], pose_pictures.LEFT) and _near(drawn[70, 55], pose_pictures.LEFT)
+    assert _near(drawn[40, 20], pose_pictures.RIGHT) and _near(drawn[70, 25], pose_pictures.RIGHT)
 
 
 def test_drawing_leaves_the_image_alone():
     image = _grey()
-    plots.draw_skeleton(image, POINTS, EVERYWHERE, SKELETON)
+    pose_pictures.draw_skeleton(image, POINTS, EVERYWHERE, SKELETON)
     np.testing.assert_array_equal(image, _grey())
 
 
 def test_a_joint_that_is_not_drawn_takes_its_limbs_with_it():
-    drawn = plots.draw_skeleton(_grey(), POINTS, np.array([True, False, True, True, True]), SKELETON)
+    drawn = pose_pictures.draw_skeleton(_grey(), POINTS, np.array([True, False, True, True, True]), SKELETON)
     np.testing.assert_array_equal(drawn[25:45, 54:], _grey()[25:45, 54:])
 
 
 def test_nothing_to_draw_gives_the_image_back():
-    drawn = plots.draw_skeleton(_grey(), np.full((5, 2), np.nan), EVERYWHERE, SKELETON)
+    drawn = pose_pictures.draw_skeleton(_grey(), np.full((5, 2), np.nan), EVERYWHERE, SKELETON)
     np.testing.assert_array_equal(drawn, _grey())
 
 
 def test_joints_far_outside_do_not_break_the_drawing():
     points = POINTS.copy()
     points[1], points[2] = (1e12, -1e12), (-500.0, 40.0)
-    drawn = plots.draw_skeleton(_grey(), points, EVERYWHERE, SKELETON)
-    assert _near(drawn[70, 55], plots.LEFT)
+    drawn = pose_pictures.draw_skeleton(_grey(), points, EVERYWHERE, SKELETON)
+    assert _near(drawn[70, 55], pose_pictures.LEFT)
 
 
 def test_occluded_joints_are_hollow():
     large = cv2.resize(_grey(), (400, 400))
     occluded = np.array([False, True, False, False, False])
-    drawn = plots.draw_skeleton(large, POINTS * 5, EVERYWHERE, SKELETON, occluded=occluded)
+    drawn = pose_pictures.draw_skeleton(large, POINTS * 5, EVERYWHERE, SKELETON, occluded=occluded)
     assert _near(drawn[200, 300], (255, 255, 255))
-    assert _near(drawn[200, 100], plots.RIGHT)
+    assert _near(drawn[200, 100], pose_pictures.RIGHT)
 
 
 def test_another_number_of_keypoints_is_named():
     with pytest.raises(ValueError, match=r"\(4, 2\).*needs \(5, 2\)"):
-        plots.draw_skeleton(_grey(), POINTS[:4], EVERYWHERE, SKELETON)
+        pose_pictures.draw_skeleton(_grey(), POINTS[:4], EVERYWHERE, SKELETON)
 
 
 @pytest.mark.parametrize("names", [("right_hip", "left_hip"), ("r_hip", "l_hip"), ("RightHip", "LeftHip")])
 def test_side_comes_from_the_name_whatever_the_order_in_the_pair(names):
     skeleton = Skeleton(names, ((0, 1),), (0.1, 0.1), ())
-    assert plots.joint_colours(skeleton) == [plots.RIGHT, plots.LEFT]
+    assert pose_pictures.joint_colours(skeleton) == [pose_pictures.RIGHT, pose_pictures.LEFT]
     mirrored = Skeleton(names[::-1], ((0, 1),), (0.1, 0.1), ())
-    assert plots.joint_colours(mirrored) == [plots.LEFT, plots.RIGHT]
+    assert pose_pictures.joint_colours(mirrored) == [pose_pictures.LEFT, pose_pictures.RIGHT]
 
 
 def test_series_is_sorted_finite_and_takes_the_later_of_two():
     lines = [{"step": 3, "loss": 1.0}, {"step": 1, "loss": 5.0}, {"step": 2, "loss": float("nan")}]
-    steps, values = plots.series([*lines, {"step": 3, "loss": 2.0}, {"step": 4}], "loss")
+    steps, values = series([*lines, {"step": 3, "loss": 2.0}, {"step": 4}], "loss")
     np.testing.assert_array_equal(steps, [1, 3])
     np.testing.assert_array_equal(values, [5.0, 2.0])
 
 
 def test_learning_curves_draw_every_panel_and_the_baseline():
     lines = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3} for step in range(1, 60)]
-    figure = plots.learning_curves([*lines, {"step": 60, "validation/pck": 0.4}], baseline=0.06)
+    figure = pose_pictures.learning_curves([*lines, {"step": 60, "validation/pck": 0.4}], baseline=0.06)
     loss, rate, accuracy = figure.axes
     np.testing.assert_allclose(loss.lines[0].get_ydata(), 1 / np.arange(1, 60))
     assert len(rate.lines[0].get_xdata()) == 59
     assert accuracy.lines[0].get_ydata() == [0.4]
     assert list(accuracy.lines[1].get_ydata()) == [0.06, 0.06]
-    assert _pixels(plots.png(figure)).std() > 1
+    assert _pixels(png(figure)).std() > 1
 
 
 def test_learning_curves_of_an_empty_run_say_so():
-    figure = plots.learning_curves([])
+    figure = pose_pictures.learning_curves([])
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["not recorded"] * 3
-    plots.png(figure)
+    png(figure)
 
 
 def test_the_smoothed_loss_is_not_shifted():
     lines = [{"step": step, "loss": float(step)} for step in range(1, 201)]
-    raw, smooth = plots.learning_curves(lines).axes[0].lines
+    raw, smooth = pose_pictures.learning_curves(lines).axes[0].lines
     assert len(raw.get_xdata()) == 200
     np.testing.assert_allclose(smooth.get_xdata(), smooth.get_ydata(), atol=0.51)
 
 
 def test_mined_heat_map_averages_over_training_and_keeps_the_joints_apart():
     lines = [{"step": step, "loss": 0.1, "unit_rate": [0.25, 1.0, step / 600]} for step in range(1, 601)]
-    axes = plots.mined_over_training(lines, ["a", "b", "c"]).axes[0]
+    axes = pose_pictures.mined_over_training(lines, ["a", "b", "c"]).axes[0]
     table = axes.collections[0].get_array().reshape(3, -1)
     assert table.shape == (3, 60)
     np.testing.assert_allclose(table[0], 25)
@@ -128,7 +129,7 @@ def test_mining_curves_show_shares_and_the_number_of_joints():
         {"step": step, "fraction_kept": 8 / 17, "loss_captured": 0.9, "entropy": np.log(step)}
         for step in (1, 4, 16)
     ]
-    shares, number = plots.mining_curves([*lines, {"step": 20}], num_keypoints=17).axes
+    shares, number = pose_pictures.mining_curves([*lines, {"step": 20}], num_keypoints=17).axes
     drawn = {line.get_label(): line.get_ydata() for line in shares.lines}
     np.testing.assert_allclose(drawn["of the loss"], 0.9)
     np.testing.assert_allclose(drawn["of the labelled joints"], 8 / 17)
@@ -138,14 +139,14 @@ def test_mining_curves_show_shares_and_the_number_of_joints():
 
 
 def test_mined_heat_map_of_a_single_line_works():
-    plots.png(plots.mined_over_training([{"step": 5, "unit_rate": [0.5]}], ["a"]))
+    png(pose_pictures.mined_over_training([{"step": 5, "unit_rate": [0.5]}], ["a"]))
 
 
 def test_mined_heat_map_names_what_is_wrong():
     with pytest.raises(ValueError, match="none of 1 metric lines carries 'unit_rate'"):
-        plots.mined_over_training([{"step": 1, "loss": 1.0}], ["a"])
+        pose_pictures.mined_over_training([{"step": 1, "loss": 1.0}], ["a"])
     with pytest.raises(ValueError, match="step 1 has 2 unit rates for 3 joints"):
-        plots.mined_over_training([{"step": 1, "unit_rate": [0.1, 0.2]}], ["a", "b", "c"])
+        pose_pictures.mined_over_training([{"step": 1, "unit_rate": [0.1, 0.2]}], ["a", "b", "c"])
 
 
 def test_bars_leave_out_what_the_dataset_does_not_know():
@@ -153,55 +154,57 @@ def test_bars_leave_out_what_the_dataset_does_not_know():
         "a": {"pck": 0.5, "pck_visible": 0.6, "pck_occluded": None},
         "b": {"pck": 0.7, "pck_visible": 0.8, "pck_occluded": None},
     }
-    figure = plots.per_joint_bars(rows)
+    figure = pose_pictures.per_joint_bars(rows)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all labelled", "visible"]
     np.testing.assert_allclose([bar.get_width() for bar in figure.axes[0].patches], [0.5, 0.7, 0.6, 0.8])
     rows["b"]["pck_occluded"] = 0.2
-    assert len(plots.per_joint_bars(rows).axes[0].patches) == 5
+    assert len(pose_pictures.per_joint_bars(rows).axes[0].patches) == 5
 
 
 def test_names_are_names_and_not_formulas():
     rows = {"$x_{": {"pck": 0.5}, "<b>": {"pck": 0.1}}
-    plots.png(plots.per_joint_bars(rows))
-    plots.png(plots.mined_over_training([{"step": 1, "unit_rate": [0.5, 0.5]}], list(rows)))
-    plots.png(plots.montage([_grey()], captions=["$a_{.jpg"]))
+    png(pose_pictures.per_joint_bars(rows))
+    png(pose_pictures.mined_over_training([{"step": 1, "unit_rate": [0.5, 0.5]}], list(rows)))
+    png(montage([_grey()], captions=["$a_{.jpg"]))
 
 
-def _example(name: str = "one.jpg") -> plots.Example:
+def _example(name: str = "one.jpg") -> pose_pictures.Example:
     predicted = POINTS + np.array([0.0, 20.0]) * (np.arange(5) == 1)[:, None]
     visibility = np.array([2, 2, 1, 2, 0])
-    return plots.Example(_grey(), predicted, POINTS, visibility, np.array([1, 0, 1, 1, 0], bool), name)
+    return pose_pictures.Example(
+        _grey(), predicted, POINTS, visibility, np.array([1, 0, 1, 1, 0], bool), name
+    )
 
 
 def test_hardest_images_stand_in_pairs_and_count_the_right_joints():
-    figure = plots.hardest_images([_example(), _example("x" * 60), _example()], SKELETON)
+    figure = pose_pictures.hardest_images([_example(), _example("x" * 60), _example()], SKELETON)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[:2] == ["one.jpg: true", "predicted: 3 of 4 right"]
     assert len(titles[2]) < 40
     images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(images) == 6 and images[0].shape == (400, 400, 3)
     x, y = (POINTS[3] + 0.5) * 5 - 0.5
-    assert _near(images[0][round(y), round(x)], plots.LEFT)
+    assert _near(images[0][round(y), round(x)], pose_pictures.LEFT)
     assert not np.array_equal(images[0], images[1])
 
 
 def test_montage_needs_an_image_and_a_caption_each():
     with pytest.raises(ValueError, match="0 images"):
-        plots.montage([])
+        montage([])
     with pytest.raises(ValueError, match="1 captions for 2 images"):
-        plots.montage([_grey(), _grey()], captions=["a"])
-    figure = plots.montage([_grey()] * 5, columns=3)
+        montage([_grey(), _grey()], captions=["a"])
+    figure = montage([_grey()] * 5, columns=3)
     assert len(figure.axes) == 6 and sum(bool(axes.images) for axes in figure.axes) == 5
 
 
 def test_report_pictures_leave_out_what_was_not_recorded():
     rows = {name: {"pck": 0.5} for name in SKELETON.names}
     lines = [{"step": 1, "loss": 1.0}]
-    bare = plots.report_pictures(lines, {"per_joint": rows}, SKELETON, [])
+    bare = pose_pictures.report_pictures(lines, {"per_joint": rows}, SKELETON, [])
     assert len(bare) == 2
     kept = {"fraction_kept": 0.5, "loss_captured": 0.8, "entropy": 1.5, "unit_rate": [0.5] * 5}
     lines.append({"step": 2, **kept})
-    full = plots.report_pictures(lines, {"per_joint": rows}, SKELETON, [_example()])
+    full = pose_pictures.report_pictures(lines, {"per_joint": rows}, SKELETON, [_example()])
     assert len(full) == 5
     for caption, picture in full:
         assert caption and _pixels(picture).shape[1] > 1200

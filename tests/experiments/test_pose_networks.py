@@ -5,12 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import pose_ohkm
+from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.pose.networks import (
+    Early,
+    HRNetConfig,
+    ModelName,
+    early_heatmaps,
+    make_model,
+    published_weights,
+    side_multiple,
+)
+from hardmine_jax.tasks.pose.predict import make_predict
 
-pose_networks, pose_task = pose_ohkm.pose_networks, pose_ohkm.pose_task
-NAMES = pose_networks.ModelName.__args__
+NAMES = ModelName.__args__
 NUM_KEYPOINTS, K = 6, 2
-EARLY = pose_networks.Early((2.0, 1.5), 0.5, True)
+EARLY = Early((2.0, 1.5), 0.5, True)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,7 @@ def heatmaps() -> tuple:
 
 def _loss(heatmaps, batch, **more):
     options = dict(mining="ohkm", k=K, min_loss=0.25, sigma=1.0, early=EARLY) | more
-    return pose_task.mined_loss(heatmaps, batch, jax.random.key(0), **options)
+    return mined_loss(heatmaps, batch, jax.random.key(0), **options)
 
 
 def _oracle(heatmaps: np.ndarray, batch: dict, *, sigma: float, least: int, k: int | None) -> float:
@@ -102,33 +112,33 @@ def test_the_last_heatmaps_are_the_prediction(heatmaps):
         def apply(self, variables, images, *, train):
             return heatmaps[:2], heatmaps[2]
 
-    skeleton = pose_ohkm.Skeleton(tuple("abcdef"), (), (0.1,) * NUM_KEYPOINTS, ())
-    predict = pose_task.make_predict(Model(), skeleton, sigma=1.0, decode="argmax", flip_test=False)
+    skeleton = Skeleton(tuple("abcdef"), (), (0.1,) * NUM_KEYPOINTS, ())
+    predict = make_predict(Model(), skeleton, sigma=1.0, decode="argmax", flip_test=False)
     scores = predict({}, jnp.zeros((3, 32, 48, 3), jnp.uint8))["scores"]
     np.testing.assert_array_equal(scores, heatmaps[2].max((1, 2)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_has_the_heatmaps_that_are_supervised(name):
-    hrnet = pose_ohkm.HRNetConfig()
-    model = pose_networks.make_model(name, 5, dtype="float32", axis_name=None, hrnet=hrnet)
-    side = max(96 // pose_networks.side_multiple(name), 1) * pose_networks.side_multiple(name)
+    hrnet = HRNetConfig()
+    model = make_model(name, 5, dtype="float32", axis_name=None, hrnet=hrnet)
+    side = max(96 // side_multiple(name), 1) * side_multiple(name)
     images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     shapes = jax.tree.leaves(jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0])
     assert {shape.shape for shape in shapes} == {(2, side // 4, side // 4, 5)}
-    early = pose_networks.early_heatmaps(name, sigma=2.0)
+    early = early_heatmaps(name, sigma=2.0)
     assert len(early.sigmas) == len(shapes) - 1 and all(sigma >= 1.99 for sigma in early.sigmas)
 
 
 def test_a_coarser_branch_gives_smaller_heatmaps_that_mean_the_same():
-    hrnet = pose_ohkm.HRNetConfig(heatmap_branch=2)
-    model = pose_networks.make_model("laptop", 5, dtype="float32", axis_name=None, hrnet=hrnet)
+    hrnet = HRNetConfig(heatmap_branch=2)
+    model = make_model("laptop", 5, dtype="float32", axis_name=None, hrnet=hrnet)
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     variables = jax.tree.map(
         lambda x: jnp.zeros(x.shape), jax.eval_shape(model.init, jax.random.key(0), images * 1.0)
     )
-    skeleton = pose_ohkm.Skeleton(tuple("abcde"), (), (0.1,) * 5, ())
-    predict = pose_task.make_predict(model, skeleton, sigma=1.0, decode="argmax", flip_test=False)
+    skeleton = Skeleton(tuple("abcde"), (), (0.1,) * 5, ())
+    predict = make_predict(model, skeleton, sigma=1.0, decode="argmax", flip_test=False)
     # Of a flat heatmap the first pixel is the maximum: it covers 16 x 16 pixels of the image.
     np.testing.assert_allclose(predict(variables, images)["keypoints"], 7.5)
 
@@ -136,4 +146,4 @@ def test_a_coarser_branch_gives_smaller_heatmaps_that_mean_the_same():
 def test_weights_are_published_for_published_networks():
     for name in NAMES:
         published = not (name.startswith("laptop") or name.startswith("hourglass"))
-        assert (pose_networks.published_weights(name) is not None) == published
+        assert (published_weights(name) is not None) == published

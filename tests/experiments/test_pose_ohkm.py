@@ -14,14 +14,21 @@ import numpy as np
 import pytest
 import scipy.io
 
-from experiments import pose_ohkm
 from hardmine_jax import training
 from hardmine_jax.data import lspet, synthetic_pose
 from hardmine_jax.data.augment import AugmentConfig
 from hardmine_jax.models.hrnet import ConvNorm
 from hardmine_jax.models.layers import Conv
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import datasets as pose_datasets
+from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.presets import PRESETS
 
+SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "pose_ohkm.py"
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
 
 
@@ -41,26 +48,26 @@ class TinyNetwork(nn.Module):
         return Conv(self.num_keypoints, 1, use_bias=True, name="final_layer")(features)
 
 
-def _tiny_model(config, num_keypoints, *, axis_name=None, width=4):
+def _tiny_model(name, num_keypoints, *, axis_name, width=4, **_):
     return TinyNetwork(num_keypoints, axis_name, width)
 
 
 def _shrink(patch: pytest.MonkeyPatch, *, devices: int) -> None:
     """A network that compiles in seconds, few people, and an allocator that stays as it is."""
-    patch.setattr(pose_ohkm, "make_model", _tiny_model)
-    patch.setattr(pose_ohkm.running, "keep_freed_memory", lambda: True)
+    patch.setattr(networks, "make_model", _tiny_model)
+    patch.setattr("hardmine_jax.tasks.run.keep_freed_memory", lambda: True)
     few = functools.partial(synthetic_pose.load, num_train=24, num_validation=10)
-    patch.setattr(pose_ohkm.synthetic_pose, "load", few)
+    patch.setattr(synthetic_pose, "load", few)
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:devices])
-    patch.setattr(pose_ohkm.training, "parallelise", parallelise)
+    patch.setattr(training, "parallelise", parallelise)
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     _shrink(monkeypatch, devices=1)
     # Drawing takes longer than all the rest; `trained` has its pictures.
-    monkeypatch.setattr(pose_ohkm.Evaluator, "pictures", lambda *_: [])
-    monkeypatch.setattr(pose_ohkm.plots, "report_pictures", lambda *_: [])
+    monkeypatch.setattr(Evaluator, "pictures", lambda *_: [])
+    monkeypatch.setattr(pose_pictures, "report_pictures", lambda *_: [])
 
 
 def _arguments(workdir: pathlib.Path, *more: object) -> list[str]:
@@ -84,7 +91,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
         patch.setenv("HARDMINE_CACHE", str(folder / "cache"))
         _shrink(patch, devices=8)
         arguments = _arguments(folder / "run", "--steps", 4, "--checkpoint-every", 2, "--evaluate-every", 3)
-        assert pose_ohkm.main(arguments) == 0
+        assert pose_train.main(arguments) == 0
     return folder / "run"
 
 
@@ -130,7 +137,7 @@ def test_every_log_line_has_the_losses_and_what_was_mined(trained):
 def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
     before, config = _result(copied), (copied / "config.json").read_text()
     (copied / "result.json").unlink()
-    assert pose_ohkm.main(_arguments(copied, "--eval-only", "--mining", "none", "--seed", 9)) == 0
+    assert pose_train.main(_arguments(copied, "--eval-only", "--mining", "none", "--seed", 9)) == 0
     after = _result(copied)
     # One device evaluates what eight trained: the same, rounding apart.
     assert after.pop("per_joint").keys() == before.pop("per_joint").keys()
@@ -140,7 +147,7 @@ def test_evaluation_alone_gives_the_same_numbers_and_trains_no_further(copied):
 
 def test_the_same_command_on_a_finished_run_trains_no_further(copied, capsys):
     weights = training.load_variables(copied, which="latest")
-    assert pose_ohkm.main(_arguments(copied, "--steps", 4)) == 0
+    assert pose_train.main(_arguments(copied, "--steps", 4)) == 0
     assert "resuming from step 4" in capsys.readouterr().out
     assert _result(copied)["steps"] == 4 and _result(copied)["images_per_second"] > 0
     jax.tree.map(np.testing.assert_array_equal, weights, training.load_variables(copied, which="latest"))
@@ -148,11 +155,11 @@ def test_the_same_command_on_a_finished_run_trains_no_further(copied, capsys):
 
 
 def test_a_changed_flag_is_told_and_no_resume_starts_anew(copied, capsys):
-    assert pose_ohkm.main(_arguments(copied, "--steps", 5, "--mining", "random")) == 0
+    assert pose_train.main(_arguments(copied, "--steps", 5, "--mining", "random")) == 0
     captured = capsys.readouterr()
     assert "mining='ohkm'" in captured.err and "resuming from step 4" in captured.out
     assert [line["step"] for line in training.read_metrics(copied / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-    assert pose_ohkm.main(_arguments(copied, "--steps", 2, "--mining", "none", "--no-resume")) == 0
+    assert pose_train.main(_arguments(copied, "--steps", 2, "--mining", "none", "--no-resume")) == 0
     captured = capsys.readouterr()
     assert "resuming" not in captured.out and "note:" not in captured.err
     assert _steps(copied) == [1, 2] and (copied / "checkpoints.previous" / "5").is_dir()
@@ -160,7 +167,7 @@ def test_a_changed_flag_is_told_and_no_resume_starts_anew(copied, capsys):
 
 
 def test_threshold_mining_keeps_at_least_k(copied):
-    assert pose_ohkm.main(_arguments(copied, "--steps", 2, "--mining", "threshold", "--no-resume")) == 0
+    assert pose_train.main(_arguments(copied, "--steps", 2, "--mining", "threshold", "--no-resume")) == 0
     lines = training.read_metrics(copied / "metrics.jsonl")
     assert all(8 / 17 - 1e-6 <= line["fraction_kept"] <= 1 for line in lines)
 
@@ -168,8 +175,8 @@ def test_threshold_mining_keeps_at_least_k(copied):
 def _step_and_batch(*flags: object):
     """A placed step, its state, and a batch in which everybody's 17 joints are labelled."""
     arguments = _arguments(pathlib.Path("nowhere"), "--steps", 12, *flags)
-    config = pose_ohkm.settle(pose_ohkm.parse(arguments), synthetic_pose.COCO_SKELETON)
-    parallel, state = pose_ohkm.make_trainer(config, synthetic_pose.COCO_SKELETON)
+    config = pose_config.settle(pose_train.parse(arguments), synthetic_pose.COCO_SKELETON)
+    parallel, state = pose_train.make_trainer(config, synthetic_pose.COCO_SKELETON)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
@@ -202,7 +209,7 @@ def _run_steps(*flags: object, steps: int) -> list[dict]:
 @pytest.mark.parametrize("shape, devices", [("linear", 1), ("cosine", 8)])
 def test_k_falls_from_all_joints_and_nothing_compiles_again(shape, devices, monkeypatch):
     parallelise = functools.partial(training.parallelise, devices=jax.devices()[:devices])
-    monkeypatch.setattr(pose_ohkm.training, "parallelise", parallelise)
+    monkeypatch.setattr(training, "parallelise", parallelise)
     lines = _run_steps("--k", 5, "--k-schedule", shape, "--k-steps", 0.5, steps=8)
     kept = [17 * float(line["fraction_kept"]) for line in lines]
     assert (kept[0], kept[3]) == pytest.approx((17, 11))
@@ -250,10 +257,10 @@ def _mice(folder: pathlib.Path, *, num_images=16, draw=True) -> list[str]:
 
 def test_somebody_with_mice_brings_two_paths_and_trains(tmp_path):
     arguments = _arguments(tmp_path / "run", *_mice(tmp_path), "--steps", 2)
-    assert pose_ohkm.main(arguments) == 0
+    assert pose_train.main(arguments) == 0
     result = _result(tmp_path / "run")
     assert tuple(result["per_joint"]) == MOUSE and result["steps"] == 2
-    config, skeleton = pose_ohkm.load_config(tmp_path / "run")
+    config, skeleton = pose_config.load_config(tmp_path / "run")
     assert config.k == 4 and skeleton.names == MOUSE
     assert skeleton.flip_pairs == ((1, 2),) and skeleton.edges == ((0, 1), (0, 2), (0, 3), (3, 4))
 
@@ -262,7 +269,7 @@ def test_somebody_with_mice_brings_two_paths_and_trains(tmp_path):
 
 
 def _fails(capsys, arguments: list[str], *, only_line=True, code=2) -> str:
-    assert pose_ohkm.main(arguments) == code
+    assert pose_train.main(arguments) == code
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: ") for line in lines].count(True) == 1
     assert lines[-1].startswith("error: ") and len(lines[-1]) > 20
@@ -320,7 +327,7 @@ def test_a_folder_where_every_listed_image_is_absent(tmp_path, capsys):
 
 
 def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pose_ohkm.lspet, "load", functools.partial(lspet.load, num_validation=2))
+    monkeypatch.setattr(lspet, "load", functools.partial(lspet.load, num_validation=2))
     arguments = _lsp(tmp_path / "lsp", _joints(6), num_images=6)
     error = _fails(capsys, _arguments(tmp_path / "run", *arguments, "--k", 20), only_line=False)
     assert "20" in error and "14" in error
@@ -365,11 +372,11 @@ def test_fewer_steps_than_were_made(copied, capsys):
 
 def test_a_checkpoint_of_another_model(copied, capsys, monkeypatch, tmp_path):
     before = (copied / "config.json").read_text()
-    monkeypatch.setattr(pose_ohkm, "make_model", functools.partial(_tiny_model, width=8))
+    monkeypatch.setattr(networks, "make_model", functools.partial(_tiny_model, width=8))
     error = _fails(capsys, _arguments(copied, "--steps", 6))
     assert "another model" in error and "params/" in error and "--no-resume" in error
     # Other joints are another model too.
-    monkeypatch.setattr(pose_ohkm, "make_model", _tiny_model)
+    monkeypatch.setattr(networks, "make_model", _tiny_model)
     error = _fails(capsys, _arguments(copied, *_mice(tmp_path / "mice")), only_line=False)
     assert "another model" in error and "final_layer" in error
     assert (copied / "config.json").read_text() == before and _steps(copied) == [3, 4]
@@ -401,10 +408,9 @@ def test_a_foreign_config_in_the_workdir(copied, capsys, content):
 
 def test_the_process_itself_ends_with_2_after_one_line(tmp_path):
     """Slow to start, so one process for the whole way; the others above are the same function."""
-    script = pathlib.Path(pose_ohkm.__file__).resolve()
     arguments = _arguments(tmp_path / "run", "--dataset", "lspet", "--data-dir", tmp_path / "nowhere")
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
@@ -413,11 +419,9 @@ def test_the_process_itself_ends_with_2_after_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["joints", "json", "absent", "k", "model", "nothing to evaluate"])
 def test_every_promised_mistake_ends_the_process_with_2(tmp_path, case):
-    script = pathlib.Path(pose_ohkm.__file__).resolve()
-
     def run(*flags, steps=1):
         arguments = _arguments(tmp_path / "run", *flags, "--steps", steps, "--cache-dir", tmp_path / "cache")
-        command = [sys.executable, str(script), *arguments]
+        command = [sys.executable, str(SCRIPT), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     if case == "joints":
@@ -445,7 +449,7 @@ def test_every_promised_mistake_ends_the_process_with_2(tmp_path, case):
 
 
 def test_every_promised_flag_is_there(tmp_path):
-    config = pose_ohkm.parse(
+    config = pose_train.parse(
         [
             "--dataset", "coco", "--data-dir", "d", "--annotations", "a.json", "--images", "i", "--workdir",
             str(tmp_path), "--model", "hrnet_w32", "--image-size", "256", "192", "--mining", "threshold",
@@ -458,7 +462,7 @@ def test_every_promised_flag_is_there(tmp_path):
     assert paths == (pathlib.Path("d"), pathlib.Path("a.json"), pathlib.Path("i"), tmp_path)
     assert (config.mining, config.k, config.batch_size, config.steps) == ("threshold", 5, 16, 7)
     assert (config.seed, config.parallel, config.resume, config.eval_only) == (3, "pmap", False, True)
-    assert pose_ohkm.parse(["--resume"]).resume and pose_ohkm.parse([]).resume
+    assert pose_train.parse(["--resume"]).resume and pose_train.parse([]).resume
 
 
 @pytest.mark.parametrize(
@@ -473,17 +477,17 @@ def test_every_promised_flag_is_there(tmp_path):
 )
 def test_every_promised_choice_is_there_and_no_other(flag, values, capsys):
     for value in values:
-        assert getattr(pose_ohkm.parse([f"--{flag.replace('_', '-')}", value]), flag) == value
+        assert getattr(pose_train.parse([f"--{flag.replace('_', '-')}", value]), flag) == value
     with pytest.raises(SystemExit) as raised:
-        pose_ohkm.parse([f"--{flag.replace('_', '-')}", "nonsense"])
+        pose_train.parse([f"--{flag.replace('_', '-')}", "nonsense"])
     assert raised.value.code == 2 and "nonsense" in capsys.readouterr().err
 
 
 def test_without_arguments_it_is_the_laptop_preset_on_made_up_people():
-    config = pose_ohkm.parse([])
+    config = pose_train.parse([])
     assert (config.preset, config.dataset, config.mining) == ("laptop", "synthetic", "ohkm")
-    assert pose_ohkm.settle(config, synthetic_pose.COCO_SKELETON).k == 8
-    assert config.steps == pose_ohkm.LAPTOP_STEPS["synthetic"]
+    assert pose_config.settle(config, synthetic_pose.COCO_SKELETON).k == 8
+    assert config.steps == pose_datasets.LAPTOP_STEPS["synthetic"]
     assert config.workdir == pathlib.Path("runs/pose_synthetic_laptop")
 
 
@@ -491,51 +495,51 @@ def test_without_arguments_it_is_the_laptop_preset_on_made_up_people():
 def test_k_follows_the_number_of_joints_unless_it_is_given(num_keypoints, k):
     names = tuple(f"joint{number}" for number in range(num_keypoints))
     skeleton = Skeleton(names, (), (0.05,) * num_keypoints, ())
-    assert pose_ohkm.settle(pose_ohkm.parse([]), skeleton).k == k
-    assert pose_ohkm.settle(pose_ohkm.parse(["--k", "1"]), skeleton).k == 1
+    assert pose_config.settle(pose_train.parse([]), skeleton).k == k
+    assert pose_config.settle(pose_train.parse(["--k", "1"]), skeleton).k == 1
 
 
 @pytest.mark.parametrize("preset", ["hrnet_w32", "hrnet_w48", "simple_baseline_50"])
 def test_a_preset_gives_the_defaults_and_flags_change_them(preset):
-    config = pose_ohkm.parse(["--preset", preset])
+    config = pose_train.parse(["--preset", preset])
     assert config.model == preset and config.image_size == (256, 192) and config.batch_size == 128
     assert config.optimizer.learning_rate == 1e-3 and config.optimizer.schedule == "step"
-    changed = pose_ohkm.parse(["--batch-size", "64", "--preset", preset, "--optimizer.learning-rate", "0.5"])
+    changed = pose_train.parse(["--batch-size", "64", "--preset", preset, "--optimizer.learning-rate", "0.5"])
     assert (changed.model, changed.batch_size, changed.optimizer.learning_rate) == (preset, 64, 0.5)
     assert changed.optimizer.schedule == "step"
 
 
-@pytest.mark.parametrize("preset", pose_ohkm.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_a_network_and_passes_the_checks(preset, monkeypatch):
     monkeypatch.undo()
-    config = pose_ohkm.parse(["--preset", preset])
-    skeleton = pose_ohkm._SKELETONS["mpii" if config.dataset == "mpii" else "synthetic"]
-    settled = pose_ohkm.settle(config, skeleton)
+    config = pose_train.parse(["--preset", preset])
+    skeleton = pose_datasets.SKELETONS["mpii" if config.dataset == "mpii" else "synthetic"]
+    settled = pose_config.settle(config, skeleton)
     assert settled.k == min(8, -(-2 * skeleton.num_keypoints // 3)) and config.preset == preset
-    network = pose_ohkm.make_model(config, skeleton.num_keypoints)
+    network = pose_config.make_model(config, skeleton.num_keypoints)
     height, width = config.image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     heatmaps, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     *early, last = jax.tree.leaves(heatmaps)
     assert last.shape == (1, height // 4, width // 4, skeleton.num_keypoints) and last.dtype == np.float32
-    assert len(pose_ohkm.early_heatmaps(config).sigmas) == len(early)
+    assert len(pose_config.early_heatmaps(config).sigmas) == len(early)
     schedule = training.make_schedule(config.optimizer, steps=config.steps)
     assert schedule(config.steps - 1) < config.optimizer.learning_rate
 
 
 def test_config_comes_back_as_it_was(tmp_path):
-    config = pose_ohkm.Config(
+    config = pose_config.Config(
         dataset="coco", data_dir=pathlib.Path("d"), annotations=pathlib.Path("a.json"), workdir=tmp_path,
         sigmas=(0.1, 0.2), flip_pairs=(("a", "b"),), edges=(("a", "b"), ("b", "a")), category="mouse",
         steps=9, image_size=(64, 96), k=1, augment=AugmentConfig(scale=0.1),
         optimizer=training.OptimizerConfig(milestones=(0.25, 0.5), clip_norm=None),
     )  # fmt: skip
     skeleton = Skeleton(("a", "b"), ((0, 1),), (0.1, 0.2), ((0, 1),))
-    pose_ohkm.save_config(config, skeleton)
-    assert pose_ohkm.load_config(tmp_path) == (config, skeleton)
+    pose_config.save_config(config, skeleton)
+    assert pose_config.load_config(tmp_path) == (config, skeleton)
 
 
 def test_unit_rates_weigh_each_line_by_its_steps():
     lines = [{"step": 1, "unit_rate": [1.0, 0.0]}, {"step": 4, "unit_rate": [0.0, 1.0]}]
-    assert pose_ohkm.mean_unit_rates(lines, 2) == [0.25, 0.75]
-    assert pose_ohkm.mean_unit_rates([{"step": 1}], 2) == [None, None]
+    assert pose_train.mean_unit_rates(lines, 2) == [0.25, 0.75]
+    assert pose_train.mean_unit_rates([{"step": 1}], 2) == [None, None]

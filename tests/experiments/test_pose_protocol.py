@@ -5,28 +5,34 @@ import pathlib
 
 import chex
 import cv2
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from experiments import pose_ohkm
 from hardmine_jax import training
 from hardmine_jax.data import mpii
 from hardmine_jax.models import SimpleBaseline, simple_baseline, torch_weights
 from hardmine_jax.models.hrnet import ConvNorm
 from hardmine_jax.models.layers import Conv
 from hardmine_jax.models.torch_weights import WeightsError, init_shapes
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.networks import OWN_INPUTS, Inputs, to_network
+from hardmine_jax.tasks.warm_start import start_from, take_what_fits
 
-warm_start = pose_ohkm.warm_start
 SIDE = 32
 
 
-class TinyNetwork(pose_ohkm.nn.Module):
+class TinyNetwork(nn.Module):
     num_keypoints: int
 
-    @pose_ohkm.nn.compact
+    @nn.compact
     def __call__(self, images, train=False):
         features = ConvNorm(4, stride=2, train=train, name="stem1")(images)
         features = ConvNorm(4, stride=2, train=train, name="stem2")(features)
@@ -35,16 +41,16 @@ class TinyNetwork(pose_ohkm.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path):
-    monkeypatch.setattr(pose_ohkm, "make_model", lambda config, count, axis_name=None: TinyNetwork(count))
-    monkeypatch.setattr(pose_ohkm.running, "keep_freed_memory", lambda: True)
-    monkeypatch.setattr(pose_ohkm.Evaluator, "pictures", lambda *_: [])
-    monkeypatch.setattr(pose_ohkm.plots, "report_pictures", lambda *_: [])
+    monkeypatch.setattr(networks, "make_model", lambda name, count, **_: TinyNetwork(count))
+    monkeypatch.setattr("hardmine_jax.tasks.run.keep_freed_memory", lambda: True)
+    monkeypatch.setattr(Evaluator, "pictures", lambda *_: [])
+    monkeypatch.setattr(pose_pictures, "report_pictures", lambda *_: [])
     monkeypatch.setenv("HARDMINE_CACHE", str(tmp_path / "cache"))
 
 
 def _run(workdir: pathlib.Path, *more: object) -> int:
     common = ["--workdir", workdir, "--image-size", SIDE, SIDE, "--batch-size", 8, "--log-every", 1]
-    return pose_ohkm.main([str(argument) for argument in (*common, *more)])
+    return pose_train.main([str(argument) for argument in (*common, *more)])
 
 
 def _result(workdir: pathlib.Path) -> dict:
@@ -158,7 +164,7 @@ def test_weights_are_evaluated_as_they_come_and_kept_as_a_run(birds, tmp_path):
     assert here["steps"] == 0 and here["pck"] == donor["pck"] and here["ap"] == donor["ap"]
     kept = training.load_variables(tmp_path / "run")
     chex.assert_trees_all_equal(kept, training.load_variables(tmp_path / "donor", which="latest"))
-    assert pose_ohkm.load_config(tmp_path / "run")[1].names == ("beak", "wing", "tail")
+    assert pose_config.load_config(tmp_path / "run")[1].names == ("beak", "wing", "tail")
 
 
 def _state(model, variables) -> training.TrainState:
@@ -184,7 +190,7 @@ def test_a_published_file_fills_what_fits_and_the_rest_is_told(published, tmp_pa
     model, variables, entries = published
     np.savez(tmp_path / "weights.npz", **entries)
     state = _state(model, variables)
-    state = warm_start.start_from(tmp_path / "weights.npz", state, simple_baseline.warm_start)
+    state = start_from(tmp_path / "weights.npz", state, simple_baseline.warm_start)
     told = capsys.readouterr().err
     assert "stay 2 (final_layer.bias, final_layer.weight)" in told and "not used 2" in told
     chex.assert_trees_all_equal(state.params, state.ema_params)
@@ -199,20 +205,20 @@ def test_files_that_cannot_be_are_one_error(published, tmp_path):
     state = _state(model, variables)
     (tmp_path / "w.npz").write_bytes(b"no zip")
     with pytest.raises(WeightsError, match="w.npz"):
-        warm_start.start_from(tmp_path / "w.npz", state, simple_baseline.warm_start)
+        start_from(tmp_path / "w.npz", state, simple_baseline.warm_start)
     del entries["layer1.0.conv1.weight"]
     np.savez(tmp_path / "cut.npz", **entries)
     with pytest.raises(WeightsError, match="missing layer1.0.conv1.weight"):
-        warm_start.start_from(tmp_path / "cut.npz", state, simple_baseline.warm_start)
+        start_from(tmp_path / "cut.npz", state, simple_baseline.warm_start)
     with pytest.raises(WeightsError, match="no published weights"):
-        warm_start.start_from(tmp_path / "cut.npz", state, None)
+        start_from(tmp_path / "cut.npz", state, None)
     with pytest.raises(WeightsError, match="none of the"):
-        warm_start.take_what_fits({"params": {"a": np.ones(2)}}, {"params": {"a": np.ones(3)}})
+        take_what_fits({"params": {"a": np.ones(2)}}, {"params": {"a": np.ones(3)}})
 
 
 def test_bgr_networks_see_the_colours_the_other_way_round():
     images = np.random.default_rng(0).integers(0, 255, (1, 4, 4, 3), np.uint8)
-    bgr = pose_ohkm.pose_task.Inputs(channels="bgr")
-    there = pose_ohkm.pose_task.to_network(jnp.asarray(images), bgr)
-    here = pose_ohkm.pose_task.to_network(jnp.asarray(images[..., ::-1]), pose_ohkm.pose_task.OWN_INPUTS)
+    bgr = Inputs(channels="bgr")
+    there = to_network(jnp.asarray(images), bgr)
+    here = to_network(jnp.asarray(images[..., ::-1]), OWN_INPUTS)
     chex.assert_trees_all_equal(there, here)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import hardmine_jax.pose
-from experiments import pose_ohkm
 from hardmine_jax.data import coco_json, coco_truth, person_boxes
 from hardmine_jax.data.augment import evaluate_crop
 from hardmine_jax.data.person_boxes import PersonBoxes
@@ -22,7 +21,18 @@ from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine, invert_affine
 
 # The module that the script itself imported.
-pose_task = pose_ohkm.pose_task
+from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.pose.networks import Inputs
+from hardmine_jax.tasks.pose.people import People, mean_pose, place_pose
+from hardmine_jax.tasks.pose.predict import make_predict, predict_people
+from hardmine_jax.tasks.pose.score import (
+    coco_annotations,
+    correct_keypoints,
+    mean_oks,
+    pck,
+    score,
+    score_boxes,
+)
 
 SIGMA, K, JOINTS, SIDE = 1.5, 3, 6, 8
 SKELETON = Skeleton(
@@ -52,7 +62,7 @@ def _heatmaps(num_images=8, seed=1) -> np.ndarray:
 def _mined_loss(heatmaps, batch, *, mining, key=None, min_loss=0.25, k=K, axis_name=None):
     key = jax.random.key(0) if key is None else key
     options = dict(mining=mining, k=k, min_loss=min_loss, sigma=SIGMA, axis_name=axis_name)
-    return pose_task.mined_loss(jnp.asarray(heatmaps), batch, key, **options)
+    return mined_loss(jnp.asarray(heatmaps), batch, key, **options)
 
 
 def _errors(heatmaps, batch) -> np.ndarray:
@@ -210,14 +220,14 @@ def test_nobody_labelled_is_no_loss_and_no_gradient(mining):
     assert float(value) == 0.0 and not np.any(gradient)
 
 
-def _people(seed=0, num=5) -> "pose_task.People":
+def _people(seed=0, num=5) -> People:
     rng = np.random.default_rng(seed)
     visibility = rng.integers(0, 3, (num, JOINTS))
     visibility[:, :2] = 2
     keypoints = rng.uniform(20, 120, (num, JOINTS, 2)).astype(np.float32)
     # Coordinates of what is not labelled mean nothing.
     keypoints[visibility == 0] = np.nan
-    return pose_task.People(
+    return People(
         rows=np.arange(num),
         keypoints=keypoints,
         visibility=visibility,
@@ -239,7 +249,7 @@ def test_correct_keypoints_are_the_oracles():
     people = _people(num=20)
     rng = np.random.default_rng(9)
     predicted = np.nan_to_num(people.keypoints) + rng.normal(0, 8, people.keypoints.shape)
-    found = pose_task.correct_keypoints(predicted, people, fraction=0.1)
+    found = correct_keypoints(predicted, people, fraction=0.1)
     for n, j in np.ndindex(found.shape):
         points = people.keypoints[n][people.labelled[n]]
         longer = (points.max(0) - points.min(0)).max()
@@ -254,10 +264,10 @@ def test_somebody_with_one_labelled_joint_is_measured_by_the_given_box():
     keypoints = np.full((1, JOINTS, 2), 70.0)
     people = dataclasses.replace(_people(num=1), keypoints=keypoints, visibility=visibility)
     np.testing.assert_array_equal(people.boxes, people.box)
-    assert pose_task.pck(keypoints + [13.0, 0.0], people) == 1.0
-    assert pose_task.pck(keypoints + [15.0, 0.0], people) == 0.0
-    corner = pose_task.place_pose(np.zeros((JOINTS, 2)), people)
-    assert pose_task.pck(corner, people) == 0.0
+    assert pck(keypoints + [13.0, 0.0], people) == 1.0
+    assert pck(keypoints + [15.0, 0.0], people) == 0.0
+    corner = place_pose(np.zeros((JOINTS, 2)), people)
+    assert pck(corner, people) == 0.0
 
 
 def test_a_pose_that_everybody_takes_is_found_and_placed_without_error():
@@ -268,16 +278,16 @@ def test_a_pose_that_everybody_takes_is_found_and_placed_without_error():
     visibility[0, 4:], visibility[1, 5] = 0, 0
     keypoints = np.where(visibility[..., None] > 0, corners + pose * sides, np.nan)
     people = dataclasses.replace(_people(num=4), keypoints=keypoints, visibility=visibility)
-    found = pose_task.mean_pose(people)
+    found = mean_pose(people)
     np.testing.assert_allclose(found, pose, atol=1e-9)
-    placed = pose_task.place_pose(found, people)
+    placed = place_pose(found, people)
     np.testing.assert_allclose(placed, corners + pose * sides, atol=1e-6)
 
 
 def test_the_average_pose_of_a_joint_that_nobody_has_is_finite():
     people = _people()
     people.visibility[:, 5] = 0
-    assert np.isfinite(pose_task.mean_pose(people)).all()
+    assert np.isfinite(mean_pose(people)).all()
 
 
 def test_scores_have_the_promised_keys_and_meanings():
@@ -285,7 +295,7 @@ def test_scores_have_the_promised_keys_and_meanings():
     people.visibility[:, 5] = 0
     truth = np.nan_to_num(people.keypoints)
     scores = np.ones(people.visibility.shape)
-    perfect = pose_task.score(truth, scores, people, SKELETON)
+    perfect = score(truth, scores, people, SKELETON)
     assert set(perfect) == {
         "pck", "pck@0.2", "pck_visible", "pck_occluded", "ap", "ap50", "ap75", "ar", "per_joint",
     }  # fmt: skip
@@ -299,7 +309,7 @@ def test_scores_have_the_promised_keys_and_meanings():
     longer = (people.boxes[:, 2:] - people.boxes[:, :2]).max(1)
     missed = truth.copy()
     missed[..., 0] += np.where(people.visibility == 1, 0.15 * longer[:, None], 0.0)
-    result = pose_task.score(missed, scores, people, SKELETON)
+    result = score(missed, scores, people, SKELETON)
     assert (result["pck_visible"], result["pck_occluded"], result["pck@0.2"]) == (1.0, 0.0, 1.0)
     assert result["pck"] == pytest.approx((people.visibility == 2).sum() / people.labelled.sum())
     assert result["ap"] < 1.0
@@ -309,7 +319,7 @@ def test_the_least_similar_person_ranks_first():
     people = _people(num=6)
     predicted = np.nan_to_num(people.keypoints)
     predicted[3] += 50.0
-    similarity = pose_task.mean_oks(predicted, people, SKELETON)
+    similarity = mean_oks(predicted, people, SKELETON)
     assert np.argmin(similarity) == 3
     np.testing.assert_allclose(np.delete(similarity, 3), 1.0, atol=1e-6)
 
@@ -325,7 +335,7 @@ def test_predictions_come_back_in_pixels_of_the_original_and_without_padding():
     ]
     outputs = iter([crop, crop[::-1]])
     scores = np.arange(4.0)[:, None] * np.ones(JOINTS)
-    rows, keypoints, found = pose_task.predict_people(
+    rows, keypoints, found = predict_people(
         lambda batch: {"keypoints": next(outputs), "scores": scores}, batches
     )
     np.testing.assert_array_equal(rows, [7, 2, 5, 1, 0, 9])
@@ -362,7 +372,7 @@ def _pictures(num=4) -> np.ndarray:
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_a_mirrored_image_gives_mirrored_keypoints(decode, flip_test):
     images = _pictures()
-    predict = pose_task.make_predict(LightMaps(), SKELETON, sigma=SIGMA, decode=decode, flip_test=flip_test)
+    predict = make_predict(LightMaps(), SKELETON, sigma=SIGMA, decode=decode, flip_test=flip_test)
     found, mirrored = predict({}, jnp.asarray(images)), predict({}, jnp.asarray(images[:, :, ::-1]))
     permutation = np.array(SKELETON.flip_permutation)
     # Quarter decoding treats the border unevenly, as HRNet does: compare where both are away from it.
@@ -378,8 +388,8 @@ def test_a_mirrored_image_gives_mirrored_keypoints(decode, flip_test):
 def test_the_flip_test_changes_nothing_in_a_network_that_is_its_own_mirror():
     images = jnp.asarray(_pictures())
     options = dict(sigma=SIGMA, decode="dark")
-    plain = pose_task.make_predict(LightMaps(), SKELETON, flip_test=False, **options)({}, images)
-    averaged = pose_task.make_predict(LightMaps(), SKELETON, flip_test=True, **options)({}, images)
+    plain = make_predict(LightMaps(), SKELETON, flip_test=False, **options)({}, images)
+    averaged = make_predict(LightMaps(), SKELETON, flip_test=True, **options)({}, images)
     np.testing.assert_allclose(averaged["keypoints"], plain["keypoints"], atol=1e-3)
     np.testing.assert_allclose(averaged["scores"], plain["scores"], atol=1e-6)
 
@@ -400,9 +410,7 @@ def test_the_flip_test_takes_out_an_error_that_has_a_side():
     centre = np.array([33.5, 25.5])
     errors = []
     for flip_test in (False, True):
-        predict = pose_task.make_predict(
-            LeftLeaning(), COCO_SKELETON, sigma=2.0, decode="dark", flip_test=flip_test
-        )
+        predict = make_predict(LeftLeaning(), COCO_SKELETON, sigma=2.0, decode="dark", flip_test=flip_test)
         errors.append(np.asarray(predict({}, jnp.asarray(images))["keypoints"])[0, 0] - centre)
     np.testing.assert_allclose(errors[0], [-2.0, 0.0], atol=0.01)
     np.testing.assert_allclose(errors[1], [0.0, 0.0], atol=0.01)
@@ -445,9 +453,9 @@ def test_which_shift_is_right_follows_from_where_the_heatmaps_lie(trained_with, 
         "index": 0,
     }
     crop = evaluate_crop(record, size=size, skeleton=COCO_SKELETON)
-    predict = pose_task.make_predict(
+    predict = make_predict(
         Seer(trained_with), COCO_SKELETON, sigma=2.0, decode="dark", flip_test=True,
-        inputs=pose_task.Inputs(None if trained_with == 1.5 else trained_with, flip_shift),
+        inputs=Inputs(None if trained_with == 1.5 else trained_with, flip_shift),
     )  # fmt: skip
     found = np.asarray(predict({}, jnp.asarray(crop["image"][None]))["keypoints"])[0, 0]
     to_crop = invert_affine(crop["inverse"].astype(np.float64))
@@ -465,8 +473,8 @@ class Stages(nn.Module):
 
 def test_of_several_heatmaps_the_last_are_the_prediction():
     images, options = jnp.asarray(_pictures()), dict(sigma=SIGMA, decode="dark", flip_test=True)
-    found = pose_task.make_predict(Stages(), SKELETON, **options)({}, images)
-    expected = pose_task.make_predict(LightMaps(), SKELETON, **options)({}, images)
+    found = make_predict(Stages(), SKELETON, **options)({}, images)
+    expected = make_predict(LightMaps(), SKELETON, **options)({}, images)
     for name in ("keypoints", "scores"):
         np.testing.assert_array_equal(found[name], expected[name])
 
@@ -485,7 +493,7 @@ def test_boxes_are_scored_by_the_published_procedure():
         skipped=Skipped(),
     )
     rows, scores = np.arange(len(boxes)), np.full(keypoints.shape[:2], 0.9)
-    annotations = pose_task.coco_annotations(people)
+    annotations = coco_annotations(people)
     crowd = {
         "image_id": 1,
         "keypoints": np.zeros(3 * JOINTS),
@@ -494,15 +502,13 @@ def test_boxes_are_scored_by_the_published_procedure():
         "iscrowd": 1,
     }
     options = dict(size=(64, 48), padding=1.25)
-    result = pose_task.score_boxes(rows, keypoints, scores, boxes, annotations + [crowd], SKELETON, **options)
+    result = score_boxes(rows, keypoints, scores, boxes, annotations + [crowd], SKELETON, **options)
     assert set(result) == {
         f"{kind}{part}" for kind in ("ap", "ar") for part in ("", "50", "75", "_medium", "_large")
     }
     assert result["ap"] == result["ar"] == 1.0
     # Half the boxes are half the people.
-    half = pose_task.score_boxes(
-        rows[::2], keypoints[::2], scores[::2], boxes, annotations, SKELETON, **options
-    )
+    half = score_boxes(rows[::2], keypoints[::2], scores[::2], boxes, annotations, SKELETON, **options)
     assert 0.3 < half["ar"] < 0.7
 
 
@@ -540,9 +546,9 @@ def test_from_a_detectors_file_to_ap(tmp_path):
         return {"keypoints": apply_affine(to_crop, poses[batch["index"]]), "scores": np.ones((3, 17))}
 
     batches = evaluation_batches(source, batch_size=3, size=size, skeleton=COCO_SKELETON)
-    found = pose_task.predict_people(oracle, batches)
+    found = predict_people(oracle, batches)
     options = dict(size=size, padding=1.25)
-    result = pose_task.score_boxes(*found, source, truth, COCO_SKELETON, **options)
+    result = score_boxes(*found, source, truth, COCO_SKELETON, **options)
     assert result["ap"] == result["ar"] == result["ap_medium"] == 1.0
     without = [item for item in truth if not item["iscrowd"]]
-    assert pose_task.score_boxes(*found, source, without, COCO_SKELETON, **options)["ap"] < 0.9
+    assert score_boxes(*found, source, without, COCO_SKELETON, **options)["ap"] < 0.9

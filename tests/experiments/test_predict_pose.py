@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import predict_pose
 from hardmine_jax import training
 from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import predict_photos as pose_predict_photos
+from hardmine_jax.tasks.pose import train as pose_train
 
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
 
@@ -41,15 +44,15 @@ def _dots(path: pathlib.Path, points, *, height=150, width=220) -> pathlib.Path:
 
 
 def _workdir(folder: pathlib.Path) -> pathlib.Path:
-    config = predict_pose.pose_ohkm.Config(image_size=(96, 64), workdir=folder, steps=1, flip_test=False)
-    predict_pose.pose_ohkm.save_config(config, SKELETON)
+    config = pose_config.Config(image_size=(96, 64), workdir=folder, steps=1, flip_test=False)
+    pose_config.save_config(config, SKELETON)
     return folder
 
 
 @pytest.fixture
 def dots_network(tmp_path, monkeypatch) -> pathlib.Path:
-    monkeypatch.setattr(predict_pose.pose_ohkm, "make_predict", lambda config, skeleton: _brightest)
-    monkeypatch.setattr(predict_pose.training, "load_variables", lambda path, which: {})
+    monkeypatch.setattr(pose_predict_photos, "make_predict", lambda config, skeleton: _brightest)
+    monkeypatch.setattr(training, "load_variables", lambda path, which: {})
     return _workdir(tmp_path / "run")
 
 
@@ -65,7 +68,10 @@ def test_keypoints_are_in_pixels_of_the_file(tmp_path, dots_network):
     points = [(110, 30), (60, 75), (170, 120)]
     photo = _dots(tmp_path / "dots.png", points)
     output = tmp_path / "out"
-    assert predict_pose.main([str(photo), "--checkpoint", str(dots_network), "--output", str(output)]) == 0
+    assert (
+        pose_predict_photos.main([str(photo), "--checkpoint", str(dots_network), "--output", str(output)])
+        == 0
+    )
     (result,) = _results(output)
     np.testing.assert_allclose(_points(result), points, atol=1.0)
     assert result["category_id"] == 1 and result["file_name"] == "dots.png" and result["score"] == 1.0
@@ -73,7 +79,7 @@ def test_keypoints_are_in_pixels_of_the_file(tmp_path, dots_network):
     drawn = cv2.imread(str(output / "dots_pose.png"))[..., ::-1]
     assert drawn.shape == (150, 220, 3)
     # Between the nose and the left hand lies an orange limb now.
-    assert (np.abs(drawn[52, 85].astype(int) - predict_pose.plots.LEFT) < 60).all()
+    assert (np.abs(drawn[52, 85].astype(int) - pose_pictures.LEFT) < 60).all()
 
 
 @pytest.mark.parametrize("with_names", [True, False])
@@ -96,7 +102,7 @@ def test_boxes_of_two_people_find_their_image(tmp_path, dots_network, with_names
     )
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     arguments = ["--checkpoint", str(dots_network), "--boxes", str(tmp_path / "boxes.json")]
-    assert predict_pose.main([str(photo), *arguments, "--output", str(tmp_path / "out")]) == 0
+    assert pose_predict_photos.main([str(photo), *arguments, "--output", str(tmp_path / "out")]) == 0
     results = _results(tmp_path / "out")
     assert [result["image_id"] for result in results] == [42, 42]
     assert [result["score"] for result in results] == [0.5, 1.0]
@@ -111,7 +117,7 @@ def test_ids_that_training_takes_find_their_image(tmp_path, dots_network, given)
     photo = _dots(tmp_path / f"{name}.png", [(60, 40), (40, 60), (80, 70)])
     (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": given, "bbox": [20, 20, 80, 70]}]))
     arguments = ["--checkpoint", str(dots_network), "--boxes", str(tmp_path / "boxes.json")]
-    assert predict_pose.main([str(photo), *arguments, "--output", str(tmp_path / "out")]) == 0
+    assert pose_predict_photos.main([str(photo), *arguments, "--output", str(tmp_path / "out")]) == 0
     (result,) = _results(tmp_path / "out")
     assert result["image_id"] == given and isinstance(result["image_id"], int | str)
 
@@ -121,7 +127,7 @@ def test_ids_of_a_coco_file_are_joined_as_in_training(tmp_path):
     annotations = [{"image_id": "a", "bbox": [0, 0, 9, 9]}, {"image_id": "2", "bbox": [1, 1, 9, 9]}]
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    assert {name: image_id for name, (image_id, _) in predict_pose.read_boxes(path).items()} == {
+    assert {name: image_id for name, (image_id, _) in pose_predict_photos.read_boxes(path).items()} == {
         "one.png": "a", "two.png": "2",
     }  # fmt: skip
 
@@ -132,7 +138,9 @@ def test_more_people_than_a_batch_stay_in_order(tmp_path, dots_network):
     for number, (x, y) in enumerate(places):
         photos.append(str(_dots(tmp_path / f"{number}.png", [(x, y), (x + 20, y), (x, y + 20)])))
     assert (
-        predict_pose.main([*photos, "--checkpoint", str(dots_network), "--output", str(tmp_path / "out")])
+        pose_predict_photos.main(
+            [*photos, "--checkpoint", str(dots_network), "--output", str(tmp_path / "out")]
+        )
         == 0
     )
     results = _results(tmp_path / "out")
@@ -145,7 +153,9 @@ def test_files_of_one_name_do_not_overwrite_each_other(tmp_path, dots_network):
         _dots(tmp_path / folder / "same.png", [(50, 50), (80, 60), (60, 90)])
     photos = [str(tmp_path / folder / "same.png") for folder in ("a", "b")]
     assert (
-        predict_pose.main([*photos, "--checkpoint", str(dots_network), "--output", str(tmp_path / "out")])
+        pose_predict_photos.main(
+            [*photos, "--checkpoint", str(dots_network), "--output", str(tmp_path / "out")]
+        )
         == 0
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -161,16 +171,16 @@ def test_a_photo_that_its_camera_turned_is_set_upright(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     path = tmp_path / "turned.jpg"
     path.write_bytes(encoded[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + encoded[2:])
-    (whole,) = predict_pose.read_photos([path], None, padding=1.25)
+    (whole,) = pose_predict_photos.read_photos([path], None, padding=1.25)
     assert whole.image.shape == (80, 40, 3) and whole.image[:15].min() > 200 and whole.image[30:].max() < 50
     np.testing.assert_array_equal(decode_image(whole.encoded), whole.image)
-    boxes = {"turned.jpg": (1, [predict_pose.Box((0, 0, 10, 10))])}
-    (stored,) = predict_pose.read_photos([path], boxes, padding=1.25)
+    boxes = {"turned.jpg": (1, [pose_predict_photos.Box((0, 0, 10, 10))])}
+    (stored,) = pose_predict_photos.read_photos([path], boxes, padding=1.25)
     assert stored.image.shape == (40, 80, 3) and stored.padding == 1.25
 
 
 def _fails(capsys, *arguments) -> str:
-    assert predict_pose.main([str(argument) for argument in arguments]) == 2
+    assert pose_predict_photos.main([str(argument) for argument in arguments]) == 2
     output = capsys.readouterr()
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
     return output.err
@@ -213,15 +223,14 @@ def test_bad_boxes_are_one_line(tmp_path, capsys, content):
 
 def test_the_script_runs_a_trained_network_from_anywhere(tmp_path):
     """The whole way, with a real checkpoint, in a folder that is not the repository."""
-    pose_ohkm = predict_pose.pose_ohkm
-    config = pose_ohkm.Config(image_size=(32, 32), workdir=tmp_path / "run", steps=1000, flip_test=False)
-    pose_ohkm.save_config(config, SKELETON)
-    _, state = pose_ohkm.make_trainer(config, SKELETON)
+    config = pose_config.Config(image_size=(32, 32), workdir=tmp_path / "run", steps=1000, flip_test=False)
+    pose_config.save_config(config, SKELETON)
+    _, state = pose_train.make_trainer(config, SKELETON)
     checkpoints = training.Checkpoints(config.workdir, best_metric="pck")
     checkpoints.save(1, state, None, {"pck": 0.5})
     checkpoints.close()
     _dots(tmp_path / "dots.png", [(110, 30), (60, 75), (170, 120)])
-    script = pathlib.Path(predict_pose.__file__).resolve()
+    script = pathlib.Path(__file__).parents[2] / "experiments" / "predict_pose.py"
     command = [
         sys.executable,
         str(script),

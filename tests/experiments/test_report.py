@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from experiments import pose_ohkm
-
-plots, report = pose_ohkm.plots, pose_ohkm.report
+from hardmine_jax.tasks.charts import png
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import report as pose_report
 
 CONFIG = {
     "model": "hrnet",
@@ -61,12 +61,12 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def picture() -> bytes:
-    return plots.png(plots.per_joint_bars(RESULT["per_joint"]), dpi=40)
+    return png(pose_pictures.per_joint_bars(RESULT["per_joint"]), dpi=40)
 
 
 def _write(tmp_path, **changes) -> tuple[str, _Page]:
     arguments = {"title": "A run", "config": CONFIG, "result": RESULT} | changes
-    text = report.write_report(tmp_path / "report.html", **arguments).read_text(encoding="utf-8")
+    text = pose_report.write_report(tmp_path / "report.html", **arguments).read_text(encoding="utf-8")
     page = _Page(text)
     assert page.open == []
     return text, page
@@ -74,7 +74,7 @@ def _write(tmp_path, **changes) -> tuple[str, _Page]:
 
 def _printed(result: dict) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(report.result_table(result))
+    console.print(pose_report.result_table(result))
     return console.file.getvalue()
 
 
@@ -185,13 +185,13 @@ def test_configuration_stands_whole_at_the_end(tmp_path):
     ],
 )
 def test_summary_says_how_was_mined(mining, words):
-    assert words in report.summarise(CONFIG | {"mining": mining}, RESULT)
+    assert words in pose_report.summarise(CONFIG | {"mining": mining}, RESULT)
 
 
 def test_summary_says_that_k_falls():
-    words = report.summarise(CONFIG | {"k_schedule": "linear"}, RESULT)
+    words = pose_report.summarise(CONFIG | {"k_schedule": "linear"}, RESULT)
     assert "learning from all joints at first, then from the 8 hardest joints of each image" in words
-    assert "at first" not in report.summarise(CONFIG | {"k_schedule": "constant"}, RESULT)
+    assert "at first" not in pose_report.summarise(CONFIG | {"k_schedule": "constant"}, RESULT)
 
 
 def test_notes_are_listed_and_their_heading_stays_away_without_any(tmp_path):

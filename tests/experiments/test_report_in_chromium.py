@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import plots, report
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.pose import pictures as pose_pictures
+from hardmine_jax.tasks.pose import report as pose_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -69,15 +70,15 @@ def page(tmp_path_factory) -> pathlib.Path:
         rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC
     )
     points = rng.uniform(5, 59, (4, 2))
-    hard = plots.Example(
+    hard = pose_pictures.Example(
         image, points + 6, points, np.array([2, 1, 2, 0]), np.array([1, 0, 0, 0], bool), "a<b>.jpg"
     )
-    return report.write_report(
+    return pose_report.write_report(
         tmp_path_factory.mktemp("report") / "report.html",
         title="A run & its <report>",
         config={"model": "hrnet", "dataset": "synthetic", "mining": "ohkm", "k": 2},
         result=result,
-        pictures=plots.report_pictures(lines, result, SKELETON, [hard] * 4),
+        pictures=pose_pictures.report_pictures(lines, result, SKELETON, [hard] * 4),
         notes=["2 records skipped"],
     )
 

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import detection_ohem, pose_ohkm
 from hardmine_jax import training
 from hardmine_jax.data import synthetic_pose
+from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import train as pose_train
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +32,9 @@ LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
 _COMMON = {"steps": STEPS, "batch-size": BATCH, "checkpoint-every": 4, "evaluate-every": 0, "log-every": 1}
 _PROPOSALS = {"k": 8, "search.max-proposals": 40, "search.scale": 0.5, "max-detections": 10}
 RUNS = {
-    "ohkm": (pose_ohkm, _COMMON | {"evaluate-people": 8}),
-    "ohem": (detection_ohem, _COMMON | _PROPOSALS | {"evaluate-images": 8}),
-    "bootstrap": (detection_ohem, _COMMON | _PROPOSALS | {"evaluate-images": 8, "mining": "bootstrap"}),
+    "ohkm": ("pose_ohkm", _COMMON | {"evaluate-people": 8}),
+    "ohem": ("detection_ohem", _COMMON | _PROPOSALS | {"evaluate-images": 8}),
+    "bootstrap": ("detection_ohem", _COMMON | _PROPOSALS | {"evaluate-images": 8, "mining": "bootstrap"}),
 }
 
 
@@ -44,7 +45,7 @@ def _start(
     arguments = arguments | {"workdir": workdir, "cache-dir": cache} | more
     flags = [str(part) for flag, value in arguments.items() for part in (f"--{flag}", value)]
     launched = [LAUNCHER, "--processes", str(processes), "--retries", "0", "--timeout", "600", "--"]
-    script = pathlib.Path(script.__file__).resolve()
+    script = pathlib.Path(__file__).parents[2] / "experiments" / f"{script}.py"
     command = [sys.executable, *(launched if processes > 1 else []), script, *flags]
     # Not the eight of the tests.
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -130,17 +131,17 @@ def _timeless(result: dict) -> dict:
 TOLERANCE_OF_2_STEPS, TOLERANCE_OF_20 = 1e-5, 1e-2
 
 
-def _config(kind: str) -> pose_ohkm.Config:
+def _config(kind: str) -> pose_config.Config:
     flags = ["--image-size", SIDE, SIDE, "--batch-size", 16, "--steps", 20, "--parallel", kind]
-    return pose_ohkm.settle(pose_ohkm.parse([str(flag) for flag in flags]), synthetic_pose.COCO_SKELETON)
+    return pose_config.settle(pose_train.parse([str(flag) for flag in flags]), synthetic_pose.COCO_SKELETON)
 
 
 def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.ndarray:
     config = _config(kind)
     some = functools.partial(training.parallelise, devices=jax.devices()[:devices])
     with monkeypatch.context() as patch:
-        patch.setattr(pose_ohkm.training, "parallelise", some)
-        parallel, state = pose_ohkm.make_trainer(config, synthetic_pose.COCO_SKELETON)
+        patch.setattr(training, "parallelise", some)
+        parallel, state = pose_train.make_trainer(config, synthetic_pose.COCO_SKELETON)
     assert (parallel.kind, parallel.num_devices) == (kind, devices)
     state, losses = parallel.put_state(state), []
     for batch in batches:
@@ -151,7 +152,7 @@ def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.nda
 
 def test_jit_pmap_and_shard_map_on_1_and_8_devices_give_the_same_losses(monkeypatch, tmp_path):
     dataset = synthetic_pose.load(num_train=64, num_validation=1, cache_dir=tmp_path)
-    stream = pose_ohkm.make_batches(_config("jit"), dataset)
+    stream = pose_train.make_batches(_config("jit"), dataset)
     batches = [next(stream) for _ in range(20)]
     stream.close()
     expected = _losses("jit", 1, batches, monkeypatch)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments import pose_ohkm
-
-running = pose_ohkm.running
+from hardmine_jax import training
+from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.pose import train as pose_train
 
 
 def _raise(error):
@@ -12,27 +12,27 @@ def _raise(error):
 
 
 def test_mistakes_are_one_line_and_exit_code_2(capsys):
-    assert running.run_to_exit_code(lambda: None) == 0
-    assert running.run_to_exit_code(lambda: _raise(ValueError("--k 0 must be at least 1"))) == 2
-    assert running.run_to_exit_code(lambda: _raise(FileNotFoundError(2, "no such file", "a.json"))) == 2
-    assert running.run_to_exit_code(lambda: _raise(MemoryError())) == 2
+    assert run_to_exit_code(lambda: None) == 0
+    assert run_to_exit_code(lambda: _raise(ValueError("--k 0 must be at least 1"))) == 2
+    assert run_to_exit_code(lambda: _raise(FileNotFoundError(2, "no such file", "a.json"))) == 2
+    assert run_to_exit_code(lambda: _raise(MemoryError())) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
 def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
-    assert pose_ohkm.main(["--patience", "60", "--workdir", str(tmp_path / "run")]) == 2
+    assert pose_train.main(["--patience", "60", "--workdir", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert said == "error: --patience means nothing without --distributed: add it\n"
 
 
 @pytest.mark.parametrize(
     "error",
-    [pose_ohkm.training.NonFiniteError(7, "loss", float("nan")), OSError(116, "Stale file handle", "a.jpg")],
+    [training.NonFiniteError(7, "loss", float("nan")), OSError(116, "Stale file handle", "a.jpg")],
     ids=["NaN", "storage"],
 )
 def test_what_passes_is_one_line_and_exit_code_1_which_launchers_restart(error, capsys):
-    assert running.run_to_exit_code(lambda: _raise(error)) == 1
+    assert run_to_exit_code(lambda: _raise(error)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {error}"
 
@@ -49,5 +49,5 @@ def test_what_passes_is_one_line_and_exit_code_1_which_launchers_restart(error, 
 )
 def test_what_a_restart_may_mend_and_bugs_are_no_mistake_of_the_users(error, capsys):
     with pytest.raises(type(error)):
-        running.run_to_exit_code(lambda: _raise(error))
+        run_to_exit_code(lambda: _raise(error))
     assert capsys.readouterr().err == ""

@@ -52,6 +52,10 @@ from hardmine_jax.data.augment import UnreadableImage, evaluate_crop  # noqa: E4
 from hardmine_jax.data.problems import DataError, Skipped  # noqa: E402
 from hardmine_jax.models.torch_files import read_torch_file  # noqa: E402
 from hardmine_jax.models.torch_weights import WeightsError  # noqa: E402
+from hardmine_jax.tasks.charts import series  # noqa: E402
+from hardmine_jax.tasks.detection import config as detection_config  # noqa: E402
+from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.training.metrics_log import mean_speed  # noqa: E402
 
 TIME_LIMIT = 10
 HEIGHT, WIDTH = 40, 60
@@ -277,29 +281,21 @@ def read_latest(folder: pathlib.Path) -> Skipped | None:
 
 
 def make_pose_config(folder: pathlib.Path) -> pathlib.Path:
-    from experiments import pose_ohkm
-
-    pose_ohkm.save_config(pose_ohkm.Config(workdir=folder, steps=3, k=8), coco_keypoints.COCO_SKELETON)
+    pose_config.save_config(pose_config.Config(workdir=folder, steps=3, k=8), coco_keypoints.COCO_SKELETON)
     return folder / "config.json"
 
 
 def read_pose_config(folder: pathlib.Path) -> None:
-    from experiments import pose_ohkm
-
-    pose_ohkm.load_config(folder)
+    pose_config.load_config(folder)
 
 
 def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
-    from experiments import detection_ohem
-
-    detection_ohem.save_config(detection_ohem.Config(workdir=folder), ("dog", "cat"))
+    detection_config.save_config(detection_config.Config(workdir=folder), ("dog", "cat"))
     return folder / "config.json"
 
 
 def read_detection_config(folder: pathlib.Path) -> None:
-    from experiments import detection_ohem
-
-    detection_ohem.load_config(folder)
+    detection_config.load_config(folder)
 
 
 _ARRAYS = {
@@ -351,12 +347,10 @@ def make_metrics(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_metrics(folder: pathlib.Path) -> Skipped | None:
-    from experiments import plots, running
-
     lines = training.read_metrics(folder / "metrics.jsonl")
-    running.mean_speed(lines)
+    mean_speed(lines)
     for key in ("loss", "images_per_second"):
-        plots.series(lines, key)
+        series(lines, key)
     training.MetricsLog(folder, after=2).__exit__()
     return None if len(lines) == 3 else Skipped({"lines cut off": ("x",)})
 

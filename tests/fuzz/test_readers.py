@@ -41,9 +41,7 @@ def _table(found: list[dict]) -> str:
 
 
 def test_a_few_of_every_kind(readers, capfd):
-    found = [
-        outcome._asdict() for kind in _kinds(readers) for outcome in readers.outcomes(kind, 0, 4)
-    ]
+    found = [outcome._asdict() for kind in _kinds(readers) for outcome in readers.outcomes(kind, 0, 4)]
     capfd.readouterr()  # What OpenCV, libpng and libtiff say of broken pictures.
     print(_table(found))
     assert [outcome for outcome in found if outcome["result"] == "FAILED"] == []

@@ -181,9 +181,7 @@ def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwarg
 def test_non_finite_metric_stops_and_is_never_saved(tmp_path, metric, named):
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(NonFiniteError, match=f"step 7: {named}") as raised:
-        scalar_fit(
-            tmp_path, bad_at=7, metric=metric, steps=20, checkpoints=checkpoints, checkpoint_every=4
-        )
+        scalar_fit(tmp_path, bad_at=7, metric=metric, steps=20, checkpoints=checkpoints, checkpoint_every=4)
     assert (raised.value.step, raised.value.metric) == (7, metric)
     assert checkpoints.steps() == (4,)
     assert max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")) == 4

@@ -7,12 +7,11 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-import pose_task
-from pose_evaluation import Evaluator
-
 from hardmine_jax.data import coco_download, coco_json, coco_truth, mpii, person_boxes
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.data.records import PoseDataset
+from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.score import coco_annotations, score_boxes
 
 
 class Protocol(NamedTuple):
@@ -29,7 +28,7 @@ class Protocol(NamedTuple):
     heads: mpii.Truth | None = None
 
 
-def prepare(config, dataset: PoseDataset) -> Protocol:
+def prepare_protocol(config, dataset: PoseDataset) -> Protocol:
     """Reads what `config.boxes` and MPII's files hold, before anything is trained for it.
 
     Raises:
@@ -49,7 +48,9 @@ def prepare(config, dataset: PoseDataset) -> Protocol:
     return Protocol(boxes, tuple(annotations), heads)
 
 
-def score(protocol: Protocol, config, dataset: PoseDataset, evaluator: Evaluator, state, evaluated) -> dict:
+def score_protocol(
+    protocol: Protocol, config, dataset: PoseDataset, evaluator: Evaluator, state, evaluated
+) -> dict:
     """What goes into result.json: `detections`, COCO's ten numbers on the boxes, and `pckh`.
 
     Args:
@@ -61,10 +62,10 @@ def score(protocol: Protocol, config, dataset: PoseDataset, evaluator: Evaluator
         result["pckh"] = mpii.score(keypoints, people.annotation_id, protocol.heads)
     if protocol.boxes is not None:
         found = evaluator.run_boxes(state, protocol.boxes)
-        annotations = protocol.annotations or pose_task.coco_annotations(people)
+        annotations = protocol.annotations or coco_annotations(people)
         sides = dict(size=config.image_size, padding=config.augment.padding)
         skeleton = dataset.skeleton
-        result["detections"] = pose_task.score_boxes(*found, protocol.boxes, annotations, skeleton, **sides)
+        result["detections"] = score_boxes(*found, protocol.boxes, annotations, skeleton, **sides)
     return result
 
 

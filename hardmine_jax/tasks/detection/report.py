@@ -6,13 +6,13 @@ Shares are in 0..1 in `result`; what does not exist (None or NaN) is an en dash.
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-import page
-from page import exists, number, percent
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from hardmine_jax.data.problems import printable
+from hardmine_jax.tasks import page
+from hardmine_jax.tasks.page import exists, number, percent
 
 _COLUMNS = (("ap", "AP@0.5"), ("ap_11_point", "AP 11-point"), ("recall", "recall"))
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import plots
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from plots import BLUE, GREEN, INK, ORANGE, png, series
 
 from hardmine_jax.detection import Detections, GroundTruth
+from hardmine_jax.detection.metrics import overlaps
+from hardmine_jax.tasks import charts
+from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, png, series
 
 # Okabe and Ito (2008), which stay apart for colour-blind readers; classes beyond the eighth begin anew.
 COLOURS = (
@@ -102,15 +103,15 @@ def report_pictures(
 
 def learning_curves(lines: Sequence[dict]) -> Figure:
     """Training loss, learning rate and validation mAP over steps."""
-    with rc_context(plots.STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, map_axes = figure.subplots(1, 3)
-        plots.loss_panel(loss_axes, *series(lines, "loss"))
+        charts.loss_panel(loss_axes, *series(lines, "loss"))
         panel = dict(colour=GREEN, title="Learning rate", label="learning rate")
-        plots.line_panel(rate_axes, *series(lines, "learning_rate"), **panel)
+        charts.line_panel(rate_axes, *series(lines, "learning_rate"), **panel)
         rate_axes.yaxis.set_major_formatter("{x:g}")
         panel = dict(colour=ORANGE, title="Validation accuracy", label="mAP at IoU 0.5 (area)", marker="o")
-        plots.line_panel(map_axes, *series(lines, "validation/map"), **panel)
+        charts.line_panel(map_axes, *series(lines, "validation/map"), **panel)
         map_axes.set_ylim(0, 1)
         return figure
 
@@ -122,10 +123,10 @@ def mining_curves(lines: Sequence[dict]) -> Figure:
         ("loss_captured", "Loss captured", ORANGE),
         ("foreground_share", "Foreground among the kept", GREEN),
     )
-    with rc_context(plots.STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         for axes, (key, title, colour) in zip(figure.subplots(1, 3), panels, strict=True):
-            plots.line_panel(axes, *series(lines, key), colour=colour, title=title, label="share")
+            charts.line_panel(axes, *series(lines, key), colour=colour, title=title, label="share")
             axes.set_ylim(0, 1.03)
         return figure
 
@@ -135,13 +136,13 @@ def precision_recall(
 ) -> Figure:
     """Precision over recall, a line a class, at most the twenty classes with most objects."""
     names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:20]
-    with rc_context(plots.STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 5.2), layout="constrained")
         axes = figure.subplots()
         for number, name in enumerate(names):
             recall, precision = curves[name]
             ap = per_class[name].get("ap")
-            label = plots.shorten(name) if ap is None else f"{plots.shorten(name)} ({ap:.3f})"
+            label = charts.shorten(name) if ap is None else f"{charts.shorten(name)} ({ap:.3f})"
             colour = INK if number % 8 == 7 else tuple(c / 255 for c in COLOURS[number % 8])
             axes.plot(recall, precision, color=colour, linewidth=2, label=label)
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
@@ -152,8 +153,8 @@ def precision_recall(
 def found_on_images(examples: Sequence[Example], classes: Sequence[str], *, columns: int = 3) -> Figure:
     """A grid of images with what was found on them."""
     tiles = [draw_example(example, classes) for example in examples]
-    captions = [f"{plots.shorten(example.name)}: {len(example.truth.boxes)} objects" for example in examples]
-    return plots.montage(tiles, captions=captions, columns=columns)
+    captions = [f"{charts.shorten(example.name)}: {len(example.truth.boxes)} objects" for example in examples]
+    return charts.montage(tiles, captions=captions, columns=columns)
 
 
 def draw_example(example: Example, classes: Sequence[str], *, min_score: float = 0.5) -> np.ndarray:
@@ -161,25 +162,12 @@ def draw_example(example: Example, classes: Sequence[str], *, min_score: float =
     found, truth = example.found, example.truth
     sure = found.scores >= min_score
     boxes, labels = found.boxes[sure], found.labels[sure]
-    missed = [
-        not ((labels == label) & (overlaps(box, boxes) >= 0.5)).any()
-        for box, label in zip(truth.boxes, truth.labels, strict=True)
-    ]
+    hits = (overlaps(truth.boxes, boxes) >= 0.5) & (truth.labels[:, None] == labels)
     image, factor = _enlarge(example.image)
     canvas = draw_boxes(image, boxes * factor, labels, classes, scores=found.scores[sure])
-    for box in truth.boxes[np.array(missed, bool)]:
+    for box in truth.boxes[~hits.any(1)]:
         _dashed(canvas, box * factor, _MISSED)
     return canvas
-
-
-def count_mistakes(found: Detections, truth: GroundTruth, *, min_score: float = 0.5) -> int:
-    """Objects missed, difficult ones aside, plus detections that cover no object of their class."""
-    sure = found.scores >= min_score
-    boxes, labels = found.boxes[sure], found.labels[sure]
-    covered = np.array([overlaps(box, boxes) for box in truth.boxes]).reshape(len(truth.boxes), len(boxes))
-    hits = (covered >= 0.5) & (truth.labels[:, None] == labels)
-    missed = ~hits.any(1) & ~np.asarray(truth.difficult, bool)
-    return int(missed.sum() + (~hits.any(0)).sum())
 
 
 def mined_early_and_late(examples: Sequence[MinedExample], classes: Sequence[str]) -> Figure:
@@ -191,7 +179,7 @@ def mined_early_and_late(examples: Sequence[MinedExample], classes: Sequence[str
             tiles.append(draw_boxes(image, mined.boxes * factor, mined.labels, classes))
             objects = int((mined.labels > 0).sum())
             captions.append(f"step {mined.step:,}: {len(mined.labels)} RoIs, {objects} foreground")
-    return plots.montage(tiles, captions=captions, columns=4 if len(examples) > 1 else 2)
+    return charts.montage(tiles, captions=captions, columns=4 if len(examples) > 1 else 2)
 
 
 def draw_boxes(
@@ -256,11 +244,3 @@ def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float]:
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     size = (max(1, round(image.shape[1] * factor)), _TILE)
     return cv2.resize(image, size, interpolation=way), factor
-
-
-def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of one box with many, [N]."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    both = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) + np.prod(box[2:] - box[:2])
-    return both / np.maximum(areas - both, 1e-9)

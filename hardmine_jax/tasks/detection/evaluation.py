@@ -4,13 +4,9 @@ Boxes are xyxy in pixels of the original images; labels are 1 .. C.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
-import detection_plots
 import numpy as np
-from rows import Rows, evenly_spaced
-from running import Share, told_of_errors
 
 from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
 from hardmine_jax.data.detection_records import DetectionDataset
@@ -18,8 +14,13 @@ from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.data.proposals import SourceProposals
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
+from hardmine_jax.detection.metrics import overlaps
+from hardmine_jax.tasks.detection import pictures
+from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
+from hardmine_jax.tasks.rows import Rows, evenly_spaced
+from hardmine_jax.tasks.run import Share
 from hardmine_jax.training.activity import working
-from hardmine_jax.training.exchange import all_rows, is_main
+from hardmine_jax.training.exchange import all_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,25 +117,20 @@ class Evaluator:
         covered = []
         for row, truth in zip(evaluated.rows, evaluated.truth, strict=True):
             boxes = self._proposals[int(row)][: self._batching.max_proposals]
-            for box in truth.boxes[~truth.difficult]:
-                covered.append((detection_plots.overlaps(box, boxes) >= overlap).any())
+            covered += (overlaps(truth.boxes[~truth.difficult], boxes) >= overlap).any(1).tolist()
         return float(np.mean(covered)) if covered else None
 
-    def pictures(self, evaluated: Evaluated, places: Sequence[int]) -> list[detection_plots.Example]:
+    def pictures(self, evaluated: Evaluated, places: Sequence[int]) -> list[pictures.Example]:
         """Some of the evaluated images with what was found and what is there."""
         examples = []
         for place in places:
             image = decode_image(self._dataset.validation[int(evaluated.rows[place])]["image"])
             examples.append(
-                detection_plots.Example(
+                pictures.Example(
                     image, evaluated.found[place], evaluated.truth[place], evaluated.names[place]
                 )
             )
         return examples
-
-
-# What `detection_task.make_predict` reads of a batch.
-PREDICTED_FROM = ("image", "image_size", "scale", "proposals", "proposals_where")
 
 
 def read_truth(record: dict) -> tuple[str, GroundTruth]:
@@ -182,66 +178,10 @@ def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-class MinedRecorder:
-    """Writes down which RoIs of a few training images are mined, as training goes on: `mined/<step>.npz`.
-
-    Args:
-      workdir: the run's folder.
-      source, proposals: of the training split.
-      choose: (state, batch) -> what `detection_task.make_choice` gives.
-      batching: of the split, one batch of which is watched.
-    """
-
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        source: Sequence[dict],
-        proposals: SourceProposals,
-        choose: Callable,
-        *,
-        batching: Batching,
-    ):
-        self._folder, self._source, self._choose = workdir / "mined", source, choose
-        rows = evenly_spaced(len(source), batching.share.batch_size * batching.share.shard_count)
-        self._batch = next(iter(batching.batches(source, proposals, rows)))
-        self._known = all_rows({name: self._batch[name] for name in ("index", "where", "scale")})
-        self._rows = rows
-
-    def record(self, state, step: int) -> None:
-        chosen = self._choose(state, self._batch)
-        if not is_main():
-            return
-        path = self._folder / f"{step}.npz"
-        new = path.with_suffix(".new")
-        with told_of_errors(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with open(new, "wb") as stream:
-                np.savez_compressed(stream, **chosen)
-            # Killed here, there is no half of it for the report to stumble over.
-            new.replace(path)
-
-    def pictures(self) -> list[detection_plots.MinedExample]:
-        """For each watched image what was mined first and last; empty where fewer than two were recorded."""
-        steps = sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
-        if len(steps) < 2:
-            return []
-        early, late = (
-            {**np.load(self._folder / f"{step}.npz", allow_pickle=False)} for step in (steps[0], steps[-1])
-        )
-        if early["keep"].shape != late["keep"].shape:
-            return []
-        examples = []
-        for place in np.flatnonzero(self._known["where"]):
-            record = self._source[int(self._rows[self._known["index"][place]])]
-            scale = float(self._known["scale"][place])
-            mined = (
-                detection_plots.MinedRois(
-                    step, chosen["boxes"][place][keep] / scale, chosen["labels"][place][keep]
-                )
-                for step, chosen in ((steps[0], early), (steps[-1], late))
-                for keep in (chosen["keep"][place],)
-            )
-            examples.append(
-                detection_plots.MinedExample(decode_image(record["image"]), *mined, str(record["name"]))
-            )
-        return examples
+def count_mistakes(found: Detections, truth: GroundTruth, *, min_score: float = 0.5) -> int:
+    """Objects missed, difficult ones aside, plus detections that cover no object of their class."""
+    sure = found.scores >= min_score
+    boxes, labels = found.boxes[sure], found.labels[sure]
+    hits = (overlaps(truth.boxes, boxes) >= 0.5) & (truth.labels[:, None] == labels)
+    missed = ~hits.any(1) & ~np.asarray(truth.difficult, bool)
+    return int(missed.sum() + (~hits.any(0)).sum())

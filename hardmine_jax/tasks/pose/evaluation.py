@@ -6,15 +6,17 @@ Everything that is compared with labels is in pixels of the original images; pic
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import plots
-import pose_task
-from rows import Rows, evenly_spaced
-from running import Share
 
 from hardmine_jax.data.augment import evaluate_crop
 from hardmine_jax.data.pipeline import evaluation_batches
 from hardmine_jax.data.records import PoseDataset
 from hardmine_jax.pose.affine import apply_affine, invert_affine
+from hardmine_jax.tasks.pose import pictures
+from hardmine_jax.tasks.pose.people import People, read_people
+from hardmine_jax.tasks.pose.predict import predict_people
+from hardmine_jax.tasks.pose.score import correct_keypoints, score
+from hardmine_jax.tasks.rows import Rows, evenly_spaced
+from hardmine_jax.tasks.run import Share
 from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows
 
@@ -50,23 +52,23 @@ class Evaluator:
         self._share, self._size, self._padding = share, size, padding
         self._some = evenly_spaced(len(dataset.validation), num_people)
 
-    def run(self, state, rows: np.ndarray | None = None) -> tuple[pose_task.People, np.ndarray, np.ndarray]:
+    def run(self, state, rows: np.ndarray | None = None) -> tuple[People, np.ndarray, np.ndarray]:
         """(people, keypoints [N, K, 2], scores [N, K]) over all of the split, or some rows of it."""
         source = self._dataset.validation
         found, keypoints, scores = self.run_boxes(state, source if rows is None else Rows(source, rows))
-        return pose_task.read_people(source, found if rows is None else rows[found]), keypoints, scores
+        return read_people(source, found if rows is None else rows[found]), keypoints, scores
 
     def run_boxes(self, state, boxes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(positions in `boxes`, keypoints [N, K, 2], scores [N, K]) of the people in a detector's boxes."""
         with working("an evaluation"):
-            return pose_task.predict_people(
+            return predict_people(
                 lambda batch: self._predict(state, {"image": batch["image"]}), self._batches(boxes)
             )
 
     def quick(self, state) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
         people, keypoints, scores = self.run(state, self._some)
-        result = pose_task.score(keypoints, scores, people, self._dataset.skeleton)
+        result = score(keypoints, scores, people, self._dataset.skeleton)
         names = ("pck", "pck@0.2", "pck_visible", "ap")
         return {name: result[name] for name in names if result[name] is not None}
 
@@ -83,11 +85,9 @@ class Evaluator:
             known = {name: batch[name] for name in ("index", "where", "inverse")}
             yield {"image": batch["image"], **all_rows(known)}
 
-    def pictures(
-        self, people: pose_task.People, keypoints: np.ndarray, rows: Sequence[int]
-    ) -> list[plots.Example]:
+    def pictures(self, people: People, keypoints: np.ndarray, rows: Sequence[int]) -> list[pictures.Example]:
         """Some of the evaluated people, in the crops that the network saw but finer."""
-        correct = pose_task.correct_keypoints(keypoints, people, fraction=0.1)
+        correct = correct_keypoints(keypoints, people, fraction=0.1)
         width = round(_PICTURE_HEIGHT * self._size[1] / self._size[0])
         examples = []
         for row in rows:
@@ -102,11 +102,5 @@ class Evaluator:
                 apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
             )
             labels = (people.visibility[row], correct[row], people.names[row])
-            examples.append(plots.Example(crop["image"], predicted, target, *labels))
+            examples.append(pictures.Example(crop["image"], predicted, target, *labels))
         return examples
-
-
-def mean_pose(source: Sequence[dict], *, num_people: int = 5000) -> np.ndarray:
-    """[K, 2]: the average pose in the box, in shares of its sides, of at most so many people."""
-    rows = evenly_spaced(len(source), num_people)
-    return pose_task.mean_pose(pose_task.read_people(source, rows, skip_unreadable=True))

@@ -6,7 +6,6 @@ gives its bytes. Nothing here touches pyplot, so no window, backend or figure ou
 Okabe and Ito (2008), which stay apart for colour-blind readers: left orange, right blue, middle yellow.
 """
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,35 +14,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks import charts
+from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, png, series
 
-BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
-INK, FAINT = "#1f2933", "#9aa5b1"
 LEFT, RIGHT, MIDDLE = (230, 120, 0), (0, 130, 215), (240, 228, 66)
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": FAINT,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 12,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 13,
-    "figure.facecolor": "white",
-    "font.size": 12,
-    "grid.color": "#e4e7eb",
-    "legend.fontsize": 11,
-    "legend.frameon": False,
-    "text.color": INK,
-    # A joint or a file called "$x" is a name, not a formula.
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "xtick.labelsize": 11,
-    "ytick.color": INK,
-    "ytick.labelsize": 11,
-}
 _MAX_COLUMNS = 60
 
 
@@ -56,24 +31,6 @@ class Example(NamedTuple):
     visibility: np.ndarray  # [K] 0 unlabelled, 1 occluded, 2 visible
     correct: np.ndarray  # [K] bool, False where not labelled
     name: str
-
-
-def png(figure: Figure, *, dpi: int = 130) -> bytes:
-    """The figure as PNG bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one metric; of a step there twice (a resumed run) the later counts.
-
-    >>> series([{"step": 1, "loss": 4.0}, {"step": 2, "pck": 0.1}, {"step": 1, "loss": 3.0}], "loss")
-    (array([1]), array([3.]))
-    """
-    found = {int(line["step"]): float(line[key]) for line in lines if isinstance(line.get(key), int | float)}
-    steps = np.array(sorted(step for step, value in found.items() if np.isfinite(value)), dtype=int)
-    return steps, np.array([found[step] for step in steps], dtype=float)
 
 
 def report_pictures(
@@ -129,15 +86,15 @@ def learning_curves(
       lines: what `training.read_metrics` gives, each with `step` and whichever of the keys it knows.
       baseline: PCK of predicting the mean pose, drawn as a dashed line.
     """
-    with rc_context(STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, pck_axes = figure.subplots(1, 3)
-        loss_panel(loss_axes, *series(lines, "loss"))
+        charts.loss_panel(loss_axes, *series(lines, "loss"))
         steps, rates = series(lines, "learning_rate")
-        line_panel(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
+        charts.line_panel(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
         rate_axes.yaxis.set_major_formatter("{x:g}")
         steps, values = series(lines, "validation/pck")
-        line_panel(
+        charts.line_panel(
             pck_axes,
             steps,
             values,
@@ -166,18 +123,18 @@ def mining_curves(lines: Sequence[dict], *, num_keypoints: int) -> Figure:
       lines: the lines of `metrics.jsonl`, with `fraction_kept`, `loss_captured` and `entropy`, in nats.
       num_keypoints: K, the number that exp(entropy) reaches where all are kept equally often.
     """
-    with rc_context(STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         share_axes, number_axes = figure.subplots(1, 2)
         panel = dict(title="Kept by mining", label="share")
         kinds = [("loss_captured", "of the loss", ORANGE), ("fraction_kept", "of the labelled joints", BLUE)]
         for key, name, colour in kinds:
-            line_panel(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
+            charts.line_panel(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
         share_axes.set_ylim(0, 1.03)
         share_axes.legend(loc="lower right")
         steps, entropies = series(lines, "entropy")
         panel = dict(title="Different joints among the kept", label="joints, exp(entropy)")
-        line_panel(number_axes, steps, np.exp(entropies), colour=GREEN, **panel)
+        charts.line_panel(number_axes, steps, np.exp(entropies), colour=GREEN, **panel)
         number_axes.set_ylim(0, 1.03 * num_keypoints)
         number_axes.axhline(num_keypoints, color=INK, linestyle="--", linewidth=1.3)
         number_axes.text(
@@ -205,7 +162,7 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
     groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
     table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
     edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
-    with rc_context(STYLE | {"axes.grid": False}):
+    with rc_context(charts.STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(12, 1.6 + 0.3 * len(names)), layout="constrained")
         axes = figure.subplots()
         mesh = axes.pcolormesh(
@@ -232,7 +189,7 @@ def per_joint_bars(per_joint: dict[str, dict]) -> Figure:
     ]
     kinds = [kind for kind in kinds if any(row.get(kind[0]) is not None for row in per_joint.values())]
     height = 0.8 / max(len(kinds), 1)
-    with rc_context(STYLE):
+    with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 1.5 + (0.16 + 0.13 * len(kinds)) * len(per_joint)), layout="constrained")
         axes = figure.subplots()
         for shift, (key, label, colour) in enumerate(kinds):
@@ -325,7 +282,7 @@ def predicted_images(
 ) -> Figure:
     """A grid of images with the predicted skeletons on them, as a user of the network would see them."""
     tiles = [_true_and_predicted(example, skeleton, tile, misses=False)[1] for example in examples]
-    return montage(tiles, columns=columns)
+    return charts.montage(tiles, columns=columns)
 
 
 def hardest_images(
@@ -345,66 +302,8 @@ def hardest_images(
     for example in examples:
         right, labelled = int(np.sum(example.correct)), int((np.asarray(example.visibility) > 0).sum())
         tiles += _true_and_predicted(example, skeleton, tile)
-        captions += [f"{shorten(example.name)}: true", f"predicted: {right} of {labelled} right"]
-    return montage(tiles, captions=captions, columns=2 * pairs_in_row)
-
-
-def montage(
-    images: Sequence[np.ndarray], *, captions: Sequence[str] | None = None, columns: int = 4
-) -> Figure:
-    """A grid of u8 `[H, W, 3]` images, each with a caption above it.
-
-    Raises:
-      ValueError: there is no image, or not one caption for each.
-    """
-    if not images:
-        raise ValueError("a montage of 0 images: give at least one")
-    titles = [""] * len(images) if captions is None else captions
-    if len(titles) != len(images):
-        raise ValueError(f"{len(titles)} captions for {len(images)} images: give one each")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    aspect = max(image.shape[0] / image.shape[1] for image in images)
-    with rc_context(STYLE):
-        height = rows * (12 / columns * aspect + (0.35 if captions else 0.0))
-        figure = Figure(figsize=(12, height), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, image, title in zip(grid, images, titles, strict=False):
-            axes.imshow(image, interpolation="lanczos")
-            if title:
-                axes.set_title(title, fontsize=11)
-        return figure
-
-
-def loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
-    line_panel(
-        axes,
-        steps,
-        losses,
-        colour=BLUE,
-        title="Training loss",
-        label="loss",
-        alpha=0.3 if len(losses) > 20 else 1,
-    )
-    if len(losses) > 20:
-        width = max(3, len(losses) // 25)
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        axes.plot(steps[(width - 1) // 2 :][: len(smooth)], smooth, color=BLUE, linewidth=2.2)
-    if len(losses) and losses.min() > 0 and losses.max() > 20 * losses.min():
-        axes.set_yscale("log")
-
-
-def line_panel(
-    axes, steps, values, *, colour: str, title: str, label: str, line_label: str | None = None, **style
-) -> None:
-    if len(steps):
-        axes.plot(steps, values, color=colour, linewidth=1.8, label=line_label, **style)
-    else:
-        axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes)
-    axes.set(title=title, xlabel="training step", ylabel=label)
-    axes.set_xlim(left=0)
+        captions += [f"{charts.shorten(example.name)}: true", f"predicted: {right} of {labelled} right"]
+    return charts.montage(tiles, captions=captions, columns=2 * pairs_in_row)
 
 
 def _unit_rates(lines: Sequence[dict], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -479,10 +378,4 @@ def _limb_colour(start: tuple[int, int, int], end: tuple[int, int, int]) -> tupl
 
 
 def _words(name: str) -> str:
-    return shorten(name.replace("_", " "), 40)
-
-
-def shorten(name: str, limit: int = 26) -> str:
-    """The end of a name, for that tells files apart; a name of any characters and length can be drawn."""
-    name = printable(name[-10 * limit :])
-    return name if len(name) <= limit else "..." + name[3 - limit :]
+    return charts.shorten(name.replace("_", " "), 40)

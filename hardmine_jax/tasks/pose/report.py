@@ -6,13 +6,13 @@ Shares are in 0..1 in `result` and printed as percent; what does not exist (None
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-import page
-from page import exists, number, percent
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from hardmine_jax.data.problems import printable
+from hardmine_jax.tasks import page
+from hardmine_jax.tasks.page import exists, number, percent
 
 _COLUMNS = (
     ("pck", "PCK all"),
@@ -20,6 +20,8 @@ _COLUMNS = (
     ("pck_occluded", "PCK occluded"),
     ("unit_rate", "mined"),
 )
+
+
 def write_report(
     path: str | pathlib.Path,
     *,
@@ -61,9 +63,7 @@ def summarise(config: Mapping, result: Mapping) -> str:
     """
     trained = f"The model {config.get('model')} was trained on the dataset {config.get('dataset')}"
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
-    hits = (
-        f"On images it has never seen it puts {percent(result.get('pck'))} of the joints within a tenth of"
-    )
+    hits = f"On images it has never seen it puts {percent(result.get('pck'))} of the joints within a tenth of"
     baseline = f"guessing the average pose for everybody gets {percent(result.get('mean_pose_pck'))}."
     return f"{trained}{steps}, {_mining_words(config)}. {hits} the subject's size (PCK@0.1); {baseline}"
 

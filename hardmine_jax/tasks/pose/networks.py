@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from hardmine_jax import models
-from hardmine_jax.models import cpn, hrnet, simple_baseline
+from hardmine_jax.models import cpn, hrnet, normalise_images, simple_baseline
 from hardmine_jax.models.torch_weights import WarmStart
 
 ModelName = Literal[
@@ -111,3 +112,28 @@ def published_weights(name: ModelName) -> Callable[[dict, dict], WarmStart] | No
     files = {"hrnet": hrnet, "simple_baseline": simple_baseline, "cpn": cpn}
     kind, number = split(name)
     return files[kind].warm_start if number and kind in files else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network takes for the image and its pixels; other people's networks differ from those made here.
+
+    Attributes:
+      origin: see `heatmap_to_image`; 0 for networks that the released code of SimpleBaseline, HRNet or
+        Hourglass trained, by default the middle of the pixels that a heatmap pixel covers.
+      flip_shift: of the flip test, see `flip_heatmaps`; 1 for those.
+      channels: order of the colours; SimpleBaseline's released networks take bgr.
+    """
+
+    origin: float | None = None
+    flip_shift: int = 0
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+
+OWN_INPUTS = Inputs()
+
+
+def to_network(images: jax.Array, inputs: Inputs) -> jax.Array:
+    """uint8 [B, H, W, 3] RGB -> what the network takes, float32."""
+    # The released code keeps the means in the order of RGB, whatever the image's is.
+    return normalise_images(images[..., ::-1] if inputs.channels == "bgr" else images)

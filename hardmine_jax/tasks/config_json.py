@@ -1,0 +1,106 @@
+"""config.json: a run's config as JSON and back, and where it lies."""
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from hardmine_jax.data.problems import DataError
+from hardmine_jax.training import exchange
+
+
+def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list:
+    """The parts of a run's config.json.
+
+    Args:
+      kinds: for each part the dataclass it becomes; None leaves it as it is, lists as tuples.
+      script: whose config.json it should be, for the error.
+
+    Raises:
+      DataError: no config.json there, or not one of this script.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
+                for name, kind in kinds.items()]  # fmt: skip
+    except FileNotFoundError as error:
+        raise DataError(f"no {path}: give the --workdir of a {script} run") from error
+    # OverflowError: a number that is infinite; RecursionError: nested deeper than Python's stack.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"{path} is no config.json of {script} ({error}): give the --workdir of a run"
+        ) from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Process 0's content as a file."""
+    if not exchange.is_main():
+        return
+    # Renamed into place: a reader, or a run killed here, never meets half a file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".json.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def plain(value) -> dict:
+    """A dataclass as what JSON gives back."""
+    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
+
+
+def from_plain(kind: type, content: Mapping):
+    """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
+    hints = typing.get_type_hints(kind)
+    values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
+    for name, value in values.items():
+        if name in hints and not _is_a(hints[name], value):
+            raise ValueError(f"{name} is {value!r:.100}, not {hints[name]}")
+    return kind(**values)
+
+
+def _is_a(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type as the fields of configs have them."""
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in choices
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_is_a(choice, value) for choice in choices)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = choices[:1] * len(value) if choices[-1] is ... else choices
+        return len(kinds) == len(value) and all(map(_is_a, kinds, value))
+    if hint in (int, float):
+        return isinstance(value, hint | int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if pathlib.Path in choices and value is not None:
+        return pathlib.Path(value)
+    nested = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+    return from_plain(nested, value) if nested and value is not None else _tuples(value)
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def find_workdir(checkpoint: pathlib.Path, *, script: str) -> pathlib.Path:
+    """The folder with config.json at or above a checkpoint.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = checkpoint.resolve()
+    for folder in (path, *path.parents[:2]):
+        if (folder / "config.json").is_file():
+            return folder
+    raise DataError(
+        f"no checkpoint at {checkpoint}: give the --workdir of a {script} run, or a checkpoint in it"
+    )

@@ -1,0 +1,75 @@
+"""Writes down what is mined on a few images, early and late."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hardmine_jax.data.pictures import decode_image
+from hardmine_jax.data.proposals import SourceProposals
+from hardmine_jax.tasks.detection import pictures
+from hardmine_jax.tasks.detection.evaluation import Batching
+from hardmine_jax.tasks.rows import evenly_spaced
+from hardmine_jax.tasks.run import told_of_errors
+from hardmine_jax.training.exchange import all_rows, is_main
+
+
+class MinedRecorder:
+    """Writes down which RoIs of a few training images are mined, as training goes on: `mined/<step>.npz`.
+
+    Args:
+      workdir: the run's folder.
+      source, proposals: of the training split.
+      choose: (state, batch) -> what `detection_task.make_choice` gives.
+      batching: of the split, one batch of which is watched.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        source: Sequence[dict],
+        proposals: SourceProposals,
+        choose: Callable,
+        *,
+        batching: Batching,
+    ):
+        self._folder, self._source, self._choose = workdir / "mined", source, choose
+        rows = evenly_spaced(len(source), batching.share.batch_size * batching.share.shard_count)
+        self._batch = next(iter(batching.batches(source, proposals, rows)))
+        self._known = all_rows({name: self._batch[name] for name in ("index", "where", "scale")})
+        self._rows = rows
+
+    def record(self, state, step: int) -> None:
+        chosen = self._choose(state, self._batch)
+        if not is_main():
+            return
+        path = self._folder / f"{step}.npz"
+        new = path.with_suffix(".new")
+        with told_of_errors(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with open(new, "wb") as stream:
+                np.savez_compressed(stream, **chosen)
+            # Killed here, there is no half of it for the report to stumble over.
+            new.replace(path)
+
+    def pictures(self) -> list[pictures.MinedExample]:
+        """For each watched image what was mined first and last; empty where fewer than two were recorded."""
+        steps = sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
+        if len(steps) < 2:
+            return []
+        early, late = (
+            {**np.load(self._folder / f"{step}.npz", allow_pickle=False)} for step in (steps[0], steps[-1])
+        )
+        if early["keep"].shape != late["keep"].shape:
+            return []
+        examples = []
+        for place in np.flatnonzero(self._known["where"]):
+            record = self._source[int(self._rows[self._known["index"][place]])]
+            scale = float(self._known["scale"][place])
+            mined = (
+                pictures.MinedRois(step, chosen["boxes"][place][keep] / scale, chosen["labels"][place][keep])
+                for step, chosen in ((steps[0], early), (steps[-1], late))
+                for keep in (chosen["keep"][place],)
+            )
+            examples.append(pictures.MinedExample(decode_image(record["image"]), *mined, str(record["name"])))
+        return examples

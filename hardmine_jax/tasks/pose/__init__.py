@@ -1,0 +1,1 @@
+"""Top-down pose with online hard keypoint mining (OHKM): `train`, `predict_photos`, `export`."""

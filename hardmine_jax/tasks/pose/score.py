@@ -1,0 +1,140 @@
+"""Scores of predicted keypoints in the pixels of the original images."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from hardmine_jax.data.person_boxes import PersonBoxes
+from hardmine_jax.pose import Skeleton, oks, pck_correct
+from hardmine_jax.pose.affine import box_to_centre_scale
+from hardmine_jax.pose.coco_eval import coco_average_precision
+from hardmine_jax.pose.coco_results import coco_results
+from hardmine_jax.tasks.pose.people import People
+
+
+def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float) -> np.ndarray:
+    """bool [N, K]: within `fraction` of the longer side of the box around the person's labelled keypoints."""
+    boxes = people.boxes
+    reference = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    where, target = people.labelled, np.where(people.labelled[..., None], people.keypoints, 0.0)
+    return np.asarray(
+        pck_correct(jnp.asarray(predicted), jnp.asarray(target), reference=jnp.asarray(reference),
+                    fraction=fraction, where=jnp.asarray(where))
+    )  # fmt: skip
+
+
+def pck(predicted: np.ndarray, people: People, *, fraction: float = 0.1) -> float | None:
+    """Share of everybody's labelled keypoints that `correct_keypoints` finds right."""
+    return _share(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
+
+
+def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
+    """The numbers of result.json: `pck` and its parts, `pck@0.2`, COCO's `ap`, `per_joint`."""
+    visible, occluded = people.visibility == 2, people.visibility == 1
+    correct = correct_keypoints(predicted, people, fraction=0.1)
+    per_joint = {
+        name: {
+            "pck": _share(correct[:, j], people.labelled[:, j]),
+            "pck_visible": _share(correct[:, j], visible[:, j]),
+            "pck_occluded": _share(correct[:, j], occluded[:, j]),
+            "count": int(people.labelled[:, j].sum()),
+        }
+        for j, name in enumerate(skeleton.names)
+    }
+    return {
+        "pck": _share(correct, people.labelled),
+        "pck@0.2": pck(predicted, people, fraction=0.2),
+        "pck_visible": _share(correct, visible),
+        "pck_occluded": _share(correct, occluded),
+        **average_precision(predicted, scores, people, skeleton),
+        "per_joint": per_joint,
+    }
+
+
+_COCO_NAMES = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APM": "ap_medium", "APL": "ap_large",
+    "AR": "ar", "AR50": "ar50", "AR75": "ar75", "ARM": "ar_medium", "ARL": "ar_large",
+}  # fmt: skip
+
+
+def average_precision(
+    predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton
+) -> dict[str, float]:
+    """COCO's keypoint AP and AR, boxes from the ground truth; a person's score is its mean keypoint score."""
+    predictions = [
+        {
+            "image_id": int(people.image_id[row]),
+            "keypoints": np.column_stack([predicted[row], scores[row]]).ravel(),
+            "score": float(scores[row].mean()),
+        }
+        for row in range(len(people.names))
+    ]
+    measured = coco_average_precision(predictions, coco_annotations(people), sigmas=skeleton.sigmas)
+    names = ("AP", "AP50", "AP75", "AR")
+    return {_COCO_NAMES[name]: measured[name] for name in names}
+
+
+def coco_annotations(people: People) -> list[dict]:
+    """The people as COCO annotations: the ground truth of a dataset that has no COCO file."""
+    return [
+        {
+            "image_id": int(people.image_id[row]),
+            "keypoints": np.column_stack([people.keypoints[row], people.visibility[row]]).ravel(),
+            "area": float(people.area[row]),
+        }
+        for row in range(len(people.names))
+    ]
+
+
+def score_boxes(
+    rows: np.ndarray,
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    boxes: PersonBoxes,
+    annotations: Sequence[dict],
+    skeleton: Skeleton,
+    *,
+    size: tuple[int, int],
+    padding: float,
+) -> dict[str, float]:
+    """COCO's AP and AR of the predictions on a detector's boxes, by the published procedure.
+
+    People are scored by box and keypoints, copies are taken out by OKS over the areas of the crops, 20 an
+    image remain; see `coco_results`.
+
+    Args:
+      rows: [N], positions in `boxes`; predicted [N, K, 2] original pixels and scores [N, K] are
+        `predict_people`'s.
+      annotations: everything labelled on the images of `boxes`, crowds and people without labels too.
+      size: (H, W) of the crops; padding: of the boxes.
+
+    Returns:
+      ap, ap50, ap75, ap_medium, ap_large, and the same of ar.
+    """
+    crops = [box_to_centre_scale(box, aspect=size[1] / size[0], padding=padding) for box in boxes.boxes[rows]]
+    results = coco_results(
+        boxes.image_ids[rows],
+        predicted,
+        scores,
+        box_scores=boxes.scores[rows],
+        areas=np.array([sides.prod() for _, sides in crops]),
+        sigmas=skeleton.sigmas,
+    )
+    measured = coco_average_precision(results, annotations, sigmas=skeleton.sigmas)
+    return {short: measured[name] for name, short in _COCO_NAMES.items()}
+
+
+def mean_oks(predicted: np.ndarray, people: People, skeleton: Skeleton) -> np.ndarray:
+    """[N] object keypoint similarity of each person, to rank examples by."""
+    target = np.where(people.labelled[..., None], people.keypoints, 0.0)
+    arrays = (jnp.asarray(x) for x in (predicted, target))
+    return np.asarray(
+        oks(*arrays, area=jnp.asarray(people.area), sigmas=jnp.asarray(skeleton.sigmas),
+            where=jnp.asarray(people.labelled))
+    )  # fmt: skip
+
+
+def _share(correct: np.ndarray, where: np.ndarray) -> float | None:
+    """Share of True among the places that count; None where none does."""
+    return float(correct[where].mean()) if where.any() else None

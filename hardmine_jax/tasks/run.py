@@ -1,0 +1,218 @@
+"""What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
+
+A config is a frozen dataclass with at least `preset`, `workdir`, `init_from`, `steps`, `resume`, `eval_only`,
+`keep_last`, `batch_size`, `accumulate`, `optimizer`, `distributed`, `coordinator`, `num_processes`,
+`process_id` and `patience`; `config.json` holds it as JSON. In a job of several processes each runs the same
+script; the folder is process 0's.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hardmine_jax import training
+from hardmine_jax.tasks.config_json import plain, write_json
+from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
+from hardmine_jax.tasks.flags import flag
+from hardmine_jax.training import distributed, exchange
+from hardmine_jax.training.host_memory import keep_freed_memory
+from hardmine_jax.training.named_arrays import describe, named, to_tree
+
+
+def run_training(config, body: Callable[[], object]) -> int:
+    """`run_to_exit_code(body)`, with --distributed as one of the job's processes, which all end together."""
+
+    def run() -> None:
+        # It asks JAX for the devices, which have to wait until the processes have found each other.
+        keep_freed_memory()
+        body()
+
+    where = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
+
+    def run_joined() -> None:
+        with distributed.joined(**where, patience=config.patience, explain=explain):
+            check_processes(config)
+            with noted(config.workdir):
+                run()
+
+    def run_alone() -> None:
+        patience = None if config.patience == distributed.PATIENCE_SECONDS else config.patience
+        for name, value in {**where, "patience": patience}.items():
+            if value is not None:
+                raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
+        with noted(config.workdir):
+            run()
+
+    if config.distributed:
+        return run_to_exit_code(run_joined)
+    return run_to_exit_code(run_alone)
+
+
+_NOTE = "non_finite.json"
+
+
+@contextlib.contextmanager
+def noted(workdir: pathlib.Path) -> Iterator[None]:
+    """Within it a NaN is written down, so that the next start knows when it has come to the same again."""
+    try:
+        yield
+    except training.NonFiniteError as error:
+        path, found = workdir / _NOTE, {"step": error.step, "metric": error.metric}
+        with contextlib.suppress(OSError, ValueError):
+            error.again = path.exists() and json.loads(path.read_text()) == found
+            write_json(path, found)
+        if error.again:
+            error.args = (f"{error}. It was the same in the start before",)
+        raise
+
+
+@contextlib.contextmanager
+def told_of_errors(path: pathlib.Path) -> Iterator[None]:
+    """Within it a file is written that training can do without, on a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
+
+
+# Flags that processes of one job may have each its own.
+_OF_A_PROCESS = (
+    "coordinator", "process_id", "patience", "workdir", "cache_dir", "data_dir", "images", "annotations",
+)  # fmt: skip
+
+
+def check_processes(config) -> None:
+    """Raises ValueError where the processes have different flags or numbers of devices."""
+    flags = {flag(name): value for name, value in plain(config).items() if name not in _OF_A_PROCESS}
+    exchange.check_same({**flags, "number of devices": jax.local_device_count()})
+
+
+def check_data(dataset) -> None:
+    """Raises ValueError where the processes have read different data."""
+    exchange.check_same({"training examples": len(dataset.train), "validation": len(dataset.validation)})
+
+
+def all_unreadable(batches) -> list[int]:
+    """Records that some process could not read any more."""
+    return sorted(set().union(*exchange.gather(sorted(batches.unreadable), "unreadable")))
+
+
+class Share(NamedTuple):
+    """What of a batch one process loads: arguments of the input pipelines."""
+
+    batch_size: int
+    shard_index: int
+    shard_count: int
+
+
+def share(batch_size: int) -> Share:
+    """This process's share of a batch over all devices."""
+    return Share(batch_size // jax.process_count(), jax.process_index(), jax.process_count())
+
+
+def check_batch_size(config) -> None:
+    """Raises ValueError for a batch that does not split over devices and micro-batches."""
+    num_devices = jax.device_count()
+    parts = num_devices * max(config.accumulate, 1)
+    if config.batch_size < 1 or config.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not split over {num_devices} devices and "
+            f"--accumulate {config.accumulate}: use a multiple of {parts}"
+        )
+
+
+class Opened(NamedTuple):
+    """Where a run stands: its state, the step, whether it was restored, and where to save."""
+
+    state: training.TrainState
+    step: int
+    restored: bool
+    checkpoints: training.Checkpoints
+
+
+@contextlib.contextmanager
+def open_run(
+    config,
+    state: training.TrainState,
+    batches,
+    *,
+    best_metric: str,
+    begin: Callable[[training.TrainState], training.TrainState] = lambda state: state,
+) -> Iterator[Opened]:
+    """The run in `config.workdir`, where it was left; at its beginning with `begin(state)` otherwise.
+
+    Args:
+      state: fresh; gives the structure.
+      batches: moved to where the run stands; closed at the end.
+      best_metric: the score by which a checkpoint is the best.
+      begin: called only where nothing was restored.
+
+    Raises:
+      CheckpointError: another model's, or --eval-only without a checkpoint and without --init-from.
+      ValueError: the run is beyond --steps.
+    """
+    if not (config.resume or config.eval_only):
+        exchange.from_main(lambda: start_anew(config.workdir), "start anew")
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(contextlib.closing(batches))
+        checkpoints = training.Checkpoints(
+            config.workdir, keep_last=config.keep_last, best_metric=best_metric
+        )
+        closing.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore_latest(state)
+        if restored is None:
+            if config.eval_only and config.init_from is None:
+                raise training.CheckpointError(
+                    f"{config.workdir} has no checkpoint to evaluate: train there first"
+                )
+            begun = begin(state)
+            if jax.process_count() > 1:
+                exchange.check_same({"initial state": _fingerprint(begun)})
+            yield Opened(begun, 0, False, checkpoints)
+            return
+        print(f"resuming from step {restored.step} of {config.workdir}")
+        if not config.eval_only and restored.step > config.steps:
+            raise ValueError(
+                f"{config.workdir} is at step {restored.step}, beyond --steps {config.steps}: give more "
+                "--steps, --eval-only, or --no-resume to start anew"
+            )
+        batches.set_state(restored.iterator_state)
+        yield Opened(restored.state, restored.step, True, checkpoints)
+
+
+def _fingerprint(state: training.TrainState) -> dict:
+    return describe({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
+
+
+def keep_begun(opened: Opened, batches, save_config: Callable[[], None]) -> None:
+    """Makes a run of weights that are evaluated as they came: to predict with, to export, or to train on."""
+    if not opened.restored:
+        save_config()
+        opened.checkpoints.save(opened.step, opened.state, batches.get_state())
+
+
+def check_run(config) -> None:
+    """What can be known of the run before much is made ready for it.
+
+    Raises:
+      CheckpointError: --eval-only where nothing was trained, and without --init-from.
+      ValueError: --init-from of a file that is not there.
+    """
+    begun = exchange.from_main((config.workdir / "config.json").exists, "begun")
+    if config.eval_only and not begun and config.init_from is None:
+        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
+    if config.init_from is not None and not config.init_from.exists() and not (begun and config.resume):
+        raise ValueError(f"--init-from {config.init_from}: no such file or folder")
+
+
+def start_anew(workdir: pathlib.Path) -> None:
+    """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
+    training.set_aside(workdir)
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", _NOTE):
+        (workdir / name).unlink(missing_ok=True)
