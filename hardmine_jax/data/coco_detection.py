@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardmine_jax.data import cache, coco_json, detection_records, listing
+from hardmine_jax.data import coco_json, detection_records, listing
 from hardmine_jax.data.coco_json import title, whole_id
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection_records import DetectionDataset, ObjectPicture, Report
 from hardmine_jax.data.problems import DataError, printable
 
@@ -55,7 +56,7 @@ def load(
         files.append(coco_json.load_file(validation_annotations, validation_images or images))
     made_from = {
         **coco_json.made_from(files),
-        "code": [cache.file_hash(file) for file in (__file__, coco_json.__file__, listing.__file__)],
+        "code": code_hash(__file__),
     }
     return detection_records.prepare(
         name,

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from hardmine_jax.data import cache, coco_download, coco_json, listing, records
+from hardmine_jax.data import coco_download, coco_json, listing, records
 from hardmine_jax.data.coco_json import title, whole_id
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 
@@ -93,7 +94,7 @@ def load(
     }
     made_from = {
         **coco_json.made_from(files),
-        "code": [cache.file_hash(file) for file in (__file__, coco_json.__file__, listing.__file__)],
+        "code": code_hash(__file__),
         **options,
     }
     return records.prepare(

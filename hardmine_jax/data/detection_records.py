@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hardmine_jax.data import pictures, prepared
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.problems import DataError, Skipped, gather
 
 _SUMMARY = "summary.json"
@@ -155,7 +156,7 @@ def prepare(
         (temporary / _SUMMARY).write_text(json.dumps({"classes": classes, "skipped": skipped}))
 
     folder = prepared.prepare_folder(
-        name, made_from=made_from, code=(__file__,), build=build, cache_dir=cache_dir
+        name, made_from={**made_from, "records": code_hash(__file__)}, build=build, cache_dir=cache_dir
     )
     return _load(folder, name)
 

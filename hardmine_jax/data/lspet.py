@@ -18,6 +18,7 @@ import re
 import numpy as np
 
 from hardmine_jax.data import cache, matlab, records
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.pose import Skeleton
 
 LSP_SKELETON = Skeleton(
@@ -66,7 +67,7 @@ def load(
         "joints": cache.file_hash(folder / "joints.mat"),
         "images": cache.folder_hash(folder / "images"),
         "num_validation": num_validation,
-        "code": [cache.file_hash(file) for file in (__file__, matlab.__file__)],
+        "code": code_hash(__file__),
     }
     return records.prepare(
         "lspet",

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hardmine_jax.data import cache, listing, matlab, records
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pictures import tight_box
 from hardmine_jax.pose import Skeleton, pck_correct
 
@@ -79,7 +80,7 @@ def load(
         "folder": os.fspath(folder),
         "annotations": [cache.file_hash(folder / "annot" / name) for name in _FILES.values()],
         "images": cache.files_hash(paths),
-        "code": [cache.file_hash(file) for file in (__file__, listing.__file__)],
+        "code": code_hash(__file__),
     }
 
     def read(skip: records.Skip) -> tuple[Skeleton, records.Splits]:

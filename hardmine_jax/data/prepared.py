@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hardmine_jax.data import cache, image_size, pictures
+from hardmine_jax.data import cache
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.problems import DataError, UnreadableImage
 
 _EXAMPLES_A_SHARD = 4096
@@ -131,7 +132,6 @@ def prepare_folder(
     name: str,
     *,
     made_from: dict,
-    code: Iterable[str],
     build: Callable[[pathlib.Path, Tell], None],
     cache_dir: str | os.PathLike | None,
 ) -> pathlib.Path:
@@ -139,15 +139,12 @@ def prepare_folder(
 
     Args:
       name: of the dataset, and of its folder in the cache.
-      made_from: JSON-able; everything the examples follow from (paths, hashes of files, options, code).
-      code: files whose contents belong to the fingerprint too, besides this one, `pictures.py` and
-        `image_size.py`.
+      made_from: JSON-able; everything the examples follow from: paths, hashes of files, options, and the
+        `code_hash` of the module that reads them.
       build: calls `tell()` once a picture.
       cache_dir: see `cache.cache_root`.
     """
-    shared = (__file__, pictures.__file__, image_size.__file__)
-    hashes = [cache.file_hash(file) for file in (*code, *shared)]
-    key = cache.fingerprint({"name": name, "code": hashes, "made_from": made_from})
+    key = cache.fingerprint({"name": name, "code": code_hash(__file__), "made_from": made_from})
     folder = cache.cache_root(cache_dir) / name / key
     tell = Teller(name, folder)
     cache.build_once(folder, lambda temporary: build(temporary, tell))

@@ -23,6 +23,7 @@ import rich.console
 import rich.progress
 
 from hardmine_jax.data import cache, prepared
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pictures import decode_image
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
 from hardmine_jax.detection import proposals as search
@@ -138,8 +139,7 @@ def _record(source: Sequence[dict], index: int) -> dict:
 
 
 def _folder(config: SearchConfig, cache_dir: str | os.PathLike | None) -> pathlib.Path:
-    code = [cache.file_hash(file) for file in (__file__, search.__file__)]
-    settings = {**dataclasses.asdict(config), "code": code, "opencv": cv2.__version__}
+    settings = {**dataclasses.asdict(config), "code": code_hash(__file__), "opencv": cv2.__version__}
     folder = cache.cache_root(cache_dir) / "proposals" / cache.fingerprint(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hardmine_jax.data import prepared
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pictures import Person, Picture, decode_image, usable
 from hardmine_jax.data.problems import DataError, Skipped, gather
 from hardmine_jax.pose import Skeleton
@@ -114,8 +115,8 @@ def prepare(
 
     Args:
       name: of the dataset, and of its folder in the cache.
-      made_from: JSON-able; everything the records follow from (paths, hashes of files, options, the hash of
-        the file that `read` is in). The code that all datasets share is added here.
+      made_from: JSON-able; everything the records follow from (paths, hashes of files, options, the
+        `code_hash` of the file that `read` is in). The code that all datasets share is added here.
       read: called only when the data is not in the cache, with `skip(reason, name)` for what it leaves out;
         gives the skeleton and for "train" and "validation" the pictures in order. Their people need a box and
         an area; `usable` fills both in, and takes out what cannot be trained on.
@@ -134,7 +135,7 @@ def prepare(
             raise DataError(f"{name}: nobody to train on ({gather(problems).report()}): expected {expected}")
 
     folder = prepared.prepare_folder(
-        name, made_from=made_from, code=(__file__,), build=build, cache_dir=cache_dir
+        name, made_from={**made_from, "records": code_hash(__file__)}, build=build, cache_dir=cache_dir
     )
     return _load(folder, name)
 

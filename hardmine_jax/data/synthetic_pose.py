@@ -10,8 +10,9 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from hardmine_jax.data import cache, figures, rendering, scenes
+from hardmine_jax.data import rendering
 from hardmine_jax.data.coco_keypoints import COCO_SKELETON
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.records import Person, Picture, PoseDataset, prepare
 
 
@@ -48,10 +49,7 @@ def load(
         "num_validation": num_validation,
         "skeleton": dataclasses.asdict(COCO_SKELETON),
         # Whoever changes the renderer gets new pictures, not yesterday's.
-        "code": [
-            cache.file_hash(file)
-            for file in (__file__, figures.__file__, scenes.__file__, rendering.__file__)
-        ],
+        "code": code_hash(__file__),
     }
 
     def read(skip):

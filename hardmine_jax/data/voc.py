@@ -23,6 +23,7 @@ from xml.parsers import expat
 import numpy as np
 
 from hardmine_jax.data import cache, detection_records, listing
+from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection_records import DetectionDataset, ObjectPicture
 from hardmine_jax.data.pictures import read_file
 from hardmine_jax.data.problems import DataError, printable
@@ -65,7 +66,7 @@ def load(
         "annotations": cache.folder_hash(folder / "Annotations"),
         "images": cache.folder_hash(folder / "JPEGImages"),
         "classes": None if classes is None else list(classes),
-        "code": [cache.file_hash(file) for file in (__file__, listing.__file__)],
+        "code": code_hash(__file__),
     }
     return detection_records.prepare(
         "voc",

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hardmine_jax.data import cache, coco_download, coco_keypoints, listing
+from hardmine_jax.data import coco_download, coco_keypoints, listing
 from hardmine_jax.data.records import DataError
 
 MOUSE = {
@@ -423,12 +423,10 @@ def test_cache_follows_annotations_images_and_options(mice, tmp_path):
     assert coco_keypoints.load(*save(content)).folder == folders[-1]
 
 
-def test_another_version_of_the_code_is_other_data(mice, monkeypatch):
+def test_another_version_of_the_code_is_other_data(mice, change_code):
     content, save = mice
     folder = coco_keypoints.load(*save(content)).folder
-    real = cache.file_hash
-    changed = coco_keypoints.__file__
-    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == changed else real(path))
+    change_code(coco_keypoints)
     assert coco_keypoints.load(*save(content)).folder != folder
 
 

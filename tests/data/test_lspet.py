@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hardmine_jax.data import cache, lspet
+from hardmine_jax.data import lspet
 from hardmine_jax.data.records import DataError, decode_image
 
 NUM = 100
@@ -231,10 +231,9 @@ def test_validation_by_default_is_a_thousand_or_a_tenth_of_few(subset):
     assert {num_people: lspet._usual_validation(num_people) for num_people in counts} == counts
 
 
-def test_another_version_of_the_code_is_other_data(subset, monkeypatch):
+def test_another_version_of_the_code_is_other_data(subset, change_code):
     folder = lspet.load(subset).folder
-    real = cache.file_hash
-    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == lspet.__file__ else real(path))
+    change_code(lspet)
     assert lspet.load(subset).folder != folder
 
 

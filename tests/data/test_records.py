@@ -309,10 +309,9 @@ def test_unwritable_cache_is_one_clear_line(tmp_path):
 
 
 @pytest.mark.parametrize("module", [records, pictures])
-def test_another_version_of_the_shared_code_is_other_data(tmp_path, monkeypatch, module):
+def test_another_version_of_the_shared_code_is_other_data(tmp_path, change_code, module):
     folder = prepare([picture(0)], cache_dir=tmp_path).folder
-    real = cache.file_hash
-    monkeypatch.setattr(cache, "file_hash", lambda path: "new" if path == module.__file__ else real(path))
+    change_code(module)
     assert prepare([picture(0)], cache_dir=tmp_path).folder != folder
 
 

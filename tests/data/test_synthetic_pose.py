@@ -193,13 +193,9 @@ def test_a_longer_dataset_begins_with_the_shorter_one_and_the_cache_tells_them_a
 
 
 @pytest.mark.parametrize("module", [synthetic_pose, figures, scenes, rendering])
-def test_another_renderer_is_another_cache_entry(tmp_path, monkeypatch, module):
+def test_another_renderer_is_another_cache_entry(tmp_path, change_code, module):
     before = synthetic_pose.load(num_train=1, num_validation=1, cache_dir=tmp_path)
-    real = synthetic_pose.cache.file_hash
-    changed = module.__file__
-    monkeypatch.setattr(
-        synthetic_pose.cache, "file_hash", lambda path: "new" if path == changed else real(path)
-    )
+    change_code(module)
     assert synthetic_pose.load(num_train=1, num_validation=1, cache_dir=tmp_path).folder != before.folder
 
 
