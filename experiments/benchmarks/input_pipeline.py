@@ -17,12 +17,13 @@ import numpy as np
 import rich
 import rich.table
 import tyro
+from hardmine_jax.data.pictures import decode_image
 
-from hardmine_jax.data import lspet, synthetic_pose
-from hardmine_jax.data.augment import AugmentConfig, augment, evaluate_crop
-from hardmine_jax.data.pipeline import evaluation_batches, train_batches
+from hardmine_jax.data.pose import lspet, synthetic
+from hardmine_jax.data.pose.augment import AugmentConfig, augment, evaluate_crop
+from hardmine_jax.data.pose.batches import evaluation_batches, train_batches
+from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
-from hardmine_jax.data.records import PoseDataset, decode_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def pipelines(dataset: PoseDataset, config: Config) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Prints both tables."""
-    dataset = lspet.load(config.data_dir) if config.data_dir else synthetic_pose.load()
+    dataset = lspet.load(config.data_dir) if config.data_dir else synthetic.load()
     height, width = config.image_size
     title = f"{dataset.name} {height}x{width}, {os.cpu_count()} cores"
     table = rich.table.Table("one image, one thread", "ms", title=title)

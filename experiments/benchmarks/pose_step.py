@@ -20,8 +20,8 @@ import rich.table
 import timing
 import tyro
 
-from hardmine_jax.data.pipeline import TrainBatches
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train

@@ -38,7 +38,7 @@ import tyro
 from jax.experimental.compilation_cache import compilation_cache
 
 from hardmine_jax import training
-from hardmine_jax.data.coco_keypoints import COCO_SKELETON
+from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.tasks.exit_codes import explain
 from hardmine_jax.training import distributed, exchange
 

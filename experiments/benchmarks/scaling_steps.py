@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from hardmine_jax import training
-from hardmine_jax.data.coco_keypoints import COCO_SKELETON
+from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.mining import global_top_k, masked_mean, stats
 from hardmine_jax.models import normalise_images
 from hardmine_jax.pose import encode_heatmaps, heatmap_mse, image_to_heatmap

@@ -1,7 +1,7 @@
 """Prepared examples on disk: a tensorflow-datasets builder in array_record (no TensorFlow needed).
 
 One example an image, images as they stood in their files, in the order given. What an example holds besides
-its image is the business of `records.py` (people) and `detection_records.py` (objects).
+its image is the business of `pose/records.py` (people) and `detection/records.py` (objects).
 """
 
 import contextlib

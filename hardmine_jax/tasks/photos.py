@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from hardmine_jax.data.pictures import decode_image, read_file, why_not_decoded
+from hardmine_jax.data.images import decode_image, read_file, why_not_decoded
 
 
 class InputError(ValueError):

@@ -103,7 +103,7 @@ def all_unreadable(batches) -> list[int]:
     return sorted(set().union(*exchange.gather(sorted(batches.unreadable), "unreadable")))
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """What of a batch one process loads: arguments of the input pipelines."""
 
     batch_size: int
@@ -111,9 +111,9 @@ class Share(NamedTuple):
     shard_count: int
 
 
-def share(batch_size: int) -> Share:
+def shard_of(batch_size: int) -> Shard:
     """This process's share of a batch over all devices."""
-    return Share(batch_size // jax.process_count(), jax.process_index(), jax.process_count())
+    return Shard(batch_size // jax.process_count(), jax.process_index(), jax.process_count())
 
 
 def check_batch_size(config) -> None:

@@ -16,7 +16,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "experiments"))
 
 from hardmine_jax import training  # noqa: E402
-from hardmine_jax.data.pipeline import TrainBatches  # noqa: E402
+from hardmine_jax.data.stream import TrainBatches
 
 
 def happens(faults: pathlib.Path, name: str) -> bool:

@@ -11,17 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from hardmine_jax.data import (
-    cache,
-    coco_detection,
-    coco_download,
-    coco_json,
-    coco_keypoints,
-    listing,
-    mpii,
-    person_boxes,
-    voc,
-)
+from hardmine_jax.data import cache, coco_download, coco_json, listing
+from hardmine_jax.data.detection import coco as coco_detection
+from hardmine_jax.data.detection import voc
+from hardmine_jax.data.pose import coco as coco_keypoints
+from hardmine_jax.data.pose import mpii, person_boxes
 from hardmine_jax.data.problems import DataError, printable
 
 SECRET = "secret.png"

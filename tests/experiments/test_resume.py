@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from hardmine_jax import training
-from hardmine_jax.data import synthetic_pose
+from hardmine_jax.data.pose import synthetic
+from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import train as pose_train
 
@@ -133,7 +134,7 @@ TOLERANCE_OF_2_STEPS, TOLERANCE_OF_20 = 1e-5, 1e-2
 
 def _config(kind: str) -> pose_config.Config:
     flags = ["--image-size", SIDE, SIDE, "--batch-size", 16, "--steps", 20, "--parallel", kind]
-    return pose_config.settle(pose_train.parse([str(flag) for flag in flags]), synthetic_pose.COCO_SKELETON)
+    return pose_config.settle(pose_train.parse([str(flag) for flag in flags]), COCO_SKELETON)
 
 
 def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.ndarray:
@@ -141,7 +142,7 @@ def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.nda
     some = functools.partial(training.parallelise, devices=jax.devices()[:devices])
     with monkeypatch.context() as patch:
         patch.setattr(training, "parallelise", some)
-        parallel, state = pose_train.make_trainer(config, synthetic_pose.COCO_SKELETON)
+        parallel, state = pose_train.make_trainer(config, COCO_SKELETON)
     assert (parallel.kind, parallel.num_devices) == (kind, devices)
     state, losses = parallel.put_state(state), []
     for batch in batches:
@@ -151,7 +152,7 @@ def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.nda
 
 
 def test_jit_pmap_and_shard_map_on_1_and_8_devices_give_the_same_losses(monkeypatch, tmp_path):
-    dataset = synthetic_pose.load(num_train=64, num_validation=1, cache_dir=tmp_path)
+    dataset = synthetic.load(num_train=64, num_validation=1, cache_dir=tmp_path)
     stream = pose_train.make_batches(_config("jit"), dataset)
     batches = [next(stream) for _ in range(20)]
     stream.close()

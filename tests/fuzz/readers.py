@@ -35,21 +35,13 @@ import optax  # noqa: E402
 import scipy.io  # noqa: E402
 
 from hardmine_jax import training  # noqa: E402
-from hardmine_jax.data import (  # noqa: E402
-    coco_detection,
-    coco_download,
-    coco_json,
-    coco_keypoints,
-    coco_truth,
-    lspet,
-    mpii,
-    person_boxes,
-    pictures,
-    proposals,
-    voc,
-)
-from hardmine_jax.data.augment import UnreadableImage, evaluate_crop  # noqa: E402
-from hardmine_jax.data.problems import DataError, Skipped  # noqa: E402
+from hardmine_jax.data import coco_download, coco_json, images  # noqa: E402
+from hardmine_jax.data.detection import coco as coco_detection  # noqa: E402
+from hardmine_jax.data.detection import proposals, voc  # noqa: E402
+from hardmine_jax.data.pose import coco as coco_keypoints  # noqa: E402
+from hardmine_jax.data.pose import coco_truth, lspet, mpii, person_boxes  # noqa: E402
+from hardmine_jax.data.pose.augment import evaluate_crop  # noqa: E402
+from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage  # noqa: E402
 from hardmine_jax.models.torch_files import read_torch_file  # noqa: E402
 from hardmine_jax.models.torch_weights import WeightsError  # noqa: E402
 from hardmine_jax.tasks.charts import series  # noqa: E402
@@ -242,7 +234,7 @@ def make_image(folder: pathlib.Path, suffix: str, *, progressive: bool = False) 
 
 def read_image(folder: pathlib.Path) -> Skipped | None:
     (path,) = folder.iterdir()
-    opened = pictures.open_image(path, None)
+    opened = images.open_image(path, None)
     record = {"image": path.read_bytes(), "name": "x", "index": 0, "box": np.float32([1, 2, 300, 200]),
               "keypoints": np.zeros((17, 2)), "visibility": np.zeros(17, int)}  # fmt: skip
     try:

@@ -102,7 +102,7 @@ def grow_pool(
     """Looks at all images and takes in the false positives.
 
     Args:
-      search: batch -> what `detection_task.false_positives` gives.
+      search: batch -> what `predict.false_positives` gives.
       batches: of all training images, as for evaluation.
 
     Returns:

@@ -5,10 +5,10 @@ import pathlib
 from typing import Literal
 
 from hardmine_jax import training
-from hardmine_jax.data.detection_augment import DetectionAugmentConfig
-from hardmine_jax.data.detection_records import DetectionDataset
+from hardmine_jax.data.detection.augment import DetectionAugmentConfig
+from hardmine_jax.data.detection.proposals import SearchConfig
+from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.problems import DataError
-from hardmine_jax.data.proposals import SearchConfig
 from hardmine_jax.models import fast_rcnn
 from hardmine_jax.tasks.config_json import plain, read_config, write_json
 from hardmine_jax.tasks.detection import networks, predict
@@ -143,7 +143,7 @@ def make_mining(config: Config) -> Mining:
 
 
 def make_predict(config: Config, num_classes: int):
-    """`(variables, batch) -> detections` as the config asks for; see `detection_task.make_predict`."""
+    """`(variables, batch) -> detections` as the config asks for; see `predict.make_predict`."""
     decoding = Decoding(
         iou_threshold=config.test_nms,
         min_score=config.min_score,

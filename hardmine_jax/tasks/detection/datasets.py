@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from hardmine_jax.data import coco_detection, synthetic_shapes, voc
-from hardmine_jax.data.detection_records import DetectionDataset
-from hardmine_jax.data.proposals import SourceProposals, prepare
+from hardmine_jax.data.detection import coco, synthetic, voc
+from hardmine_jax.data.detection.proposals import SourceProposals, prepare
+from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.tasks.detection.config import Config
 from hardmine_jax.tasks.flags import check_data_flags, tell_skipped
 
@@ -25,11 +25,11 @@ def load_dataset(config: Config) -> DetectionDataset:
     """
     check_data_flags(config, _DATA_FLAGS, config.dataset, "change --dataset")
     if config.dataset == "synthetic":
-        return synthetic_shapes.load(cache_dir=config.cache_dir)
+        return synthetic.load(cache_dir=config.cache_dir)
     if config.dataset == "voc":
         splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
         return voc.load(config.data_dir, **splits, cache_dir=config.cache_dir)
-    return coco_detection.load(
+    return coco.load(
         config.annotations,
         config.images,
         validation_annotations=config.validation_annotations,

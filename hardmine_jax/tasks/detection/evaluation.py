@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
-from hardmine_jax.data.detection_records import DetectionDataset
-from hardmine_jax.data.pictures import decode_image
-from hardmine_jax.data.proposals import SourceProposals
+from hardmine_jax.data.detection.batches import detection_evaluation_batches
+from hardmine_jax.data.detection.proposals import SourceProposals
+from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
 from hardmine_jax.detection.metrics import overlaps
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
-from hardmine_jax.tasks.run import Share
+from hardmine_jax.tasks.run import Shard
 from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows
 
@@ -38,7 +38,7 @@ class Batching:
     """How a split becomes batches: this process's share of one, (H, W) of the input, boxes and proposals an
     image."""
 
-    share: Share
+    shard: Shard
     size: tuple[int, int]
     max_boxes: int
     max_proposals: int
@@ -53,7 +53,7 @@ class Batching:
                 return every[int(rows[index])]
 
         sizes = {name: getattr(self, name) for name in ("size", "max_boxes", "max_proposals", "short_side")}
-        return detection_evaluation_batches(source, proposals, **sizes, **self.share._asdict())
+        return detection_evaluation_batches(source, proposals, **sizes, **self.shard._asdict())
 
 
 class Evaluator:
@@ -64,7 +64,7 @@ class Evaluator:
     Args:
       dataset: its `validation` is evaluated on.
       proposals: of the validation split.
-      predict: (state, batch) -> what `detection_task.make_predict` gives.
+      predict: (state, batch) -> what `predict.make_predict` gives.
       batching: of the split.
       num_images: how many `quick` evaluates.
     """

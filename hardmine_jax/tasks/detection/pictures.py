@@ -1,7 +1,7 @@
 """Pictures of a detector's training: curves, precision and recall, boxes on photographs, what was mined.
 
 Images are u8 [H, W, 3] RGB, boxes [N, 4] xyxy in pixels of that image, labels 1 .. C. Every plot is a
-function of plain numbers and returns a `matplotlib.figure.Figure`, as in `plots.py`.
+function of plain numbers and returns a `matplotlib.figure.Figure`, as in `charts.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -126,5 +126,5 @@ def false_positives(model: nn.Module, *, count: int) -> Callable[[dict, dict], d
     return search
 
 
-# What `detection_task.make_predict` reads of a batch.
+# What `predict.make_predict` reads of a batch.
 PREDICTED_FROM = ("image", "image_size", "scale", "proposals", "proposals_where")

@@ -20,8 +20,8 @@ import numpy as np
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.detection_pipeline import detection_evaluation_batches
-from hardmine_jax.data.proposals import search_image
+from hardmine_jax.data.detection.batches import detection_evaluation_batches
+from hardmine_jax.data.detection.proposals import search_image
 from hardmine_jax.detection import Detections
 from hardmine_jax.tasks.config_json import find_workdir
 from hardmine_jax.tasks.detection import pictures
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _record(photo: Photo, index: int) -> dict:
-    """A record of `data/detection_records.py` with nothing labelled."""
+    """A record of `data/detection/records.py` with nothing labelled."""
     return {
         "image": photo.encoded,
         "name": str(photo.path),

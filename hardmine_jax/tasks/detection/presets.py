@@ -1,8 +1,8 @@
 """The presets of detection training: a small network for a laptop, and Fast R-CNN on VGG16 as published."""
 
 from hardmine_jax import training
-from hardmine_jax.data.detection_augment import DetectionAugmentConfig
-from hardmine_jax.data.proposals import SearchConfig
+from hardmine_jax.data.detection.augment import DetectionAugmentConfig
+from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.tasks.detection.config import Config, PresetName
 
 # The laptop preset on photographs: half a VGA picture.

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hardmine_jax.data.pictures import decode_image
-from hardmine_jax.data.proposals import SourceProposals
+from hardmine_jax.data.detection.proposals import SourceProposals
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.evaluation import Batching
 from hardmine_jax.tasks.rows import evenly_spaced
@@ -20,7 +20,7 @@ class MinedRecorder:
     Args:
       workdir: the run's folder.
       source, proposals: of the training split.
-      choose: (state, batch) -> what `detection_task.make_choice` gives.
+      choose: (state, batch) -> what `loss.make_choice` gives.
       batching: of the split, one batch of which is watched.
     """
 
@@ -34,7 +34,7 @@ class MinedRecorder:
         batching: Batching,
     ):
         self._folder, self._source, self._choose = workdir / "mined", source, choose
-        rows = evenly_spaced(len(source), batching.share.batch_size * batching.share.shard_count)
+        rows = evenly_spaced(len(source), batching.shard.batch_size * batching.shard.shard_count)
         self._batch = next(iter(batching.batches(source, proposals, rows)))
         self._known = all_rows({name: self._batch[name] for name in ("index", "where", "scale")})
         self._rows = rows

@@ -13,8 +13,8 @@ import rich
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.detection_pipeline import detection_train_batches
-from hardmine_jax.data.detection_records import DetectionDataset
+from hardmine_jax.data.detection.batches import detection_train_batches
+from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.tasks import warm_start
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.detection import bootstrap, networks, pictures, report
@@ -44,7 +44,7 @@ from hardmine_jax.tasks.run import (
     keep_begun,
     open_run,
     run_training,
-    share,
+    shard_of,
     told_of_errors,
 )
 from hardmine_jax.training import exchange
@@ -107,7 +107,7 @@ def make_recorder(
 def make_batching(config: Config) -> Batching:
     short_side = max(config.augment.short_sides, default=None)
     limits = config.max_boxes, config.search.max_proposals
-    return Batching(share(config.batch_size), config.image_size, *limits, short_side)
+    return Batching(shard_of(config.batch_size), config.image_size, *limits, short_side)
 
 
 def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProposals):
@@ -121,7 +121,7 @@ def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProp
         max_boxes=config.max_boxes,
         max_proposals=config.search.max_proposals,
         num_workers=config.num_workers,
-        **share(config.batch_size)._asdict(),
+        **shard_of(config.batch_size)._asdict(),
     )
     if config.mining != "bootstrap":
         return batches

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from hardmine_jax import training
-from hardmine_jax.data.augment import AugmentConfig
+from hardmine_jax.data.pose.augment import AugmentConfig
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import plain, read_config, write_json
@@ -162,7 +162,7 @@ def make_model(config: Config, num_keypoints: int, *, axis_name: str | None = No
 
 
 def make_predict(config: Config, skeleton: Skeleton):
-    """`(variables, images) -> keypoints and scores` as the config asks for; see `pose_task.make_predict`."""
+    """`(variables, images) -> keypoints and scores` as the config asks for; see `predict.make_predict`."""
     model = make_model(config, skeleton.num_keypoints)
     return predict.make_predict(
         model, skeleton, sigma=config.heatmap_sigma, decode=config.decode, flip_test=config.flip_test,

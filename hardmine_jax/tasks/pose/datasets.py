@@ -1,14 +1,14 @@
 """The pose datasets by name."""
 
-from hardmine_jax.data import coco_keypoints, lspet, mpii, synthetic_pose
-from hardmine_jax.data.records import PoseDataset
+from hardmine_jax.data.pose import coco, lspet, mpii, synthetic
+from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.tasks.flags import check_data_flags
 from hardmine_jax.tasks.pose.config import Config
 
 # Steps of the laptop preset: under 5 minutes on 2 CPU cores (synthetic), under 20 (photographs).
 LAPTOP_STEPS = {"synthetic": 700, "lspet": 3600, "coco": 3600, "mpii": 3600}
 SKELETONS = {
-    "synthetic": coco_keypoints.COCO_SKELETON, "lspet": lspet.LSP_SKELETON, "mpii": mpii.MPII_SKELETON,
+    "synthetic": coco.COCO_SKELETON, "lspet": lspet.LSP_SKELETON, "mpii": mpii.MPII_SKELETON,
 }  # fmt: skip
 _DATA_FLAGS = {
     "synthetic": (),
@@ -34,13 +34,13 @@ def load_dataset(config: Config) -> PoseDataset:
     advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
     check_data_flags(config, _DATA_FLAGS, kind, advice)
     if kind == "synthetic":
-        return synthetic_pose.load(cache_dir=config.cache_dir)
+        return synthetic.load(cache_dir=config.cache_dir)
     if kind == "lspet":
         return lspet.load(config.data_dir, cache_dir=config.cache_dir)
     if kind == "mpii":
         return mpii.load(config.data_dir, cache_dir=config.cache_dir)
     if official:
-        return coco_keypoints.load_official(config.data_dir, cache_dir=config.cache_dir)
-    return coco_keypoints.load(
+        return coco.load_official(config.data_dir, cache_dir=config.cache_dir)
+    return coco.load(
         cache_dir=config.cache_dir, **{name: getattr(config, name) for name in _DATA_FLAGS["coco"]}
     )

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hardmine_jax.data.augment import evaluate_crop
-from hardmine_jax.data.pipeline import evaluation_batches
-from hardmine_jax.data.records import PoseDataset
+from hardmine_jax.data.pose.augment import evaluate_crop
+from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.pose.affine import apply_affine, invert_affine
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.people import People, read_people
 from hardmine_jax.tasks.pose.predict import predict_people
 from hardmine_jax.tasks.pose.score import correct_keypoints, score
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
-from hardmine_jax.tasks.run import Share
+from hardmine_jax.tasks.run import Shard
 from hardmine_jax.training.activity import working
 from hardmine_jax.training.exchange import all_rows
 
@@ -32,7 +32,7 @@ class Evaluator:
     Args:
       dataset: its `validation` is evaluated on.
       predict: (state, {"image": uint8 [B, H, W, 3]}) -> {"keypoints" [B, K, 2] crop pixels, "scores" [B, K]}.
-      share: of a batch, the last of which is filled up.
+      shard: of a batch, the last of which is filled up.
       size: (H, W) of the crops.
       padding: the crop is the person's box times this.
       num_people: how many `quick` evaluates.
@@ -43,13 +43,13 @@ class Evaluator:
         dataset: PoseDataset,
         predict: Callable,
         *,
-        share: Share,
+        shard: Shard,
         size: tuple[int, int],
         padding: float,
         num_people: int,
     ):
         self._dataset, self._predict = dataset, predict
-        self._share, self._size, self._padding = share, size, padding
+        self._shard, self._size, self._padding = shard, size, padding
         self._some = evenly_spaced(len(dataset.validation), num_people)
 
     def run(self, state, rows: np.ndarray | None = None) -> tuple[People, np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ class Evaluator:
             size=self._size,
             skeleton=self._dataset.skeleton,
             padding=self._padding,
-            **self._share._asdict(),
+            **self._shard._asdict(),
         )
         for batch in batches:
             known = {name: batch[name] for name in ("index", "where", "inverse")}

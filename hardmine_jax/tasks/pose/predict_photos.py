@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.augment import evaluate_crop
-from hardmine_jax.data.coco_keypoints import whole_id
+from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.config_json import find_workdir
@@ -245,7 +245,7 @@ def _box(entry: dict) -> Box:
 
 
 def _record(photo: Photo, box: Box, skeleton: Skeleton) -> dict:
-    """A record of `data/records.py` with nothing labelled."""
+    """A record of `data/pose/records.py` with nothing labelled."""
     return {
         "image": photo.encoded,
         "name": str(photo.path),

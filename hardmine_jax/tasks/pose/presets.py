@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hardmine_jax import training
-from hardmine_jax.data.augment import AugmentConfig
+from hardmine_jax.data.pose.augment import AugmentConfig
 from hardmine_jax.models import cpn
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose.config import Config, PresetName

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.data.person_boxes import PersonBoxes
+from hardmine_jax.data.pose.person_boxes import PersonBoxes
 from hardmine_jax.pose import Skeleton, oks, pck_correct
 from hardmine_jax.pose.affine import box_to_centre_scale
 from hardmine_jax.pose.coco_eval import coco_average_precision
@@ -26,7 +26,7 @@ def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float)
 
 def pck(predicted: np.ndarray, people: People, *, fraction: float = 0.1) -> float | None:
     """Share of everybody's labelled keypoints that `correct_keypoints` finds right."""
-    return _share(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
+    return mean_where(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
 
 
 def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
@@ -35,18 +35,18 @@ def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: S
     correct = correct_keypoints(predicted, people, fraction=0.1)
     per_joint = {
         name: {
-            "pck": _share(correct[:, j], people.labelled[:, j]),
-            "pck_visible": _share(correct[:, j], visible[:, j]),
-            "pck_occluded": _share(correct[:, j], occluded[:, j]),
+            "pck": mean_where(correct[:, j], people.labelled[:, j]),
+            "pck_visible": mean_where(correct[:, j], visible[:, j]),
+            "pck_occluded": mean_where(correct[:, j], occluded[:, j]),
             "count": int(people.labelled[:, j].sum()),
         }
         for j, name in enumerate(skeleton.names)
     }
     return {
-        "pck": _share(correct, people.labelled),
+        "pck": mean_where(correct, people.labelled),
         "pck@0.2": pck(predicted, people, fraction=0.2),
-        "pck_visible": _share(correct, visible),
-        "pck_occluded": _share(correct, occluded),
+        "pck_visible": mean_where(correct, visible),
+        "pck_occluded": mean_where(correct, occluded),
         **average_precision(predicted, scores, people, skeleton),
         "per_joint": per_joint,
     }
@@ -135,6 +135,6 @@ def mean_oks(predicted: np.ndarray, people: People, skeleton: Skeleton) -> np.nd
     )  # fmt: skip
 
 
-def _share(correct: np.ndarray, where: np.ndarray) -> float | None:
+def mean_where(correct: np.ndarray, where: np.ndarray) -> float | None:
     """Share of True among the places that count; None where none does."""
     return float(correct[where].mean()) if where.any() else None

@@ -12,8 +12,10 @@ import rich
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.pipeline import TrainBatches, train_batches
-from hardmine_jax.data.records import DataError, PoseDataset
+from hardmine_jax.data.pose.batches import train_batches
+from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks import warm_start
 from hardmine_jax.tasks.config_json import plain, write_json
@@ -44,7 +46,7 @@ from hardmine_jax.tasks.run import (
     keep_begun,
     open_run,
     run_training,
-    share,
+    shard_of,
 )
 from hardmine_jax.training import exchange
 from hardmine_jax.training.metrics_log import mean_speed
@@ -106,7 +108,7 @@ def make_evaluator(config: Config, dataset: PoseDataset, parallel: training.Para
     return Evaluator(
         dataset,
         run,
-        share=share(config.batch_size),
+        shard=shard_of(config.batch_size),
         size=config.image_size,
         padding=config.augment.padding,
         num_people=config.evaluate_people,
@@ -168,7 +170,7 @@ def make_batches(config: Config, dataset: PoseDataset) -> TrainBatches:
         config=config.augment,
         seed=config.seed,
         num_workers=config.num_workers,
-        **share(config.batch_size)._asdict(),
+        **shard_of(config.batch_size)._asdict(),
     )
 
 

@@ -1,0 +1,1 @@
+"""Pictures with boxes: a file a dataset, records, proposals, augmentation, batches."""

@@ -1,0 +1,195 @@
+"""From a source of detection records and their proposals to batches of static shape.
+
+A batch is a dictionary of numpy arrays; boxes are xyxy in pixels of "image":
+  image u8 [B, H, W, 3] RGB, the picture in the top left corner, 0 beside it
+  image_size i32 [B, 2] (height, width of the picture); scale f32 [B] (these pixels per original pixel)
+  boxes f32 [B, M, 4], labels i32 [B, M], difficult bool [B, M], boxes_where bool [B, M]: the objects
+  proposals f32 [B, P, 4], proposals_where bool [B, P]: best first
+  index i32 [B] (position in the source, -1 on padding), where bool [B] (False on padding)
+Where a `where` is False the boxes, labels and difficult are 0.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+
+from hardmine_jax.data import stream
+from hardmine_jax.data.detection.augment import DetectionAugmentConfig, augment_image, evaluate_image
+
+# Position in the source (a record's "index") -> proposals f32 [P, 4] xyxy in pixels of the original image.
+Proposals = Sequence[np.ndarray] | Callable[[int], np.ndarray]
+
+
+def detection_train_batches(
+    source: Sequence[dict],
+    proposals: Proposals,
+    *,
+    batch_size: int,
+    size: tuple[int, int],
+    config: DetectionAugmentConfig,
+    seed: int,
+    max_boxes: int,
+    max_proposals: int,
+    num_workers: int = 0,
+    prefetch: int = 4,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> stream.TrainBatches:
+    """Endless batches, shuffled anew each epoch, each image augmented from (seed, its place in the stream).
+
+    Args:
+      source: records by position (`len`, `[i]`), see `data/detection/records.py`.
+      proposals: of a record, by its "index"; both picklable where `num_workers` > 0.
+      batch_size: images a batch, in this process.
+      size: (H, W) of the canvas all images fit on.
+      seed: 0 to 2**32 - 1.
+      max_boxes: M; at least `source.objects_per_image.max()`: an object that is not told would be trained as
+        background, so none is cut.
+      max_proposals: P; of more, the first are kept.
+      num_workers, prefetch, shard_index, shard_count: as for `stream.endless_batches`.
+
+    Raises:
+      ValueError: an empty source, a number out of its range; while reading, an image with more objects than
+        `max_boxes`.
+    """
+    _check(size, max_boxes, max_proposals)
+    augment = functools.partial(
+        _train_example,
+        proposals=proposals,
+        size=size,
+        config=config,
+        max_boxes=max_boxes,
+        max_proposals=max_proposals,
+    )
+    return stream.endless_batches(
+        source,
+        augment,
+        batch_size=batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        prefetch=prefetch,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+
+
+def detection_evaluation_batches(
+    source: Sequence[dict],
+    proposals: Proposals,
+    *,
+    batch_size: int,
+    size: tuple[int, int],
+    max_boxes: int,
+    max_proposals: int,
+    short_side: int | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.IterDataset:
+    """The whole source once, in order; iterate it as often as wanted.
+
+    The last batch is filled up with "where" False, as is the place of an image that turns out unreadable.
+    Every shard gets the same number of batches.
+
+    Args:
+      short_side: see `augment.evaluate_image`.
+      others: as for `detection_train_batches`.
+
+    Raises:
+      ValueError: as `detection_train_batches`.
+    """
+    _check(size, max_boxes, max_proposals)
+    limits = {"max_boxes": max_boxes, "max_proposals": max_proposals}
+    read = functools.partial(
+        _evaluation_example, proposals=proposals, size=size, short_side=short_side, **limits
+    )
+    nothing = {
+        "image": np.zeros((*size, 3), np.uint8),
+        "image_size": np.zeros(2, np.int32),
+        "scale": np.float32(1),
+        "boxes": np.zeros((0, 4), np.float32),
+        "proposals": np.zeros((0, 4), np.float32),
+    }
+    unlabelled = {"labels": np.zeros(0, np.int32), "difficult": np.zeros(0, bool), "index": -1}
+    return stream.ordered_batches(
+        source,
+        read,
+        _padded(nothing, unlabelled, **limits),
+        batch_size=batch_size,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+
+
+def _check(size: tuple[int, int], max_boxes: int, max_proposals: int) -> None:
+    if min(size) < 1 or max_boxes < 1 or max_proposals < 1:
+        raise ValueError(
+            f"size={size}, max_boxes={max_boxes} and max_proposals={max_proposals} must be 1 or more"
+        )
+
+
+def _train_example(
+    record: dict,
+    rng: np.random.Generator,
+    *,
+    proposals: Proposals,
+    size: tuple[int, int],
+    config: DetectionAugmentConfig,
+    max_boxes: int,
+    max_proposals: int,
+) -> dict:
+    shown = augment_image(
+        record, _proposals_of(record, proposals, max_proposals), rng, size=size, config=config
+    )
+    return _padded(shown, record, max_boxes=max_boxes, max_proposals=max_proposals)
+
+
+def _evaluation_example(
+    record: dict,
+    *,
+    proposals: Proposals,
+    size: tuple[int, int],
+    short_side: int | None,
+    max_boxes: int,
+    max_proposals: int,
+) -> dict:
+    found = _proposals_of(record, proposals, max_proposals)
+    shown = evaluate_image(record, found, size=size, short_side=short_side)
+    return _padded(shown, record, max_boxes=max_boxes, max_proposals=max_proposals)
+
+
+def _proposals_of(record: dict, proposals: Proposals, max_proposals: int) -> np.ndarray:
+    find = proposals if callable(proposals) else proposals.__getitem__
+    return np.asarray(find(record["index"]), np.float32).reshape(-1, 4)[:max_proposals]
+
+
+def _padded(shown: dict, record: dict, *, max_boxes: int, max_proposals: int) -> dict:
+    """`shown` with boxes and proposals in static shapes, and what the record says of its objects."""
+    count = len(record["labels"])
+    if count > max_boxes:
+        raise ValueError(
+            f"{record['name']} shows {count} objects > max_boxes={max_boxes}: give max_boxes={count} or more"
+        )
+    boxes, proposals = _rows(shown["boxes"], max_boxes), _rows(shown["proposals"], max_proposals)
+    # Sides of no length, where a corner was clipped away, have no logarithm to regress to.
+    boxes_where = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    proposals_where = (proposals[:, 2:] > proposals[:, :2]).all(-1)
+    return {
+        "image": shown["image"],
+        "image_size": shown["image_size"],
+        "scale": shown["scale"],
+        "boxes": np.where(boxes_where[:, None], boxes, np.float32(0)),
+        "labels": np.where(boxes_where, _rows(record["labels"], max_boxes), np.int32(0)),
+        "difficult": boxes_where & _rows(record["difficult"], max_boxes),
+        "boxes_where": boxes_where,
+        "proposals": np.where(proposals_where[:, None], proposals, np.float32(0)),
+        "proposals_where": proposals_where,
+        "index": np.int32(record["index"]),
+    }
+
+
+def _rows(values: np.ndarray, count: int) -> np.ndarray:
+    rows = np.zeros((count, *values.shape[1:]), values.dtype)
+    rows[: len(values)] = values
+    return rows

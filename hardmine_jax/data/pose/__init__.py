@@ -1,0 +1,1 @@
+"""People (animals, hands) with keypoints: a file a dataset, records, augmentation, batches of crops."""

@@ -1,0 +1,157 @@
+"""A detector's JSON: what is taken, what is counted and left out, what is refused; and the way to batches."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from hardmine_jax.data import coco_json
+from hardmine_jax.data.pose import person_boxes
+from hardmine_jax.data.pose.augment import evaluate_crop
+from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.coco import COCO_SKELETON
+from hardmine_jax.data.problems import DataError, UnreadableImage
+from hardmine_jax.pose.affine import affine_matrix
+
+GOOD = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.9}
+
+
+@pytest.fixture
+def coco(tmp_path) -> coco_json.File:
+    """Three pictures, a gradient each; of a fourth there is no file."""
+    (tmp_path / "images").mkdir()
+    for number in (7, 8, 9):
+        ramp = np.add.outer(np.arange(90), np.arange(120)) % 256
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), np.uint8(np.stack([ramp] * 3, -1)))
+    images = [{"id": number, "file_name": f"{number}.png"} for number in (7, 8, 10)]
+    images += [
+        {"id": "nine", "file_name": "9.png"},
+        {"id": 11, "file_name": "../out.png"},
+        {"file_name": "9.png"},
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    return coco_json.load_file(tmp_path / "coco.json", tmp_path / "images")
+
+
+def _write(folder, entries):
+    path = folder / "boxes.json"
+    path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    return path
+
+
+def test_boxes_are_records_that_are_cropped_unchanged(tmp_path, coco):
+    entries = [
+        GOOD,
+        GOOD | {"image_id": 8.0, "score": 0.25},
+        GOOD | {"image_id": "nine", "bbox": [5, 5, 80, 20]},
+    ]
+    boxes = person_boxes.load(_write(tmp_path, entries), person_boxes.CocoImages(coco), num_keypoints=17)
+    assert len(boxes) == 3 and boxes.skipped.count == 0
+    record = boxes[0]
+    assert record["image"] == (tmp_path / "images" / "7.png").read_bytes() and record["name"] == "7.png"
+    np.testing.assert_array_equal(record["box"], np.float32([10, 20, 40, 60]))
+    assert (record["image_id"], record["index"], record["area"]) == (7, 0, 1200)
+    assert record["box_score"] == np.float32(0.9) and not record["visibility"].any()
+    assert boxes[-1]["index"] == 2 and boxes[-1]["name"] == "9.png"
+    with pytest.raises(IndexError, match="box 3 of 3"):
+        boxes[3]
+    # 40 high: 64 x 48 around the middle, with the published 1.25.
+    crop = evaluate_crop(record, size=(64, 48), skeleton=COCO_SKELETON)
+    expected = affine_matrix((25, 40), (1.25 * 30, 1.25 * 40), 0, size=(64, 48))
+    np.testing.assert_allclose(crop["inverse"] @ np.vstack([expected, [0, 0, 1]]), np.eye(2, 3), atol=1e-5)
+    (batch,) = evaluation_batches(boxes, batch_size=4, size=(64, 48), skeleton=COCO_SKELETON)
+    assert batch["where"].tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(batch["image"][0], crop["image"])
+    # The third is 80 wide: its height grows to the aspect.
+    np.testing.assert_allclose(np.diag(batch["inverse"][2][:, :2]), 1.25 * 80 / 48, rtol=1e-5)
+
+
+BAD = {
+    "no image_id, bbox or score": [
+        "text", None, {"image_id": 7, "bbox": [1, 2, 3, 4]}, {"score": 1, "image_id": 7},
+    ],
+    "another category": [GOOD | {"category_id": 2}, GOOD | {"category_id": None}],
+    "image not in the dataset": [GOOD | {"image_id": image} for image in (70, 11, None, 7.5, [7])],
+    "bbox or score that is no number, or not 4 of them": [
+        GOOD | {"bbox": [1, 2, 3]}, GOOD | {"bbox": None}, GOOD | {"bbox": "ab"}, GOOD | {"score": "high"},
+        GOOD | {"bbox": [10**400, 0, 1, 1]},
+    ],
+    "bbox or score that is no finite number": [
+        GOOD | {"bbox": [float("nan"), 0, 1, 1]}, GOOD | {"score": float("nan")},
+        GOOD | {"score": float("inf")}, GOOD | {"bbox": [0, 0, 1e39, 1]},
+    ],
+    "box of no area": [
+        GOOD | {"bbox": [1, 2, 0, 4]}, GOOD | {"bbox": [1, 2, 3, -4]}, GOOD | {"bbox": [1e9, 2, 0.1, 4]},
+    ],
+    "score below 0.05": [GOOD | {"score": 0.04}, GOOD | {"score": -1}],
+}  # fmt: skip
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, coco, capfd):
+    entries = [GOOD] + [entry for bad in BAD.values() for entry in bad] + [GOOD | {"score": 0.05}]
+    options = dict(num_keypoints=17, min_score=0.05)
+    boxes = person_boxes.load(_write(tmp_path, entries), person_boxes.CocoImages(coco), **options)
+    assert len(boxes) == 2 and boxes.scores.tolist() == [np.float32(0.9), np.float32(0.05)]
+    assert {reason: len(names) for reason, names in boxes.skipped.reasons.items()} == {
+        reason: len(bad) for reason, bad in BAD.items()
+    }
+    assert boxes.skipped.reasons["score below 0.05"] == ("box 24", "box 25")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_category_of_ones_own_and_none_at_all(tmp_path, coco):
+    path = _write(
+        tmp_path, [GOOD | {"category_id": 5}, {k: v for k, v in GOOD.items() if k != "category_id"}, GOOD]
+    )
+    images = person_boxes.CocoImages(coco)
+    assert len(person_boxes.load(path, images, num_keypoints=3, category_id=5)) == 2
+    assert len(person_boxes.load(path, images, num_keypoints=3)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "is no JSON .*expected"),
+        ('{"annotations": []}', "is JSON but no list of detections"),
+        ("[]", r"no box of .* can be used \(skipped nothing\)"),
+        (
+            [GOOD | {"image_id": 1}],
+            r"no box of .* can be used \(skipped 1 record: 1 image not in the dataset",
+        ),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_files_that_are_no_detections_are_one_clear_line(tmp_path, coco, content, message):
+    path = _write(tmp_path, content)
+    with pytest.raises(DataError, match=message) as caught:
+        person_boxes.load(path, person_boxes.CocoImages(coco), num_keypoints=17)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_file_is_said(tmp_path, coco):
+    with pytest.raises(DataError, match="no file .*boxes.json: give a detector's results"):
+        person_boxes.load(tmp_path / "boxes.json", person_boxes.CocoImages(coco), num_keypoints=17)
+
+
+def test_a_listed_image_that_is_gone_is_padding_in_a_batch(tmp_path, coco, caplog):
+    boxes = person_boxes.load(
+        _write(tmp_path, [GOOD | {"image_id": 10}, GOOD]), person_boxes.CocoImages(coco), num_keypoints=17
+    )
+    with pytest.raises(UnreadableImage, match="10.png: No such file"):
+        boxes[0]
+    (batch,) = evaluation_batches(boxes, batch_size=2, size=(64, 48), skeleton=COCO_SKELETON)
+    assert batch["where"].tolist() == [False, True]
+
+
+def test_pictures_of_a_source_are_found_by_their_id(tmp_path):
+    records = [
+        {"image_id": np.int64(image), "name": f"{image}.jpg", "image": bytes([image])} for image in (7, 7, 8)
+    ]
+    boxes = person_boxes.load(
+        _write(tmp_path, [GOOD, GOOD | {"image_id": 8}, GOOD | {"image_id": 9}]),
+        person_boxes.SourceImages(records),
+        num_keypoints=17,
+    )
+    assert [boxes[row]["image"] for row in range(2)] == [b"\x07", b"\x08"] and boxes.skipped.count == 1
