@@ -1,5 +1,6 @@
 """Strict settings for every test, eight simulated devices, and where the real data lies."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -35,6 +36,16 @@ def lspet_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def bccd_dir() -> pathlib.Path:
     return _shared("bccd")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module `run_tiny.py`, which the tests run in this process and as one of its own."""
+    path = pathlib.Path(__file__).parent / "training" / "run_tiny.py"
+    spec = importlib.util.spec_from_file_location("run_tiny", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

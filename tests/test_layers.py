@@ -17,8 +17,9 @@ ALLOWED = {
     "detection": {"mining"},
     "models": set(),
     "data": {"pose", "detection"},
-    "training": set(),
-    "tasks": {"mining", "pose", "detection", "models", "data", "training"},
+    "job": set(),
+    "training": {"job"},
+    "tasks": {"mining", "pose", "detection", "models", "data", "job", "training"},
 }
 # Third-party modules that must not come with `import hardmine_jax`.
 HEAVY = (
@@ -106,7 +107,9 @@ def test_only_the_checkpoint_knows_orbax():
         ("detection", "from hardmine_jax.pose import Skeleton"),
         ("detection", "def late():\n    import cv2"),
         ("models", "from hardmine_jax.data import records"),
+        ("job", "from hardmine_jax.training import fit"),
         ("training", "from hardmine_jax.pose import ohkm"),
+        ("training", "from hardmine_jax.tasks.run import open_run"),
         ("data", "from hardmine_jax.training.state import TrainState"),
         ("data", "from experiments import plots"),
     ],

@@ -26,7 +26,7 @@ import rich
 import tyro
 from timing import Question, check, milliseconds, table
 
-from hardmine_jax.training.host_memory import keep_freed_memory
+from hardmine_jax.job.host_memory import keep_freed_memory
 
 Part = Literal["regions", "boxes", "step"]
 

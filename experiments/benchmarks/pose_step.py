@@ -22,11 +22,11 @@ import tyro
 
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.loss import mined_loss
-from hardmine_jax.training.host_memory import keep_freed_memory
 
 SEGMENTS = 4
 # Untimed at the head of a segment: what the segment before left in the buffers is used up by then.

@@ -39,8 +39,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from hardmine_jax import training
 from hardmine_jax.data.pose.coco import COCO_SKELETON
+from hardmine_jax.job import distributed, exchange
 from hardmine_jax.tasks.exit_codes import explain
-from hardmine_jax.training import distributed, exchange
 
 Part = Literal["devices", "processes", "paper"]
 WARM_UP = 2

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hardmine_jax.data.problems import DataError
-from hardmine_jax.training import exchange
+from hardmine_jax.job import exchange
 
 
 def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from hardmine_jax.training.ending import restart_may_mend
+from hardmine_jax.job.ending import restart_may_mend
 
 
 def run_to_exit_code(body: Callable[[], object]) -> int:

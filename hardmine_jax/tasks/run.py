@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from hardmine_jax import training
+from hardmine_jax.job import distributed, exchange
+from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
-from hardmine_jax.training import distributed, exchange
-from hardmine_jax.training.host_memory import keep_freed_memory
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
 

@@ -7,7 +7,6 @@ from hardmine_jax.training.optimizer import OptimizerConfig, make_optimizer, mak
 from hardmine_jax.training.sharding import Parallel, parallelise
 from hardmine_jax.training.state import TrainState, create_state, evaluation_variables, start_from
 from hardmine_jax.training.step import ema_update, make_train_step
-from hardmine_jax.training.window import NonFiniteError
 
 __all__ = [
     "CheckpointError",

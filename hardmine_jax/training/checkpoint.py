@@ -20,9 +20,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hardmine_jax.training.ending import is_passing
-from hardmine_jax.training.exchange import broadcast_arrays, from_main, is_main
-from hardmine_jax.training.json_state import decode_json, encode_json
+from hardmine_jax.job.ending import is_passing
+from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
+from hardmine_jax.job.json_state import decode_json, encode_json
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState

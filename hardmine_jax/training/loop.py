@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from hardmine_jax.training.activity import waiting, working
+from hardmine_jax.job.activity import waiting, working
+from hardmine_jax.job.exchange import is_main
+from hardmine_jax.job.signals import StopVotes, stop_requests
 from hardmine_jax.training.checkpoint import Checkpoints
-from hardmine_jax.training.exchange import is_main
 from hardmine_jax.training.metrics_log import MetricsLog
 from hardmine_jax.training.progress import show_progress
 from hardmine_jax.training.sharding import Parallel
-from hardmine_jax.training.signals import StopVotes, stop_requests
 from hardmine_jax.training.state import TrainState
 from hardmine_jax.training.window import Window, check_state
 

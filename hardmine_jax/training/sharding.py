@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hardmine_jax.training.activity import waiting, working
-from hardmine_jax.training.exchange import all_rows
+from hardmine_jax.job.activity import waiting, working
+from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.training.step import Step
 
 AXIS = "devices"

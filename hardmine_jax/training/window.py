@@ -6,25 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.job.ending import NonFiniteError
 from hardmine_jax.training.state import TrainState
-
-
-class NonFiniteError(ValueError):
-    """A metric of a training step, or a weight after it, is NaN or infinite.
-
-    Attributes:
-      step, metric: which.
-      again: whether a run that was started again for it has come to the same; set by whoever knows.
-    """
-
-    again = False
-
-    def __init__(self, step: int, metric: str, value: float):
-        super().__init__(
-            f"step {step}: {metric} is {value}. Stopped; checkpoints of earlier steps are kept."
-            " Lower the learning rate, lengthen the warm-up or clip the gradient"
-        )
-        self.step, self.metric = step, metric
 
 
 class Window:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from hardmine_jax.job.ending import restart_may_mend
 from hardmine_jax.training import (
     CheckpointError,
     Checkpoints,
@@ -21,7 +22,6 @@ from hardmine_jax.training import (
     load_variables,
     set_aside,
 )
-from hardmine_jax.training.ending import restart_may_mend
 
 
 def arrays(state):

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.job.activity import working
+from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.mining import hard_pool
-from hardmine_jax.training.activity import working
-from hardmine_jax.training.exchange import all_rows
 
 # A false positive is a background proposal that some class claims at this score.
 _MIN_SCORE = 0.1

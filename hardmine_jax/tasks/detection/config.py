@@ -9,6 +9,7 @@ from hardmine_jax.data.detection.augment import DetectionAugmentConfig
 from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.models import fast_rcnn
 from hardmine_jax.tasks.config_json import plain, read_config, write_json
 from hardmine_jax.tasks.detection import networks, predict
@@ -16,7 +17,6 @@ from hardmine_jax.tasks.detection.predict import Decoding
 from hardmine_jax.tasks.detection.rois import Mining, MiningName
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.tasks.run import check_batch_size
-from hardmine_jax.training.distributed import PATIENCE_SECONDS
 
 PresetName = Literal["laptop", "vgg16"]
 

@@ -15,12 +15,12 @@ from hardmine_jax.data.images import decode_image
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
 from hardmine_jax.detection.metrics import overlaps
+from hardmine_jax.job.activity import working
+from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
 from hardmine_jax.tasks.run import Shard
-from hardmine_jax.training.activity import working
-from hardmine_jax.training.exchange import all_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ import numpy as np
 
 from hardmine_jax.data.detection.proposals import SourceProposals
 from hardmine_jax.data.images import decode_image
+from hardmine_jax.job.exchange import all_rows, is_main
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.evaluation import Batching
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import told_of_errors
-from hardmine_jax.training.exchange import all_rows, is_main
 
 
 class MinedRecorder:

@@ -15,6 +15,7 @@ import tyro
 from hardmine_jax import training
 from hardmine_jax.data.detection.batches import detection_train_batches
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.job import exchange
 from hardmine_jax.tasks import warm_start
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.detection import bootstrap, networks, pictures, report
@@ -47,7 +48,6 @@ from hardmine_jax.tasks.run import (
     shard_of,
     told_of_errors,
 )
-from hardmine_jax.training import exchange
 from hardmine_jax.training.metrics_log import mean_speed
 
 

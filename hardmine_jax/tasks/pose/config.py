@@ -11,6 +11,7 @@ import jax
 
 from hardmine_jax import training
 from hardmine_jax.data.pose.augment import AugmentConfig
+from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import plain, read_config, write_json
@@ -19,7 +20,6 @@ from hardmine_jax.tasks.pose import networks, predict
 from hardmine_jax.tasks.pose.loss import Head
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, Early, HRNetConfig, Inputs
 from hardmine_jax.tasks.run import check_batch_size
-from hardmine_jax.training.distributed import PATIENCE_SECONDS
 
 PresetName = Literal[
     "laptop", "hrnet_w32", "hrnet_w48", "hrnet_w32_384", "hrnet_w48_384", "simple_baseline_50",

@@ -10,6 +10,8 @@ import numpy as np
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_batches
 from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.job.activity import working
+from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.pose.affine import apply_affine, invert_affine
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.people import People, read_people
@@ -17,8 +19,6 @@ from hardmine_jax.tasks.pose.predict import predict_people
 from hardmine_jax.tasks.pose.score import correct_keypoints, score
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
 from hardmine_jax.tasks.run import Shard
-from hardmine_jax.training.activity import working
-from hardmine_jax.training.exchange import all_rows
 
 # In pixels of the crop that is drawn on.
 _PICTURE_HEIGHT = 384

@@ -16,6 +16,7 @@ from hardmine_jax.data.pose.batches import train_batches
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.job import exchange
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks import warm_start
 from hardmine_jax.tasks.config_json import plain, write_json
@@ -48,7 +49,6 @@ from hardmine_jax.tasks.run import (
     run_training,
     shard_of,
 )
-from hardmine_jax.training import exchange
 from hardmine_jax.training.metrics_log import mean_speed
 
 

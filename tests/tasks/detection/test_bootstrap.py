@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from hardmine_jax.job.json_state import decode_json, encode_json
 from hardmine_jax.tasks.detection.bootstrap import PooledBatches, first_pool, grow_pool, round_ends
-from hardmine_jax.training.json_state import decode_json, encode_json
 
 P = 10
 

@@ -230,7 +230,7 @@ def test_the_script_runs_a_trained_network_from_anywhere(tmp_path):
     checkpoints.save(1, state, None, {"pck": 0.5})
     checkpoints.close()
     _dots(tmp_path / "dots.png", [(110, 30), (60, 75), (170, 120)])
-    script = pathlib.Path(__file__).parents[2] / "experiments" / "predict_pose.py"
+    script = pathlib.Path(__file__).parents[3] / "experiments" / "predict_pose.py"
     command = [
         sys.executable,
         str(script),

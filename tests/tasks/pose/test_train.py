@@ -29,7 +29,7 @@ from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.presets import PRESETS
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "pose_ohkm.py"
+SCRIPT = pathlib.Path(__file__).parents[3] / "experiments" / "pose_ohkm.py"
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
 
 

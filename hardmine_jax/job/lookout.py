@@ -7,9 +7,9 @@ import traceback
 
 import jax
 
-from hardmine_jax.training import ending
-from hardmine_jax.training.activity import Activity, activity
-from hardmine_jax.training.exchange import client, is_main
+from hardmine_jax.job import ending
+from hardmine_jax.job.activity import Activity, activity
+from hardmine_jax.job.exchange import client, is_main
 
 # All wait for each other: so many times the patience, since a step may take long.
 ALL_WAIT_SLACK = 10.0

@@ -1,12 +1,14 @@
 """In processes of their own: the allocator of the one that runs the tests stays as it is."""
 
+import ctypes
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from hardmine_jax.training import host_memory
+from hardmine_jax.job import host_memory
 
 # 64 MB in 8 blocks a turn, far above the size from which glibc asks the kernel each time.
 SCRIPT = """
@@ -52,15 +54,15 @@ def test_a_step_pays_no_page_faults_for_memory_that_the_step_before_freed():
 
 @pytest.mark.parametrize("backend, platform", [("gpu", "linux"), ("tpu", "linux"), ("cpu", "darwin")])
 def test_elsewhere_it_does_nothing(monkeypatch, backend, platform):
-    monkeypatch.setattr(host_memory.jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(host_memory.sys, "platform", platform)
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))
     assert host_memory.keep_freed_memory() is False
 
 
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
-    monkeypatch.setattr(host_memory.sys, "platform", "linux")
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert host_memory.keep_freed_memory() is False
 
 
@@ -72,8 +74,8 @@ def test_a_setting_that_is_refused_is_told(monkeypatch):
             self.asked.append(name)
             return int(name != -8)
 
-    monkeypatch.setattr(host_memory.sys, "platform", "linux")
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     assert host_memory.keep_freed_memory() is False
     # The others are made nevertheless.
     assert sorted(Library.asked) == [-8, -4, -2, -1]

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from hardmine_jax.training.ending import HEARTBEAT_SECONDS, end_job
-from hardmine_jax.training.exchange import barrier, is_main
-from hardmine_jax.training.lookout import watch
+from hardmine_jax.job.ending import HEARTBEAT_SECONDS, end_job
+from hardmine_jax.job.exchange import barrier, is_main
+from hardmine_jax.job.lookout import watch
 
 # A process that others wait for hangs when it works for longer than this without coming on.
 PATIENCE_SECONDS = 45.0

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hardmine_jax.training.activity import activity, waiting, working
+from hardmine_jax.job.activity import activity, waiting, working
 
 
 def test_the_innermost_counts_and_what_is_around_it_begins_anew():

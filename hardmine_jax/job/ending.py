@@ -17,8 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 
-from hardmine_jax.training.exchange import client
-from hardmine_jax.training.window import NonFiniteError
+from hardmine_jax.job.exchange import client
 
 # A process that is not heard for so many seconds is dead; JAX then ends the others, naming it.
 HEARTBEAT_SECONDS = 30
@@ -125,3 +124,21 @@ def exit_now(code: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.__stdout__.flush()
     os._exit(code)
+
+
+class NonFiniteError(ValueError):
+    """A metric of a training step, or a weight after it, is NaN or infinite.
+
+    Attributes:
+      step, metric: which.
+      again: whether a run that was started again for it has come to the same; set by whoever knows.
+    """
+
+    again = False
+
+    def __init__(self, step: int, metric: str, value: float):
+        super().__init__(
+            f"step {step}: {metric} is {value}. Stopped; checkpoints of earlier steps are kept."
+            " Lower the learning rate, lengthen the warm-up or clip the gradient"
+        )
+        self.step, self.metric = step, metric

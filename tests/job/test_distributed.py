@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
+from hardmine_jax.job.distributed import joined
 from hardmine_jax.training import load_variables, read_metrics
-from hardmine_jax.training.distributed import joined
 
 STEPS = 14
 # As between devices of one process (test_sharding.py): sums in another order, let grow by 20 steps of Adam.

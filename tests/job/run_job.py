@@ -14,11 +14,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hardmine_jax.mining import global_top_k, top_k
-from hardmine_jax.training import Checkpoints, distributed, exchange, fit, lookout, make_schedule, parallelise
 
-# Beside this file; pytest, which looks into every file for doctests, would not find it there by itself.
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+# pytest, which looks into every file for doctests, would not find it there by itself.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "training"))
 import run_tiny as tiny  # noqa: E402
+
+from hardmine_jax.job import distributed, exchange, lookout
+from hardmine_jax.training import Checkpoints, fit, make_schedule, parallelise
 
 PATIENCE = 12.0
 

@@ -6,8 +6,8 @@ import types
 import jax
 import pytest
 
-from hardmine_jax.training import ending, lookout
-from hardmine_jax.training.activity import Activity
+from hardmine_jax.job import ending, lookout
+from hardmine_jax.job.activity import Activity
 
 PATIENCE = 45.0
 IDLE = Activity(None, False, 0.0)
@@ -44,8 +44,8 @@ class World:
         monkeypatch.setattr(lookout, "activity", lambda: self.doing[self.current])
         # Not of the module `time`, which other threads read too.
         monkeypatch.setattr(lookout, "time", types.SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(lookout.jax, "process_count", lambda: 3)
-        monkeypatch.setattr(lookout.jax, "process_index", lambda: self.current)
+        monkeypatch.setattr(jax, "process_count", lambda: 3)
+        monkeypatch.setattr(jax, "process_index", lambda: self.current)
         monkeypatch.setattr(ending, "declare", self.declare)
         self.looks = []
         for number in range(3):

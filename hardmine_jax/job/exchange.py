@@ -13,13 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# jax.distributed shows its key-value store to nobody; orbax reads it from here too.
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
-from hardmine_jax.training.activity import waiting
-from hardmine_jax.training.json_state import decode_json, encode_json
+from hardmine_jax.job.activity import waiting
+from hardmine_jax.job.json_state import decode_json, encode_json
 
 _WAIT_MILLISECONDS = 5000
 _numbers = itertools.count()
