@@ -106,7 +106,7 @@ def test_only_the_checkpoint_knows_orbax():
         ("pose", "import cv2"),
         ("detection", "from hardmine_jax.pose import Skeleton"),
         ("detection", "def late():\n    import cv2"),
-        ("models", "from hardmine_jax.data import records"),
+        ("models", "from hardmine_jax.data.pose import records"),
         ("job", "from hardmine_jax.training import fit"),
         ("training", "from hardmine_jax.pose import ohkm"),
         ("training", "from hardmine_jax.tasks.run import open_run"),

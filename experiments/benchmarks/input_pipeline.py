@@ -17,8 +17,8 @@ import numpy as np
 import rich
 import rich.table
 import tyro
-from hardmine_jax.data.pictures import decode_image
 
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import lspet, synthetic
 from hardmine_jax.data.pose.augment import AugmentConfig, augment, evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_batches, train_batches

@@ -27,6 +27,7 @@ from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.trainer import make_trainer
 
 SEGMENTS = 4
 # Untimed at the head of a segment: what the segment before left in the buffers is used up by then.
@@ -79,9 +80,13 @@ def mining_alone(config: pose_config.Config, batch: dict, rows: int):
     height, width = (side // 4 for side in config.image_size)
     num_keypoints = batch["visibility"].shape[-1]
     heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, num_keypoints))
-    options = dict(mining=config.mining, k=config.k, min_loss=config.min_loss, sigma=config.heatmap_sigma)
+    mining, supervision = pose_config.mining_of(config, num_keypoints), pose_config.supervision_of(config)
+
+    def loss(heatmaps, batch, key):
+        return mined_loss(heatmaps, batch, key, jnp.int32(0), mining, supervision)
+
     # Arguments, or the compiler would work out the targets once and for all.
-    run = jax.jit(jax.value_and_grad(lambda h, b, key: mined_loss(h, b, key, **options), has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     key = jax.random.key(1)
     return lambda: jax.block_until_ready(run(heatmaps, part, key))
 
@@ -108,10 +113,10 @@ def drain(batches: TrainBatches, steps: int) -> float:
 
 def measure(config: pose_config.Config, dataset, steps: int) -> tuple[dict[str, float], int]:
     """Medians over segments (see `main` for the names), and compilations after the first step."""
-    parallel, state = pose_train.make_trainer(config, dataset.skeleton)
+    parallel, state = make_trainer(config.run, pose_config.build(config, dataset.skeleton))
     batches = pose_train.make_batches(config, dataset)
     loop, constant = Loop(parallel, state), next(batches)
-    mining = mining_alone(config, constant, config.batch_size // parallel.num_devices)
+    mining = mining_alone(config, constant, config.run.batch_size // parallel.num_devices)
     mining()
     loop.run(lambda: constant, 1)
     compilations = []
@@ -140,7 +145,7 @@ def main(config: Config) -> None:
     dataset = pose_datasets.load_dataset(training)
     training = pose_config.settle(training, dataset.skeleton)
     found, compilations = measure(training, dataset, config.steps)
-    size, a_step = training.batch_size, found["constant"]
+    size, a_step = training.run.batch_size, found["constant"]
     title = (
         f"laptop preset, {dataset.name}, batch {size} of {training.image_size[0]}x{training.image_size[1]}"
     )

@@ -25,6 +25,7 @@ from hardmine_jax.tasks.detection.rois import make_rois
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.networks import to_network
+from hardmine_jax.tasks.trainer import make_trainer
 
 ProgramName = Literal["pose", "pose_own_norm", "pose_global", "detection", "detection_global"]
 
@@ -74,7 +75,7 @@ def small_pose(sizes: Sizes, *more: str) -> pose_config.Config:
 @functools.cache
 def pose_trainer(config: pose_config.Config) -> tuple[training.Parallel, training.TrainState]:
     # Kept: making the first weights takes as long as compiling the step.
-    return pose_train.make_trainer(config, COCO_SKELETON)
+    return make_trainer(config.run, pose_config.build(config, COCO_SKELETON))
 
 
 def pose_batch(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def pose_global(sizes: Sizes) -> Program:
     def make_step(axis_name: str):
         model = pose_config.make_model(config, COCO_SKELETON.num_keypoints)
 
-        def loss_function(params, batch_stats, batch, key):
+        def loss_function(params, batch_stats, batch, key, step):
             variables = {"params": params, "batch_stats": batch_stats}
             images = to_network(batch["image"], config.inputs)
             heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -122,7 +123,7 @@ def pose_global(sizes: Sizes) -> Program:
             metrics = stats(losses, keep, labelled, axis_name=axis_name)._asdict()
             return loss, (updated["batch_stats"], metrics)
 
-        return training.make_train_step(loss_function, axis_name=axis_name, ema_decay=config.ema_decay)
+        return training.make_train_step(loss_function, axis_name=axis_name, ema_decay=config.run.ema_decay)
 
     _, state = pose_trainer(config)
     units = sizes.images * COCO_SKELETON.num_keypoints
@@ -139,7 +140,8 @@ def small_detection(sizes: Sizes, *more: str) -> detection_config.Config:
 
 @functools.cache
 def detection_trainer(config: detection_config.Config) -> tuple[training.Parallel, training.TrainState]:
-    return detection_train.make_trainer(config, detection_step.NUM_CLASSES)
+    functions = detection_config.build(config, detection_step.NUM_CLASSES)
+    return make_trainer(config.run, functions.of_run)
 
 
 def detection_batch(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -166,7 +168,7 @@ def detection_global(sizes: Sizes) -> Program:
         model = detection_config.make_model(config, detection_step.NUM_CLASSES)
         head_losses = make_head_losses(model, focal=False, train=True)
 
-        def loss_function(params, batch_stats, batch, key):
+        def loss_function(params, batch_stats, batch, key, step):
             variables = {"params": params, "batch_stats": batch_stats}
             images = normalise_images(batch["image"])
             features, updated = model.apply(
@@ -177,7 +179,7 @@ def detection_global(sizes: Sizes) -> Program:
             loss, keep = hardest_of_all(losses, rois.where, sizes.k, axis_name)
             return loss, (updated["batch_stats"], {"fraction_kept": keep.mean()})
 
-        return training.make_train_step(loss_function, axis_name=axis_name, ema_decay=config.ema_decay)
+        return training.make_train_step(loss_function, axis_name=axis_name, ema_decay=config.run.ema_decay)
 
     _, state = detection_trainer(config)
     batch = detection_batch(sizes)

@@ -93,3 +93,9 @@ def _load_json(path: pathlib.Path) -> dict:
 def _without_segmentation(content: dict) -> dict:
     content.pop("segmentation", None)
     return content
+
+
+def id_number(given: object) -> int | None:
+    """An image's id in a JSON file as records have it; None where it is none."""
+    image_id = whole_id(given)
+    return None if image_id is None else listing.id_number(str(image_id))

@@ -1,1 +1,1 @@
-"""The life of a job of processes: signals, endings, what its processes tell one another, who waits for whom."""
+"""The life of a job of processes: signals, endings, what processes tell one another, who waits for whom."""

@@ -47,19 +47,37 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     temporary.replace(path)
 
 
+# The field of a config whose own fields stand beside the others, on the command line and in config.json.
+_FLAT = "run"
+
+
 def plain(value) -> dict:
-    """A dataclass as what JSON gives back."""
-    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
+    """A dataclass as what JSON gives back; the fields of its `run` beside its own."""
+    content = json.loads(json.dumps(dataclasses.asdict(value), default=str))
+    return {**content.pop(_FLAT, {}), **content}
 
 
 def from_plain(kind: type, content: Mapping):
     """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
     hints = typing.get_type_hints(kind)
+    content = dict(content)
+    if _FLAT in hints:
+        names = {field.name for field in dataclasses.fields(hints[_FLAT])}
+        content[_FLAT] = {name: content.pop(name) for name in names & content.keys()}
     values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
     for name, value in values.items():
         if name in hints and not _is_a(hints[name], value):
             raise ValueError(f"{name} is {value!r:.100}, not {hints[name]}")
     return kind(**values)
+
+
+def change(config, **fields):
+    """The config with other values in some fields, its own or those of its `run`."""
+    own = {field.name for field in dataclasses.fields(config)}
+    run = {name: value for name, value in fields.items() if name not in own}
+    kept = {name: value for name, value in fields.items() if name in own}
+    flat = dataclasses.replace(kept.pop(_FLAT, getattr(config, _FLAT)), **run)
+    return dataclasses.replace(config, **kept, **{_FLAT: flat})
 
 
 def _is_a(hint: Any, value: Any) -> bool:

@@ -1,7 +1,6 @@
 """Flags of the command line: what others follow from, what they may be, and what is told of them."""
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,22 +21,11 @@ def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[
     return vars(parser.parse_known_args(arguments)[0])
 
 
-def shorten_warmup(config, default):
-    """The config, its warm-up at most a tenth of the run where it is the default's: nobody asked for it."""
-    optimizer = config.optimizer
-    if optimizer.warmup_steps != default.optimizer.warmup_steps:
-        return config
-    warmup = min(optimizer.warmup_steps, max(config.steps, 0) // 10)
-    return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, warmup_steps=warmup))
-
-
 def check_counts(config, least: Mapping[str, int]) -> None:
-    """Raises ValueError for a flag below its least value, and for a seed that is none."""
-    for name, low in {**least, "seed": 0}.items():
+    """Raises ValueError for a flag below its least value."""
+    for name, low in least.items():
         if getattr(config, name) < low:
             raise ValueError(f"{flag(name)} {getattr(config, name)} must be at least {low}")
-    if config.seed >= 2**32:
-        raise ValueError(f"--seed {config.seed} must be below 2**32")
 
 
 def check_data_flags(config, used: Mapping[str, tuple[str, ...]], kind: str, advice: str) -> None:

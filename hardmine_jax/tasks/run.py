@@ -1,9 +1,6 @@
-"""What a training script does around its task: flags, the run's folder, going on where it stood, its errors.
+"""What a training script does around its task: the run's folder, going on where it stood, its errors.
 
-A config is a frozen dataclass with at least `preset`, `workdir`, `init_from`, `steps`, `resume`, `eval_only`,
-`keep_last`, `batch_size`, `accumulate`, `optimizer`, `distributed`, `coordinator`, `num_processes`,
-`process_id` and `patience`; `config.json` holds it as JSON. In a job of several processes each runs the same
-script; the folder is process 0's.
+In a job of several processes each runs the same script; the folder is process 0's.
 """
 
 import contextlib
@@ -22,36 +19,34 @@ from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
+from hardmine_jax.tasks.run_config import RunConfig, check_alone
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
 
-def run_training(config, body: Callable[[], object]) -> int:
-    """`run_to_exit_code(body)`, with --distributed as one of the job's processes, which all end together."""
+def run_training(config, run: RunConfig, body: Callable[[], object]) -> int:
+    """`run_to_exit_code(body)`, with --distributed as one of the job's processes, which all end together.
 
-    def run() -> None:
-        # It asks JAX for the devices, which have to wait until the processes have found each other.
-        keep_freed_memory()
-        body()
+    Args:
+      config: the task's, which all processes must agree on; run: its part that every task has.
+    """
 
-    where = {name: getattr(config, name) for name in ("coordinator", "num_processes", "process_id")}
+    def noted_body() -> None:
+        with noted(run.workdir):
+            # It asks JAX for the devices, which have to wait until the processes have found each other.
+            keep_freed_memory()
+            body()
 
     def run_joined() -> None:
-        with distributed.joined(**where, patience=config.patience, explain=explain):
+        where = {name: getattr(run, name) for name in ("coordinator", "num_processes", "process_id")}
+        with distributed.joined(**where, patience=run.patience, explain=explain):
             check_processes(config)
-            with noted(config.workdir):
-                run()
+            noted_body()
 
     def run_alone() -> None:
-        patience = None if config.patience == distributed.PATIENCE_SECONDS else config.patience
-        for name, value in {**where, "patience": patience}.items():
-            if value is not None:
-                raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
-        with noted(config.workdir):
-            run()
+        check_alone(run)
+        noted_body()
 
-    if config.distributed:
-        return run_to_exit_code(run_joined)
-    return run_to_exit_code(run_alone)
+    return run_to_exit_code(run_joined if run.distributed else run_alone)
 
 
 _NOTE = "non_finite.json"
@@ -103,30 +98,6 @@ def all_unreadable(batches) -> list[int]:
     return sorted(set().union(*exchange.gather(sorted(batches.unreadable), "unreadable")))
 
 
-class Shard(NamedTuple):
-    """What of a batch one process loads: arguments of the input pipelines."""
-
-    batch_size: int
-    shard_index: int
-    shard_count: int
-
-
-def shard_of(batch_size: int) -> Shard:
-    """This process's share of a batch over all devices."""
-    return Shard(batch_size // jax.process_count(), jax.process_index(), jax.process_count())
-
-
-def check_batch_size(config) -> None:
-    """Raises ValueError for a batch that does not split over devices and micro-batches."""
-    num_devices = jax.device_count()
-    parts = num_devices * max(config.accumulate, 1)
-    if config.batch_size < 1 or config.batch_size % parts:
-        raise ValueError(
-            f"--batch-size {config.batch_size} does not split over {num_devices} devices and "
-            f"--accumulate {config.accumulate}: use a multiple of {parts}"
-        )
-
-
 class Opened(NamedTuple):
     """Where a run stands: its state, the step, whether it was restored, and where to save."""
 
@@ -138,14 +109,14 @@ class Opened(NamedTuple):
 
 @contextlib.contextmanager
 def open_run(
-    config,
+    run: RunConfig,
     state: training.TrainState,
     batches,
     *,
     best_metric: str,
     begin: Callable[[training.TrainState], training.TrainState] = lambda state: state,
 ) -> Iterator[Opened]:
-    """The run in `config.workdir`, where it was left; at its beginning with `begin(state)` otherwise.
+    """The run in `run.workdir`, where it was left; at its beginning with `begin(state)` otherwise.
 
     Args:
       state: fresh; gives the structure.
@@ -157,29 +128,27 @@ def open_run(
       CheckpointError: another model's, or --eval-only without a checkpoint and without --init-from.
       ValueError: the run is beyond --steps.
     """
-    if not (config.resume or config.eval_only):
-        exchange.from_main(lambda: start_anew(config.workdir), "start anew")
+    if not (run.resume or run.eval_only):
+        exchange.from_main(lambda: start_anew(run.workdir), "start anew")
     with contextlib.ExitStack() as closing:
         closing.enter_context(contextlib.closing(batches))
-        checkpoints = training.Checkpoints(
-            config.workdir, keep_last=config.keep_last, best_metric=best_metric
-        )
+        checkpoints = training.Checkpoints(run.workdir, keep_last=run.keep_last, best_metric=best_metric)
         closing.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore_latest(state)
         if restored is None:
-            if config.eval_only and config.init_from is None:
+            if run.eval_only and run.init_from is None:
                 raise training.CheckpointError(
-                    f"{config.workdir} has no checkpoint to evaluate: train there first"
+                    f"{run.workdir} has no checkpoint to evaluate: train there first"
                 )
             begun = begin(state)
             if jax.process_count() > 1:
                 exchange.check_same({"initial state": _fingerprint(begun)})
             yield Opened(begun, 0, False, checkpoints)
             return
-        print(f"resuming from step {restored.step} of {config.workdir}")
-        if not config.eval_only and restored.step > config.steps:
+        print(f"resuming from step {restored.step} of {run.workdir}")
+        if not run.eval_only and restored.step > run.steps:
             raise ValueError(
-                f"{config.workdir} is at step {restored.step}, beyond --steps {config.steps}: give more "
+                f"{run.workdir} is at step {restored.step}, beyond --steps {run.steps}: give more "
                 "--steps, --eval-only, or --no-resume to start anew"
             )
         batches.set_state(restored.iterator_state)
@@ -197,18 +166,18 @@ def keep_begun(opened: Opened, batches, save_config: Callable[[], None]) -> None
         opened.checkpoints.save(opened.step, opened.state, batches.get_state())
 
 
-def check_run(config) -> None:
+def check_run(run: RunConfig) -> None:
     """What can be known of the run before much is made ready for it.
 
     Raises:
       CheckpointError: --eval-only where nothing was trained, and without --init-from.
       ValueError: --init-from of a file that is not there.
     """
-    begun = exchange.from_main((config.workdir / "config.json").exists, "begun")
-    if config.eval_only and not begun and config.init_from is None:
-        raise training.CheckpointError(f"{config.workdir} has no run to evaluate: train there first")
-    if config.init_from is not None and not config.init_from.exists() and not (begun and config.resume):
-        raise ValueError(f"--init-from {config.init_from}: no such file or folder")
+    begun = exchange.from_main((run.workdir / "config.json").exists, "begun")
+    if run.eval_only and not begun and run.init_from is None:
+        raise training.CheckpointError(f"{run.workdir} has no run to evaluate: train there first")
+    if run.init_from is not None and not run.init_from.exists() and not (begun and run.resume):
+        raise ValueError(f"--init-from {run.init_from}: no such file or folder")
 
 
 def start_anew(workdir: pathlib.Path) -> None:

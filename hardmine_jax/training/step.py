@@ -13,8 +13,10 @@ import optax
 
 from hardmine_jax.training.state import TrainState
 
-# (params, batch_stats, batch, key) -> (loss, (new_batch_stats, metrics))
-LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+# (params, batch_stats, batch, key, step) -> (loss, (new_batch_stats, metrics))
+LossFunction = Callable[
+    [Any, Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]
+]
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -31,10 +33,11 @@ def make_train_step(
     devices and micro-batches, and only a mean of means over equal parts is the mean over all.
 
     Args:
-      loss_fn: `(params, batch_stats, batch, key) -> (loss [], (new_batch_stats, metrics))`. The key is
-        the same on every device and in every micro-batch of one step: for draws that differ between
+      loss_fn: `(params, batch_stats, batch, key, step) -> (loss [], (new_batch_stats, metrics))`. The key
+        is the same on every device and in every micro-batch of one step: for draws that differ between
         examples and are yet the same however the batch is split, fold in something of the example,
-        `jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])`.
+        `jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])`. The step, int32 [], is how many
+        updates came before: what changes as training goes on follows from it.
       axis_name: the mapped axis when this runs inside pmap or shard_map, None under plain jit.
       accumulate: how many micro-batches the gradient is averaged over. Micro-batch i holds the examples
         `i::accumulate`, so that it is the same set however many devices the batch is split over.
@@ -79,7 +82,7 @@ def ema_update(average, params, step: jax.Array, *, decay: float):
 def _gradients(loss_fn: LossFunction, state: TrainState, batch, key: jax.Array, accumulate: int):
     def one(batch_stats, part):
         (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, batch_stats, part, key
+            state.params, batch_stats, part, key, state.step
         )
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in {**metrics, "loss": loss}.items()}
         return grads, batch_stats, metrics

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from hardmine_jax import training
+from hardmine_jax.tasks.config_json import change
+from hardmine_jax.tasks.detection import config as detection_config
 from hardmine_jax.tasks.detection import train as detection_train
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.presets import PRESETS
+from hardmine_jax.tasks.trainer import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +40,10 @@ def _check_step(parallel: training.Parallel, state: training.TrainState, batch: 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "laptop"])
 def test_a_pose_preset_trains(preset):
-    skeleton = pose_datasets.SKELETONS["mpii" if preset.startswith("hourglass") else "synthetic"]
+    skeleton = pose_datasets.DATASETS["mpii" if preset.startswith("hourglass") else "synthetic"].skeleton
     config = pose_config.settle(pose_train.parse(["--preset", preset, "--batch-size", "8"]), skeleton)
-    config = dataclasses.replace(config, batch_size=1, dtype="float32", parallel="jit")
-    parallel, state = pose_train.make_trainer(config, skeleton)
+    config = change(config, batch_size=1, dtype="float32", parallel="jit")
+    parallel, state = make_trainer(config.run, pose_config.build(config, skeleton))
     height, width = config.image_size
     rng = np.random.default_rng(0)
     batch = {
@@ -59,10 +62,8 @@ def test_a_detection_preset_trains(model):
     config = detection_train.parse(["--preset", "vgg16", "--model", model, "--dataset", "voc"])
     # Half as many proposals and a shorter side than on an accelerator, for the memory of a CPU machine.
     search = dataclasses.replace(config.search, max_proposals=1000)
-    config = dataclasses.replace(
-        config, batch_size=1, parallel="jit", image_size=(608, 1024), search=search, max_boxes=10
-    )
-    parallel, state = detection_train.make_trainer(config, 20)
+    config = change(config, batch_size=1, parallel="jit", image_size=(608, 1024), search=search, max_boxes=10)
+    parallel, state = make_trainer(config.run, detection_config.build(config, 20).of_run)
     rng = np.random.default_rng(0)
     boxes = [np.sort(rng.uniform(0, 600, (1, count, 2, 2)), 2).reshape(1, count, 4) for count in (1000, 10)]
     batch = {

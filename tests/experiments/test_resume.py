@@ -23,6 +23,7 @@ from hardmine_jax.data.pose import synthetic
 from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.trainer import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +143,7 @@ def _losses(kind: str, devices: int, batches: list[dict], monkeypatch) -> np.nda
     some = functools.partial(training.parallelise, devices=jax.devices()[:devices])
     with monkeypatch.context() as patch:
         patch.setattr(training, "parallelise", some)
-        parallel, state = pose_train.make_trainer(config, COCO_SKELETON)
+        parallel, state = make_trainer(config.run, pose_config.build(config, COCO_SKELETON))
     assert (parallel.kind, parallel.num_devices) == (kind, devices)
     state, losses = parallel.put_state(state), []
     for batch in batches:

@@ -45,8 +45,10 @@ from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage  # no
 from hardmine_jax.models.torch_files import read_torch_file  # noqa: E402
 from hardmine_jax.models.torch_weights import WeightsError  # noqa: E402
 from hardmine_jax.tasks.charts import series  # noqa: E402
+from hardmine_jax.tasks.config_json import change  # noqa: E402
 from hardmine_jax.tasks.detection import config as detection_config  # noqa: E402
 from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.tasks.pose.protocol import score_heads  # noqa: E402
 from hardmine_jax.training.metrics_log import mean_speed  # noqa: E402
 
 TIME_LIMIT = 10
@@ -225,7 +227,7 @@ def read_mpii(folder: pathlib.Path) -> Skipped:
 
 def read_mpii_truth(folder: pathlib.Path) -> None:
     truth = mpii.load_truth(folder)
-    mpii.score(np.zeros((3, 16, 2)), np.arange(3), truth)
+    score_heads(np.zeros((3, 16, 2)), np.arange(3), truth)
 
 
 def make_image(folder: pathlib.Path, suffix: str, *, progressive: bool = False) -> pathlib.Path:
@@ -273,7 +275,9 @@ def read_latest(folder: pathlib.Path) -> Skipped | None:
 
 
 def make_pose_config(folder: pathlib.Path) -> pathlib.Path:
-    pose_config.save_config(pose_config.Config(workdir=folder, steps=3, k=8), coco_keypoints.COCO_SKELETON)
+    pose_config.save_config(
+        change(pose_config.Config(), workdir=folder, steps=3, k=8), coco_keypoints.COCO_SKELETON
+    )
     return folder / "config.json"
 
 
@@ -282,7 +286,7 @@ def read_pose_config(folder: pathlib.Path) -> None:
 
 
 def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
-    detection_config.save_config(detection_config.Config(workdir=folder), ("dog", "cat"))
+    detection_config.save_config(change(detection_config.Config(), workdir=folder), ("dog", "cat"))
     return folder / "config.json"
 
 

@@ -68,7 +68,7 @@ def batch(index):
 def make_step(axis_name, accumulate=1):
     net = Net(axis_name)
 
-    def loss_fn(params, batch_stats, batch, key):
+    def loss_fn(params, batch_stats, batch, key, step):
         variables = {"params": params, "batch_stats": batch_stats}
         predicted, new = net.apply(variables, batch["images"], train=True, mutable=["batch_stats"])
         noise = 0.01 * jax.random.normal(key, (4,))

@@ -147,7 +147,7 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
 def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwargs):
     """Fits one number; at step `bad_at` the metric or the loss is infinite, after `spoiled_by` the number."""
 
-    def loss_fn(params, batch_stats, batch, key):
+    def loss_fn(params, batch_stats, batch, key, step):
         bad = batch["i"][0] + 1 == (bad_at or -1)
         loss = (params["w"] ** 2).sum()
         extra = np.ones(3, np.float32) + 0 * loss

@@ -91,7 +91,7 @@ def test_state_is_donated_but_the_callers_is_not(tiny, kind):
 
 def test_statistics_without_synchronised_batchnorm_are_the_same_on_every_device(tiny):
     def make_step(axis_name):
-        def loss_fn(params, batch_stats, batch, key):
+        def loss_fn(params, batch_stats, batch, key, step):
             return (params["Dense_0"]["bias"] ** 2).sum(), ({"mean": batch["images"].mean()}, {})
 
         return make_train_step(loss_fn, axis_name=axis_name)

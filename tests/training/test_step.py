@@ -8,7 +8,7 @@ import pytest
 from hardmine_jax.training import create_state, ema_update, evaluation_variables, make_train_step
 
 
-def linear_loss(params, batch_stats, batch, key):
+def linear_loss(params, batch_stats, batch, key, step):
     predicted = batch["x"] @ params["w"]
     losses = jnp.square(predicted - batch["y"])
     return losses.mean(), (batch_stats, {"seen": jnp.int32(3), "per_output": losses.mean(0)})
@@ -28,7 +28,7 @@ def linear_batch(size=12):
 def test_step_is_gradient_and_optimizer_update():
     state, batch = linear_state(), linear_batch()
     new, metrics = make_train_step(linear_loss)(state, batch)
-    loss, grads = jax.value_and_grad(lambda p: linear_loss(p, {}, batch, None)[0])(state.params)
+    loss, grads = jax.value_and_grad(lambda p: linear_loss(p, {}, batch, None, 0)[0])(state.params)
     updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
     chex.assert_trees_all_close(new.params, optax.apply_updates(state.params, updates), atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
@@ -57,7 +57,7 @@ def test_accumulation_equals_whole_batch(accumulate):
 
 
 def test_accumulation_threads_batch_statistics_through_strided_parts():
-    def loss_fn(params, batch_stats, batch, key):
+    def loss_fn(params, batch_stats, batch, key, step):
         return (params["w"] ** 2).sum(), ({"last": batch["i"], "calls": batch_stats["calls"] + 1}, {})
 
     state = linear_state().replace(batch_stats={"last": jnp.zeros(3, jnp.int32), "calls": jnp.int32(0)})
@@ -67,7 +67,7 @@ def test_accumulation_threads_batch_statistics_through_strided_parts():
 
 
 def test_key_changes_from_step_to_step_only():
-    def loss_fn(params, batch_stats, batch, key):
+    def loss_fn(params, batch_stats, batch, key, step):
         return (params["w"] ** 2).sum(), (batch_stats, {"draw": jax.random.uniform(key)})
 
     step, state = make_train_step(loss_fn), linear_state()
@@ -75,6 +75,18 @@ def test_key_changes_from_step_to_step_only():
     _, second = step(new, linear_batch())
     assert float(first["draw"]) == float(jax.random.uniform(jax.random.fold_in(state.key, 0)))
     assert float(first["draw"]) != float(second["draw"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_function_is_given_the_step(accumulate):
+    def loss_fn(params, batch_stats, batch, key, step):
+        return step * params["w"].sum(), (batch_stats, {"seen": step})
+
+    step, state = jax.jit(make_train_step(loss_fn, accumulate=accumulate)), linear_state()
+    for number in range(3):
+        state, metrics = step(state, linear_batch())
+        assert int(metrics["seen"]) == number
+        assert float(metrics["grad_norm"]) == pytest.approx(number * np.sqrt(state.params["w"].size))
 
 
 def test_ema_formula():

@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterator
 
 from hardmine_jax.data.code_hash import code_hash
-from hardmine_jax.data.pictures import Person, Picture
 from hardmine_jax.data.pose import rendering
 from hardmine_jax.data.pose.coco import COCO_SKELETON
-from hardmine_jax.data.pose.records import PoseDataset, prepare
+from hardmine_jax.data.pose.records import Person, Picture, PoseDataset, prepare
 
 
 def load(

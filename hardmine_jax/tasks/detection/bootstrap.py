@@ -9,15 +9,19 @@ by one number, image * max_proposals + its place among the image's proposals.
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax import training
+from hardmine_jax.job import exchange
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.mining import hard_pool
+from hardmine_jax.tasks.config_json import write_json
+from hardmine_jax.tasks.run import Opened, told_of_errors
 
 # A false positive is a background proposal that some class claims at this score.
 _MIN_SCORE = 0.1
@@ -32,6 +36,37 @@ def round_ends(steps: int, rounds: int) -> list[int]:
     return [round(steps * (number + 1) / rounds) for number in range(rounds)]
 
 
+def fit_in_rounds(
+    fit: Callable[..., training.FitResult],
+    opened: Opened,
+    ends: Sequence[int],
+    batches: "PooledBatches",
+    grow: Callable[[training.TrainState, int], None],
+    *,
+    get: Callable,
+) -> training.FitResult:
+    """The training in rounds, before each of which but the first `grow(state, number)` adds to the pool.
+
+    Args:
+      fit: `(state, end=step)` -> what `training.fit` gives.
+      opened: where the run stands.
+      ends: what `round_ends` gives.
+      get: takes a state off the devices.
+    """
+    state, step = opened.state, opened.step
+    for number, end in enumerate(ends):
+        if step >= end and end < ends[-1]:
+            continue
+        # A run that goes on within a round has its pool already.
+        if number and step < end and number > batches.number:
+            grow(state, number)
+        fitted = fit(state, end=end)
+        state, step = get(fitted.state), fitted.step
+        if fitted.stopped:
+            break
+    return fitted
+
+
 class PooledBatches:
     """Training batches that say which proposals are in the pool: "pool" bool [B, P].
 
@@ -44,7 +79,7 @@ class PooledBatches:
     """
 
     def __init__(self, batches, pool: hard_pool.HardPool, *, max_proposals: int):
-        self._batches, self._max_proposals = batches, max_proposals
+        self._batches, self.max_proposals = batches, max_proposals
         self.number = 0
         self.set_pool(pool, number=0)
 
@@ -55,8 +90,8 @@ class PooledBatches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)
-        places = np.arange(self._max_proposals, dtype=np.int64)
-        wanted = batch["index"].astype(np.int64)[:, None] * self._max_proposals + places
+        places = np.arange(self.max_proposals, dtype=np.int64)
+        wanted = batch["index"].astype(np.int64)[:, None] * self.max_proposals + places
         found = np.searchsorted(self._members, wanted).clip(max=len(self._members) - 1)
         return {**batch, "pool": self._members[found] == wanted}
 
@@ -123,6 +158,25 @@ def grow_pool(
     members = int((np.asarray(pool.negatives.indices) >= 0).sum())
     seconds = round(time.perf_counter() - started, 3)
     return pool, {"false_positives": found, "members": members, "seconds": seconds}
+
+
+def grow(
+    workdir: pathlib.Path,
+    batches: PooledBatches,
+    search: Callable[[dict], dict],
+    images: Iterable[dict],
+    *,
+    number: int,
+    step: int,
+) -> None:
+    """The pool of a round, counted from 0; what was found goes to rounds.json. See `grow_pool`."""
+    pool, found = grow_pool(batches.pool, search, images, max_proposals=batches.max_proposals)
+    batches.set_pool(pool, number=number)
+    rounds = exchange.from_main(lambda: read_rounds(workdir), "rounds")
+    found = {"round": number + 1, "after_step": step, **found}
+    with told_of_errors(workdir / "rounds.json"):
+        write_json(workdir / "rounds.json", [*rounds[: number - 1], found])
+    print(f"round {number + 1}: {found['false_positives']} false positives, {found['members']} in the pool")
 
 
 def read_rounds(workdir: pathlib.Path) -> list[dict]:

@@ -1,6 +1,8 @@
 """The detection datasets by name, and their proposals."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
@@ -8,11 +10,33 @@ from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.tasks.detection.config import Config
 from hardmine_jax.tasks.flags import check_data_flags, tell_skipped
 
-DATASETS = ("synthetic", "voc", "coco")
-_DATA_FLAGS = {
-    "synthetic": (),
-    "voc": ("data_dir", "train_split", "validation_split"),
-    "coco": ("annotations", "images", "validation_annotations", "validation_images"),
+
+class Dataset(NamedTuple):
+    """A row of DATASETS.
+
+    Attributes:
+      load: the dataset that a config's flags name, prepared.
+      flags: of a config that it reads.
+    """
+
+    load: Callable[[Config], DetectionDataset]
+    flags: tuple[str, ...] = ()
+
+
+def _load_voc(config: Config) -> DetectionDataset:
+    splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
+    return voc.load(config.data_dir, **splits, cache_dir=config.run.cache_dir)
+
+
+def _load_coco(config: Config) -> DetectionDataset:
+    given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    return coco.load(cache_dir=config.run.cache_dir, **given)
+
+
+DATASETS: Mapping[str, Dataset] = {
+    "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
+    "voc": Dataset(_load_voc, ("data_dir", "train_split", "validation_split")),
+    "coco": Dataset(_load_coco, ("annotations", "images", "validation_annotations", "validation_images")),
 }
 
 
@@ -23,19 +47,9 @@ def load_dataset(config: Config) -> DetectionDataset:
       ValueError: a flag that the dataset does not use.
       DataError: there is no such data.
     """
-    check_data_flags(config, _DATA_FLAGS, config.dataset, "change --dataset")
-    if config.dataset == "synthetic":
-        return synthetic.load(cache_dir=config.cache_dir)
-    if config.dataset == "voc":
-        splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
-        return voc.load(config.data_dir, **splits, cache_dir=config.cache_dir)
-    return coco.load(
-        config.annotations,
-        config.images,
-        validation_annotations=config.validation_annotations,
-        validation_images=config.validation_images,
-        cache_dir=config.cache_dir,
-    )
+    used = {name: row.flags for name, row in DATASETS.items()}
+    check_data_flags(config, used, config.dataset, "change --dataset")
+    return DATASETS[config.dataset].load(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +64,7 @@ def find_proposals(config: Config, dataset: DetectionDataset) -> SplitProposals:
     """Selective search over both splits, or what it found before; tells of images without any."""
     found = SplitProposals(
         *(
-            prepare(source, config.search, cache_dir=config.cache_dir)
+            prepare(source, config.search, cache_dir=config.run.cache_dir)
             for source in (dataset.train, dataset.validation)
         )
     )

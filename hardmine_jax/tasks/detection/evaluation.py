@@ -20,7 +20,7 @@ from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
-from hardmine_jax.tasks.run import Shard
+from hardmine_jax.tasks.run_config import Shard
 
 
 @dataclasses.dataclass(frozen=True)

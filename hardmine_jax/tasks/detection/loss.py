@@ -21,7 +21,7 @@ from hardmine_jax.tasks.detection.rois import Mining, Rois, choose_rois, draw_ro
 def make_loss(
     model: nn.Module, mining: Mining
 ) -> Callable[..., tuple[jax.Array, tuple[dict, dict[str, jax.Array]]]]:
-    """The training loss `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
+    """The training loss `(params, batch_stats, batch, key, step) -> (loss, (batch_stats, metrics))`.
 
     Every sum over RoIs is divided by a fixed number an image, so that devices average exactly.
 
@@ -30,7 +30,7 @@ def make_loss(
         the losses of all are known `loss_captured`, the kept ones' part of their sum.
     """
 
-    def loss_function(params, batch_stats, batch, key):
+    def loss_function(params, batch_stats, batch, key, step):
         variables = {"params": params, "batch_stats": batch_stats}
         images = normalise_images(batch["image"])
         features, updated = model.apply(

@@ -19,13 +19,11 @@ import jax
 import numpy as np
 import tyro
 
-from hardmine_jax import training
 from hardmine_jax.data.detection.batches import detection_evaluation_batches
 from hardmine_jax.data.detection.proposals import search_image
 from hardmine_jax.detection import Detections
-from hardmine_jax.tasks.config_json import find_workdir
 from hardmine_jax.tasks.detection import pictures
-from hardmine_jax.tasks.detection.config import Config, load_config, make_predict
+from hardmine_jax.tasks.detection.config import TrainedRun, load_run
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
@@ -60,11 +58,9 @@ class Photo(NamedTuple):
     image_id: int
 
 
-def find_objects(
-    config: Config, classes: Sequence[str], variables: dict, photos: Sequence[Photo]
-) -> Iterator[Detections]:
+def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detections]:
     """What is found on each photo, best first, boxes in its pixels."""
-    predict = jax.jit(make_predict(config, len(classes)))
+    config, predict = run.config, jax.jit(run.predict)
     batches = detection_evaluation_batches(
         [_record(photo, index) for index, photo in enumerate(photos)],
         lambda index: search_image(photos[index].encoded, config.search),
@@ -75,7 +71,7 @@ def find_objects(
         short_side=max(config.augment.short_sides, default=None),
     )
     for batch in batches:
-        outputs = jax.device_get(predict(variables, {name: batch[name] for name in PREDICTED_FROM}))
+        outputs = jax.device_get(predict(run.variables, {name: batch[name] for name in PREDICTED_FROM}))
         for place in np.flatnonzero(batch["where"]):
             keep = outputs["where"][place]
             yield Detections(*(outputs[name][place][keep] for name in Detections._fields))
@@ -100,16 +96,15 @@ def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
     if not config.images:
         raise InputError("no image: name at least one file")
-    workdir = find_workdir(config.checkpoint, script="detection_ohem")
-    trained, classes = load_config(workdir)
+    trained = load_run(config.checkpoint)
+    classes = trained.classes
     photos = [
         Photo(path, *read_photo(path), photo_id(path, position))
         for position, path in enumerate(config.images, start=1)
     ]
-    variables = training.load_variables(config.checkpoint, which="best")
     config.output.mkdir(parents=True, exist_ok=True)
     names = picture_names(config.images)
-    results, everything = [], find_objects(trained, classes, variables, photos)
+    results, everything = [], find_objects(trained, photos)
     for photo, name, found in zip(photos, names, everything, strict=True):
         sure = found.scores >= config.min_score
         boxes, scores, labels = (column[sure] for column in found)

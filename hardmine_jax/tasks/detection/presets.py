@@ -3,10 +3,12 @@
 from hardmine_jax import training
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig
 from hardmine_jax.data.detection.proposals import SearchConfig
+from hardmine_jax.tasks.config_json import change
 from hardmine_jax.tasks.detection.config import Config, PresetName
 
 # The laptop preset on photographs: half a VGA picture.
-_PHOTOGRAPHS = Config(
+_PHOTOGRAPHS = change(
+    Config(),
     image_size=(240, 320),
     k=64,
     steps=1000,
@@ -14,7 +16,8 @@ _PHOTOGRAPHS = Config(
     evaluate_images=40,
     search=SearchConfig(max_proposals=600, scale=0.5),
 )
-_VGG16 = Config(
+_VGG16 = change(
+    Config(),
     preset="vgg16",
     model="vgg16",
     image_size=(1024, 1024),
@@ -33,6 +36,9 @@ _VGG16 = Config(
     search=SearchConfig(max_proposals=2000),
     augment=DetectionAugmentConfig(short_sides=(600,), colour=0.0),
 )
+
+# The first is the default.
+PRESETS: tuple[PresetName, ...] = ("laptop", "vgg16")
 
 
 def defaults(preset: PresetName, dataset: str) -> Config:

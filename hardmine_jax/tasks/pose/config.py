@@ -1,25 +1,31 @@
 """What a pose run is asked to do, and the network, loss and prediction that follow from it."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import sys
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.pose.augment import AugmentConfig
-from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import plain, read_config, write_json
+from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
 from hardmine_jax.tasks.flags import check_counts, flag
-from hardmine_jax.tasks.pose import networks, predict
-from hardmine_jax.tasks.pose.loss import Head
-from hardmine_jax.tasks.pose.networks import OWN_INPUTS, Early, HRNetConfig, Inputs
-from hardmine_jax.tasks.run import check_batch_size
+from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
+from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
+from hardmine_jax.tasks.pose.predict import make_predict
+from hardmine_jax.tasks.run_config import RunConfig, check_run_config
+from hardmine_jax.tasks.trainer import Functions
+from hardmine_jax.training import LossFunction, OptimizerConfig
 
 PresetName = Literal[
     "laptop", "hrnet_w32", "hrnet_w48", "hrnet_w32_384", "hrnet_w48_384", "simple_baseline_50",
@@ -46,55 +52,28 @@ class Config:
       sigmas: OKS constants, one a keypoint, over the file's own.
       flip_pairs: names that a mirror swaps, two by two, over those found by left/right in the names.
       edges: names that a line joins, two by two, over the file's own.
-      cache_dir: where prepared data lies; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
-      workdir: everything that the run writes; runs/pose_<dataset>_<preset> by default.
       model: the network.
-      init_from: weights to start from: a published file of HRNet, SimpleBaseline or a ResNet (.pth,
-        .safetensors, .npz), or the --workdir of a run; what does not fit keeps its initial value and is told.
       image_size: height and width of the crops, multiples of 32 (64 for the published hourglasses).
       mining: which labelled keypoints of each image carry the gradient.
       k: how many (ohkm, random), or at least how many (threshold); by default two thirds of the keypoints,
         at most the 8 of CPN.
       k_schedule: constant, or k falls from all keypoints to --k, linearly or as a cosine.
       k_steps: share of the run over which it falls.
+      easy_weight: of the loss over all labelled keypoints, as --mining none has it, added to the mined one:
+        easy keypoints keep a gradient.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
       mined_heads: of a network with several heatmaps, those that --mining is for: refine are CPN's RefineNet
         or the last hourglass, global the heatmaps before.
       supervised_heads: those that are in the loss; refine always is.
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       global_sigmas: the same for the heatmaps before the last; by default wider by as much as published.
-      batch_size: images a step, over all devices and processes.
-      accumulate: micro-batches a step is split into, to save memory.
-      steps: length of the run, by default the preset's for the dataset. The preset's warm-up is at most a
-        tenth of it.
-      seed: of weights, order and augmentation.
-      dtype: of the computation; weights stay float32.
-      ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
-      sync_batch_norm: batch statistics over all devices (jit always does).
-      parallel: how the step runs on the devices.
-      num_workers: input processes; 0 reads in two threads.
-      distributed: this is one process of a job of several, started with the same flags, which share every
-        batch (launch/README.md).
-      coordinator: HOST:PORT of process 0. This and the next two only where JAX does not find them by itself,
-        as it does on Cloud TPU and under Slurm.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
-      patience: seconds that a process may keep the others waiting in training before it counts as hanging and
-        the job ends, to be started again; 0 waits for ever.
-      resume: go on from the last checkpoint in --workdir.
-      eval_only: no training, evaluate the last checkpoint.
-      evaluate_every: steps between evaluations on --evaluate-people people, beside those after the first
-        and the last step; 0 only those.
-      evaluate_people: validation people in those; the last evaluation takes all.
-      checkpoint_every: steps between checkpoints; 0 with evaluations only.
-      log_every: steps between log lines.
-      keep_last: latest checkpoints kept, beside the best.
+      evaluate_people: validation people that are evaluated while training; the last evaluation takes all.
       boxes: COCO results JSON of a person detector: the last evaluation is by COCO's procedure on these, too.
       inputs: how the network sees images and pixels, for networks that released code trained.
       decode: heatmap maxima to coordinates.
       flip_test: average with the mirrored image's heatmaps when evaluating.
-      optimizer: optimizer and learning rate.
       augment: how training examples are varied.
+      run: what every run has.
     """
 
     preset: PresetName = "laptop"
@@ -108,66 +87,88 @@ class Config:
     sigmas: tuple[float, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     edges: tuple[tuple[str, str], ...] | None = None
-    cache_dir: pathlib.Path | None = None
-    workdir: pathlib.Path | None = None
     model: networks.ModelName = "laptop"
-    init_from: pathlib.Path | None = None
     hrnet: HRNetConfig = HRNetConfig()
     image_size: tuple[int, int] = (96, 96)
-    mining: Literal["none", "ohkm", "random", "threshold"] = "ohkm"
+    mining: MiningName = "ohkm"
     k: int | None = None
     k_schedule: Literal["constant", "linear", "cosine"] = "constant"
     k_steps: float = 0.5
+    easy_weight: float = 0.0
     min_loss: float = 0.25
     mined_heads: tuple[Head, ...] = ("refine",)
     supervised_heads: tuple[Head, ...] = ("global", "refine")
     heatmap_sigma: float = 1.5
     global_sigmas: tuple[float, ...] | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    steps: int | None = None
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float = 0.998
-    sync_batch_norm: bool = True
-    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
-    num_workers: int = 0
-    distributed: bool = False
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    patience: float = PATIENCE_SECONDS
-    resume: bool = True
-    eval_only: bool = False
-    evaluate_every: int = 200
     evaluate_people: int = 200
-    checkpoint_every: int = 200
-    log_every: int = 20
-    keep_last: int = 2
     boxes: pathlib.Path | None = None
     inputs: Inputs = OWN_INPUTS
     decode: Literal["dark", "quarter", "argmax"] = "dark"
     flip_test: bool = True
-    optimizer: training.OptimizerConfig = training.OptimizerConfig(
-        name="adamw", learning_rate=4e-3, warmup_steps=100, weight_decay=0.01, clip_norm=1.0
-    )
     augment: AugmentConfig = AugmentConfig(scale=0.25, rotation=30.0, half_body_probability=0.0)
-
-
-def make_model(config: Config, num_keypoints: int, *, axis_name: str | None = None) -> nn.Module:
-    """The network that the config asks for."""
-    return networks.make_model(
-        config.model, num_keypoints, dtype=config.dtype, axis_name=axis_name, hrnet=config.hrnet
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig(
+        batch_size=32,
+        ema_decay=0.998,
+        optimizer=OptimizerConfig(
+            name="adamw", learning_rate=4e-3, warmup_steps=100, weight_decay=0.01, clip_norm=1.0
+        ),
     )
 
 
-def make_predict(config: Config, skeleton: Skeleton):
-    """`(variables, images) -> keypoints and scores` as the config asks for; see `predict.make_predict`."""
-    model = make_model(config, skeleton.num_keypoints)
-    return predict.make_predict(
-        model, skeleton, sigma=config.heatmap_sigma, decode=config.decode, flip_test=config.flip_test,
+def make_model(config: Config, num_keypoints: int, axis_name: str | None = None) -> nn.Module:
+    """The network that the config asks for; batch statistics over a mapped axis where one is named."""
+    options = dict(dtype=config.run.dtype, axis_name=axis_name, ablations=config.hrnet)
+    return networks.make_model(config.model, num_keypoints, **options)
+
+
+def build(config: Config, skeleton: Skeleton) -> Functions:
+    """What a settled config comes to."""
+
+    model_for = functools.partial(make_model, config, skeleton.num_keypoints)
+
+    def loss_for(axis_name: str | None) -> LossFunction:
+        synchronised = model_for(axis_name if config.run.sync_batch_norm else None)
+        mining, supervision = mining_of(config, skeleton.num_keypoints), supervision_of(config)
+        return make_loss(synchronised, mining, supervision, inputs=config.inputs, axis_name=axis_name)
+
+    model = model_for()
+    predict = make_predict(
+        model,
+        skeleton,
+        sigma=config.heatmap_sigma,
+        decode=config.decode,
+        flip_test=config.flip_test,
         inputs=config.inputs,
-    )  # fmt: skip
+    )
+    return Functions(
+        apply=model.apply,
+        init=lambda key: model.init(key, jnp.zeros((1, *config.image_size, 3))),
+        loss_for=loss_for,
+        predict=predict,
+        published=networks.NETWORKS[config.model].published,
+    )
+
+
+def mining_of(config: Config, num_keypoints: int) -> Mining:
+    """What --mining and the flags beside it ask for."""
+    steps = max(1, round(config.k_steps * config.run.steps))
+
+    def k_at(step: jax.Array) -> int | jax.Array:
+        if config.k_schedule == "constant":
+            return config.k
+        return schedule(step, start=num_keypoints, k=config.k, steps=steps, shape=config.k_schedule)
+
+    return Mining(config.mining, k_at, config.min_loss, config.easy_weight)
+
+
+def supervision_of(config: Config) -> Supervision:
+    """What the heatmaps are to be, as the flags ask for."""
+    early = networks.NETWORKS[config.model].early(config.heatmap_sigma)
+    if config.global_sigmas is not None:
+        early = early._replace(sigmas=config.global_sigmas)
+    return Supervision(
+        config.heatmap_sigma, early, config.supervised_heads, config.mined_heads, config.inputs.origin
+    )
 
 
 def settle(config: Config, skeleton: Skeleton) -> Config:
@@ -183,21 +184,25 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise ValueError(
             f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
         )
+    if not 0 <= config.easy_weight < math.inf:
+        raise ValueError(f"--easy-weight {config.easy_weight} must be at least 0 and finite")
+    if config.mining == "none" and config.easy_weight:
+        raise ValueError(
+            f"--easy-weight {config.easy_weight} means nothing to --mining none, which keeps all: drop one"
+        )
     if not 0 < config.k_steps <= 1:
         raise ValueError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
-    check_batch_size(config)
-    multiple = networks.side_multiple(config.model)
+    check_run_config(config.run)
+    multiple = networks.NETWORKS[config.model].side_multiple
     if any(side < multiple or side % multiple for side in config.image_size):
         raise ValueError(
             f"--image-size {config.image_size}: height and width must be multiples of {multiple}"
         )
     check_heads(config)
-    least = {"accumulate": 1, "steps": 1, "log_every": 1, "evaluate_people": 1, "keep_last": 1}
-    check_counts(config, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
-    if not (0 < config.heatmap_sigma < math.inf and 0 <= config.ema_decay < 1 and config.min_loss >= 0):
+    check_counts(config, {"evaluate_people": 1})
+    if not (0 < config.heatmap_sigma < math.inf and config.min_loss >= 0):
         raise ValueError(
-            f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --ema-decay {config.ema_decay} "
-            f"in [0, 1), --min-loss {config.min_loss} at least 0"
+            f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
         )
     mirrored = config.augment.flip_probability > 0 or config.flip_test
     if mirrored and not skeleton.flip_pairs and num_keypoints > 1:
@@ -211,7 +216,7 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
 
 def check_heads(config: Config) -> None:
     """Raises ValueError for heads that the network does not have, or that would leave it untrained."""
-    early = networks.early_heatmaps(config.model, sigma=config.heatmap_sigma)
+    early = networks.NETWORKS[config.model].early(config.heatmap_sigma)
     default = Config()
     for name in ("mined_heads", "supervised_heads", "global_sigmas"):
         if not early.sigmas and getattr(config, name) != getattr(default, name):
@@ -231,30 +236,16 @@ def check_heads(config: Config) -> None:
             f"--global-sigmas {' '.join(map(str, sigmas))}: {config.model} needs {len(early.sigmas)}, above 0"
         )
     hrnet = config.hrnet
-    if hrnet != HRNetConfig() and networks.split(config.model)[0] != "hrnet":
+    if hrnet != HRNetConfig() and not networks.NETWORKS[config.model].is_hrnet:
         raise ValueError(f"--hrnet.* means nothing to {config.model}: drop it, or change --model")
     if not 0 <= hrnet.heatmap_branch <= 3:
         raise ValueError(f"--hrnet.heatmap-branch {hrnet.heatmap_branch} must lie in 0 .. 3")
 
 
-def k_at(step: jax.Array, config: Config, num_keypoints: int) -> int | jax.Array:
-    """How many keypoints of an image are kept at a step, counted from 0: traced unless it is constant."""
-    if config.k_schedule == "constant":
-        return config.k
-    steps = max(1, round(config.k_steps * config.steps))
-    return schedule(step, start=num_keypoints, k=config.k, steps=steps, shape=config.k_schedule)
-
-
-def early_heatmaps(config: Config) -> Early:
-    """How the heatmaps before the last are supervised."""
-    early = networks.early_heatmaps(config.model, sigma=config.heatmap_sigma)
-    return early if config.global_sigmas is None else early._replace(sigmas=config.global_sigmas)
-
-
 def save_config(config: Config, skeleton: Skeleton) -> None:
     """config.json: what prediction needs beside the weights."""
     content = {"config": plain(config), "skeleton": plain(skeleton)}
-    write_json(config.workdir / "config.json", content)
+    write_json(config.run.workdir / "config.json", content)
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
@@ -265,3 +256,30 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     """
     config, skeleton = read_config(workdir, {"config": Config, "skeleton": Skeleton}, script="pose_ohkm")
     return config, skeleton
+
+
+class TrainedRun(NamedTuple):
+    """A run to predict with, to export or to score.
+
+    Attributes:
+      config: of the training; skeleton: what it was trained on.
+      variables: of one of its checkpoints.
+      predict: `(variables, images) -> keypoints and scores`, see `predict.make_predict`.
+    """
+
+    config: Config
+    skeleton: Skeleton
+    variables: dict
+    predict: Callable[[dict, jax.Array], dict[str, jax.Array]]
+
+
+def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
+    """The run in a workdir, or one checkpoint of it.
+
+    Raises:
+      DataError: no run of this task is there.
+      CheckpointError: it has no checkpoint that can be read.
+    """
+    config, skeleton = load_config(find_workdir(checkpoint, script="pose_ohkm"))
+    variables = training.load_variables(checkpoint, which=which)
+    return TrainedRun(config, skeleton, variables, build(config, skeleton).predict)

@@ -1,23 +1,61 @@
 """The pose datasets by name."""
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 from hardmine_jax.data.pose import coco, lspet, mpii, synthetic
 from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.flags import check_data_flags
 from hardmine_jax.tasks.pose.config import Config
 
-# Steps of the laptop preset: under 5 minutes on 2 CPU cores (synthetic), under 20 (photographs).
-LAPTOP_STEPS = {"synthetic": 700, "lspet": 3600, "coco": 3600, "mpii": 3600}
-SKELETONS = {
-    "synthetic": coco.COCO_SKELETON, "lspet": lspet.LSP_SKELETON, "mpii": mpii.MPII_SKELETON,
-}  # fmt: skip
-_DATA_FLAGS = {
-    "synthetic": (),
-    "lspet": ("data_dir",),
-    "mpii": ("data_dir",),
-    "COCO 2017": ("data_dir",),
-    "coco": (
-        "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
-        "flip_pairs", "edges",
+
+class Dataset(NamedTuple):
+    """A row of DATASETS.
+
+    Attributes:
+      load: the dataset that a config's flags name, prepared.
+      flags: of a config that it reads.
+      steps: of the laptop preset: under 5 minutes on 2 CPU cores (made-up people), under 20 (photographs).
+      skeleton: where it is known before anything is read.
+    """
+
+    load: Callable[[Config], PoseDataset]
+    flags: tuple[str, ...] = ()
+    steps: int = 3600
+    skeleton: Skeleton | None = None
+
+
+def _load_coco(config: Config) -> PoseDataset:
+    given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    return coco.load(cache_dir=config.run.cache_dir, **given)
+
+
+DATASETS: Mapping[str, Dataset] = {
+    "synthetic": Dataset(
+        lambda config: synthetic.load(cache_dir=config.run.cache_dir),
+        steps=700,
+        skeleton=coco.COCO_SKELETON,
+    ),
+    "lspet": Dataset(
+        lambda config: lspet.load(config.data_dir, cache_dir=config.run.cache_dir),
+        ("data_dir",),
+        skeleton=lspet.LSP_SKELETON,
+    ),
+    "coco": Dataset(
+        _load_coco,
+        (
+            "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
+            "flip_pairs", "edges",
+        ),
+    ),
+    "mpii": Dataset(
+        lambda config: mpii.load(config.data_dir, cache_dir=config.run.cache_dir),
+        ("data_dir",),
+        skeleton=mpii.MPII_SKELETON,
+    ),
+    "COCO 2017": Dataset(
+        lambda config: coco.load_official(config.data_dir, cache_dir=config.run.cache_dir), ("data_dir",)
     ),
 }  # fmt: skip
 
@@ -32,15 +70,5 @@ def load_dataset(config: Config) -> PoseDataset:
     official = config.dataset == "coco" and config.annotations is None and config.images is None
     kind = "COCO 2017" if official else config.dataset
     advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
-    check_data_flags(config, _DATA_FLAGS, kind, advice)
-    if kind == "synthetic":
-        return synthetic.load(cache_dir=config.cache_dir)
-    if kind == "lspet":
-        return lspet.load(config.data_dir, cache_dir=config.cache_dir)
-    if kind == "mpii":
-        return mpii.load(config.data_dir, cache_dir=config.cache_dir)
-    if official:
-        return coco.load_official(config.data_dir, cache_dir=config.cache_dir)
-    return coco.load(
-        cache_dir=config.cache_dir, **{name: getattr(config, name) for name in _DATA_FLAGS["coco"]}
-    )
+    check_data_flags(config, {name: row.flags for name, row in DATASETS.items()}, kind, advice)
+    return DATASETS[kind].load(config)

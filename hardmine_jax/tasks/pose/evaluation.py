@@ -18,7 +18,7 @@ from hardmine_jax.tasks.pose.people import People, read_people
 from hardmine_jax.tasks.pose.predict import predict_people
 from hardmine_jax.tasks.pose.score import correct_keypoints, score
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
-from hardmine_jax.tasks.run import Shard
+from hardmine_jax.tasks.run_config import Shard
 
 # In pixels of the crop that is drawn on.
 _PICTURE_HEIGHT = 384

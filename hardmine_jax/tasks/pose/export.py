@@ -26,11 +26,9 @@ import jax.export
 import jax.numpy as jnp
 import tyro
 
-from hardmine_jax import training
-from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import find_workdir, write_json
+from hardmine_jax.tasks.config_json import write_json
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.pose.config import Config, load_config, make_predict
+from hardmine_jax.tasks.pose.config import TrainedRun, load_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,35 +49,29 @@ class ExportConfig:
 
 
 def export(
-    config: Config,
-    skeleton: Skeleton,
-    variables: dict,
-    *,
-    batch: int | None = None,
-    platforms: Sequence[str] = (),
+    run: TrainedRun, *, batch: int | None = None, platforms: Sequence[str] = ()
 ) -> jax.export.Exported:
     """The network with its weights: uint8 [B, H, W, 3] -> (keypoints [B, K, 2] crop pixels, scores [B, K]).
 
     Args:
-      config: of the run; its decoding and flip test are part of what is exported.
-      variables: what `training.load_variables` gives.
+      run: its decoding and flip test are part of what is exported.
       batch: B; None for any.
-      platforms: as `Config` has them; none for the one of this machine.
+      platforms: as `ExportConfig` has them; none for the one of this machine.
     """
-    predict = make_predict(config, skeleton)
-    variables = jax.tree.map(jnp.asarray, variables)
+    variables = jax.tree.map(jnp.asarray, run.variables)
 
     def from_crops(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = predict(variables, images)
+        found = run.predict(variables, images)
         return found["keypoints"], found["scores"]
 
     sizes = jax.export.symbolic_shape("batch") if batch is None else (batch,)
-    images = jax.ShapeDtypeStruct((*sizes, *config.image_size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((*sizes, *run.config.image_size, 3), jnp.uint8)
     return jax.export.export(jax.jit(from_crops), platforms=tuple(platforms) or None)(images)
 
 
-def describe(config: Config, skeleton: Skeleton, exported: jax.export.Exported, batch: int | None) -> dict:
+def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) -> dict:
     """What a caller must know, JSON-able."""
+    config, skeleton = run.config, run.skeleton
     height, width = config.image_size
     return {
         "input": {"shape": [batch, height, width, 3], "dtype": "uint8", "channels": "RGB, 0 to 255"},
@@ -105,10 +97,8 @@ def run(config: ExportConfig) -> None:
     batch = _batch(config.batch)
     if config.output.suffix == ".json":
         raise ValueError(f"--output {config.output}: the description is written there, give another ending")
-    workdir = find_workdir(config.checkpoint, script="pose_ohkm")
-    trained, skeleton = load_config(workdir)
-    variables = training.load_variables(config.checkpoint, which="best")
-    exported = export(trained, skeleton, variables, batch=batch, platforms=config.platforms)
+    trained = load_run(config.checkpoint)
+    exported = export(trained, batch=batch, platforms=config.platforms)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     content = exported.serialize()
     # Renamed into place: a program that reads it meanwhile meets the old file or the new one, whole.
@@ -116,7 +106,7 @@ def run(config: ExportConfig) -> None:
     temporary.write_bytes(content)
     temporary.replace(config.output)
     description = config.output.with_suffix(".json")
-    write_json(description, describe(trained, skeleton, exported, batch))
+    write_json(description, describe(trained, exported, batch))
     what = f"{len(content) / 1e6:.1f} MB, {', '.join(exported.platforms)}"
     print(f"wrote {config.output} ({what}) and {description}")
 

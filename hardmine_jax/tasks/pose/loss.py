@@ -1,6 +1,7 @@
 """The mined heatmap loss: targets, losses a keypoint, choice, mean."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,59 +11,79 @@ import numpy as np
 from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
 from hardmine_jax.pose import encode_heatmaps, heatmap_mse, image_to_heatmap
 from hardmine_jax.tasks.pose.networks import NO_EARLY, OWN_INPUTS, Early, Inputs, to_network
+from hardmine_jax.training import LossFunction
 
+MiningName = Literal["none", "ohkm", "random", "threshold"]
 Head = Literal["global", "refine"]
 
 
-def make_loss(
-    model: nn.Module,
-    *,
-    mining: str,
-    k: int | jax.Array,
-    min_loss: float,
-    sigma: float,
-    early: Early = NO_EARLY,
-    supervised: Sequence[Head] = ("global", "refine"),
-    mined: Sequence[Head] = ("refine",),
-    inputs: Inputs = OWN_INPUTS,
-    axis_name: str | None = None,
-) -> Callable[..., tuple[jax.Array, tuple[dict, dict]]]:
-    """The training loss `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
+@dataclasses.dataclass(frozen=True)
+class Mining:
+    """Which labelled keypoints of each image carry the gradient.
 
-    Args:
-      model: `model.apply(variables, images, train=True)` -> heatmaps, or a tuple of such: "global" are all
-        but the last, "refine" is the last, as CPN calls them.
-      mining: what is kept of each image's labelled keypoints: "ohkm" the k hardest, "random" k of them,
-        "threshold" those above `min_loss` and at least the k hardest, "none" all. Every sum is over a
-        denominator that no label changes (k an image; K for "none" and "threshold"), so that devices average
-        exactly.
-      k: a Python int, or int32 [] that may be traced.
+    Attributes:
+      kind: "ohkm" the k hardest, "random" k of them, "threshold" those above `min_loss` and at least the k
+        hardest, "none" all. Every sum is over a denominator that no label changes (k an image; K for "none"
+        and "threshold"), so that devices average exactly.
+      k_at: step, int32 [] -> k, a Python int or int32 [] that may be traced.
       min_loss: share of what an empty heatmap costs.
+      easy_weight: of the loss over all labelled keypoints, as "none" has it, added to the mined one.
+    """
+
+    kind: MiningName = "none"
+    k_at: Callable[[jax.Array], int | jax.Array] = lambda step: 1
+    min_loss: float = 0.25
+    easy_weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervision:
+    """What the heatmaps are to be. "global" are all but the last, "refine" is the last, as CPN calls them.
+
+    Attributes:
       sigma: of the target Gaussians of "refine", heatmap pixels.
       early: how "global" is supervised.
       supervised: which heatmaps are in the loss; "refine" always is.
       mined: of which heatmaps only what mining keeps is; of others all labelled keypoints.
+      origin: see `image_to_heatmap`.
+    """
+
+    sigma: float
+    early: Early = NO_EARLY
+    supervised: tuple[Head, ...] = ("global", "refine")
+    mined: tuple[Head, ...] = ("refine",)
+    origin: float | None = None
+
+
+def make_loss(
+    model: nn.Module,
+    mining: Mining,
+    supervision: Supervision,
+    *,
+    inputs: Inputs = OWN_INPUTS,
+    axis_name: str | None = None,
+) -> LossFunction:
+    """The training loss `(params, batch_stats, batch, key, step) -> (loss, (batch_stats, metrics))`.
+
+    Args:
+      model: `model.apply(variables, images, train=True)` -> heatmaps, or a tuple of such.
       inputs: what the network takes for the image and its pixels.
       axis_name: the mapped axis, inside pmap or shard_map.
 
     Returns:
       The function. Its metrics, of the last heatmaps: `mse`, over all labelled keypoints whatever was kept,
       and but for "none" what `mining.stats` tells: `fraction_kept`, `loss_captured`, `entropy` [] and
-      `unit_rate` [K]. These are
-      ratios over the images of all devices together. Over micro-batches, and over the steps of a log line,
-      they are averaged, a mean of ratios: a joint that is labelled nowhere in one of these counts as 0 there,
-      and the entropy is that of a choice within it. Where "global" is supervised, `global_loss` is its loss
-      before `early.weight`.
+      `unit_rate` [K]. These are ratios over the images of all devices together. Over micro-batches, and over
+      the steps of a log line, they are averaged, a mean of ratios: a joint that is labelled nowhere in one of
+      these counts as 0 there, and the entropy is that of a choice within it. Where "global" is supervised,
+      `global_loss` is its loss before `early.weight`.
     """
 
-    def loss_function(params, batch_stats, batch, key):
+    def loss_function(params, batch_stats, batch, key, step):
         variables = {"params": params, "batch_stats": batch_stats}
         images = to_network(batch["image"], inputs)
         heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss, metrics = mined_loss(
-            heatmaps, batch, key, mining=mining, k=k, min_loss=min_loss, sigma=sigma, early=early,
-            supervised=supervised, mined=mined, origin=inputs.origin, axis_name=axis_name,
-        )  # fmt: skip
+        loss, metrics = mined_loss(heatmaps, batch, key, step, mining, supervision, axis_name=axis_name)
         return loss, (updated["batch_stats"], metrics)
 
     return loss_function
@@ -72,31 +93,26 @@ def mined_loss(
     heatmaps: Any,
     batch: dict,
     key: jax.Array,
+    step: jax.Array,
+    mining: Mining,
+    supervision: Supervision,
     *,
-    mining: str,
-    k: int | jax.Array,
-    min_loss: float,
-    sigma: float,
-    early: Early = NO_EARLY,
-    supervised: Sequence[Head] = ("global", "refine"),
-    mined: Sequence[Head] = ("refine",),
-    origin: float | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Everything between the heatmaps and the loss: targets, losses, choice, mean; see `make_loss`."""
     *first, last = jax.tree.leaves(heatmaps)
+    early = supervision.early
 
     def one(heatmaps, sigma, head, visible_only=False):
-        kind = mining if head in mined else "none"
-        seen = 2 if visible_only and kind == "none" else 1
+        chosen = mining if head in supervision.mined else Mining("none")
+        seen = 2 if visible_only and chosen.kind == "none" else 1
         labelled = (batch["visibility"] >= seen) & batch["where"][:, None]
-        return _head_loss(
-            heatmaps, labelled, batch, key, mining=kind, k=k, min_loss=min_loss, sigma=sigma, origin=origin,
-            axis_name=axis_name,
-        )  # fmt: skip
+        losses = _losses(heatmaps, labelled, batch, sigma, supervision.origin)
+        empty = np.pi * sigma**2 / (heatmaps.shape[1] * heatmaps.shape[2])
+        return _mined_mean(losses, labelled, batch["index"], key, step, chosen, empty, axis_name)
 
-    loss, metrics = one(last, sigma, "refine")
-    if first and "global" in supervised:
+    loss, metrics = one(last, supervision.sigma, "refine")
+    if first and "global" in supervision.supervised:
         every = zip(first, early.sigmas, strict=True)
         losses = [one(heatmaps, sigma, "global", early.visible_only)[0] for heatmaps, sigma in every]
         global_loss = sum(losses) / len(losses)
@@ -105,33 +121,39 @@ def mined_loss(
     return loss, metrics
 
 
-def _head_loss(
-    heatmaps: jax.Array,
-    labelled: jax.Array,
-    batch: dict,
-    key: jax.Array,
-    *,
-    mining: str,
-    k: int | jax.Array,
-    min_loss: float,
-    sigma: float,
-    origin: float | None,
-    axis_name: str | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of one set of heatmaps over the keypoints that count, bool [B, K]."""
+def _losses(
+    heatmaps: jax.Array, labelled: jax.Array, batch: dict, sigma: float, origin: float | None
+) -> jax.Array:
+    """[B, K] of one set of heatmaps over the keypoints that count, bool [B, K]."""
     size = heatmaps.shape[1:3]
     stride = batch["image"].shape[1] / size[0]
     keypoints = image_to_heatmap(batch["keypoints"], stride=stride, origin=origin)
     targets = encode_heatmaps(keypoints, size=size, sigma=sigma, where=labelled)
-    losses = heatmap_mse(heatmaps, targets, where=labelled)
+    return heatmap_mse(heatmaps, targets, where=labelled)
+
+
+def _mined_mean(
+    losses: jax.Array,
+    labelled: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+    mining: Mining,
+    empty: float,
+    axis_name: str | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean over what is kept, and what is told of it; `empty` is what an empty heatmap costs."""
     num_images, num_keypoints = losses.shape
-    empty = np.pi * sigma**2 / (size[0] * size[1])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"]) if mining == "random" else None
-    keep, count = _choose(losses, labelled, keys, mining=mining, k=k, min_loss=min_loss * empty)
+    # One key an image, from its index: the same draw however the batch is split over devices.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index) if mining.kind == "random" else None
+    limits = dict(k=mining.k_at(step), min_loss=mining.min_loss * empty)
+    keep, count = _choose(losses, labelled, keys, mining.kind, **limits)
     loss = masked_mean(losses, where=keep, denominator=count * num_images)
     mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
     metrics = {"mse": jax.lax.stop_gradient(mse)}
-    if mining != "none":
+    if mining.kind != "none":
+        if mining.easy_weight:
+            loss += mining.easy_weight * mse
         metrics |= stats(losses, keep, labelled, axis_name=axis_name)._asdict()
     return loss, metrics
 
@@ -140,17 +162,16 @@ def _choose(
     losses: jax.Array,
     labelled: jax.Array,
     keys: jax.Array | None,
+    kind: MiningName,
     *,
-    mining: str,
     k: int | jax.Array,
     min_loss: float,
 ) -> tuple[jax.Array, int | jax.Array]:
     """What is kept [B, K], and how many keypoints of an image its loss is divided by."""
-    if mining == "ohkm":
+    if kind == "ohkm":
         return top_k(losses, k=k, where=labelled), k
-    if mining == "random":
-        # One key an image, from its index: the same draw however the batch is split over devices.
+    if kind == "random":
         return jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
-    if mining == "threshold":
+    if kind == "threshold":
         return threshold(losses, min_loss=min_loss, min_kept=k, where=labelled), losses.shape[-1]
     return labelled, losses.shape[-1]

@@ -5,7 +5,8 @@ last are the prediction.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -38,42 +39,6 @@ class HRNetConfig:
     heatmap_branch: int = 0
 
 
-def make_model(
-    name: ModelName, num_keypoints: int, *, dtype: str, axis_name: str | None, hrnet: HRNetConfig
-) -> nn.Module:
-    """The network of that name; `laptop` is an HRNet, and the laptops are small enough for two CPU cores."""
-    common = dict(num_keypoints=num_keypoints, dtype=jnp.dtype(dtype), axis_name=axis_name)
-    kind, number = split(name)
-    if kind == "hrnet":
-        small = dict(width=32, stem_features=16, stem_blocks=0, modules=(1, 1, 1), blocks=1)
-        size = dict(width=number) if number else small
-        return models.HRNet(**size, **dataclasses.asdict(hrnet), **common)
-    if kind == "cpn":
-        size = dict(depth=number) if number else dict(depth=18, width=16, features=64)
-        return models.CPN(**size, **common)
-    if kind == "hourglass":
-        size = dict(stacks=number) if number else dict(stacks=2, features=64, depth=3)
-        return models.Hourglass(**size, **common)
-    return models.SimpleBaseline(depth=number, **common)
-
-
-def split(name: ModelName) -> tuple[str, int | None]:
-    """Kind and number, which the laptops have not.
-
-    >>> split("hrnet_w48"), split("simple_baseline_50"), split("laptop"), split("laptop_cpn")
-    (('hrnet', 48), ('simple_baseline', 50), ('hrnet', None), ('cpn', None))
-    """
-    if name.startswith("laptop"):
-        return name.removeprefix("laptop").removeprefix("_") or "hrnet", None
-    kind, _, number = name.rpartition("_")
-    return kind, int(number.removeprefix("w"))
-
-
-def side_multiple(name: ModelName) -> int:
-    """What height and width of the crops must be multiples of."""
-    return 64 if name in ("hourglass_2", "hourglass_8") else 32
-
-
 class Early(NamedTuple):
     """How the heatmaps before the last are supervised.
 
@@ -91,27 +56,82 @@ class Early(NamedTuple):
 NO_EARLY = Early()
 
 
-def early_heatmaps(name: ModelName, *, sigma: float) -> Early:
-    """As published; `sigma` is that of the last heatmaps.
+class Network(NamedTuple):
+    """A row of NETWORKS.
 
-    CPN: Gaussians that shrink from GlobalNet's coarsest level to the finest, which has RefineNet's, visible
-    keypoints only, and half their mean (see `models.cpn.target_sigmas`). Hourglass: all stacks alike.
+    Attributes:
+      make: the module, of `num_keypoints`, `dtype` and `axis_name`; an HRNet's also of HRNetConfig's fields.
+      early: sigma of the last heatmaps -> how those before it are supervised, as published.
+      published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
+      side_multiple: what height and width of the crops must be multiples of.
     """
-    kind, number = split(name)
-    if kind == "cpn":
-        published = cpn.target_sigmas()
-        return Early(tuple(sigma * one / published[-1] for one in published), 0.5, True)
-    if kind == "hourglass":
-        stacks = number or 2
+
+    make: Callable[..., nn.Module]
+    early: Callable[[float], Early] = lambda sigma: NO_EARLY
+    published: Callable[[dict, dict], WarmStart] | None = None
+    side_multiple: int = 32
+
+    @property
+    def is_hrnet(self) -> bool:
+        return self.make.func is models.HRNet
+
+
+def _hrnet(published=hrnet.warm_start, **size) -> Network:
+    return Network(functools.partial(models.HRNet, **size), published=published)
+
+
+def _cpn(published=cpn.warm_start, **size) -> Network:
+    """GlobalNet's Gaussians shrink from its coarsest level to the finest, which has RefineNet's; visible
+    keypoints only, and half their mean (see `models.cpn.target_sigmas`)."""
+
+    def early(sigma: float) -> Early:
+        sigmas = cpn.target_sigmas()
+        return Early(tuple(sigma * one / sigmas[-1] for one in sigmas), 0.5, True)
+
+    return Network(functools.partial(models.CPN, **size), early, published)
+
+
+def _hourglass(side_multiple: int = 64, *, stacks: int, **size) -> Network:
+    """All stacks alike."""
+
+    def early(sigma: float) -> Early:
         return Early((sigma,) * (stacks - 1), float(stacks - 1))
-    return NO_EARLY
+
+    make = functools.partial(models.Hourglass, stacks=stacks, **size)
+    return Network(make, early, side_multiple=side_multiple)
 
 
-def published_weights(name: ModelName) -> Callable[[dict, dict], WarmStart] | None:
-    """`(state_dict, variables) -> WarmStart`; None where nobody published any."""
-    files = {"hrnet": hrnet, "simple_baseline": simple_baseline, "cpn": cpn}
-    kind, number = split(name)
-    return files[kind].warm_start if number and kind in files else None
+def _simple_baseline(depth: int) -> Network:
+    make = functools.partial(models.SimpleBaseline, depth=depth)
+    return Network(make, published=simple_baseline.warm_start)
+
+
+# The laptops are small enough for two CPU cores.
+NETWORKS: Mapping[ModelName, Network] = {
+    "laptop": _hrnet(None, width=32, stem_features=16, stem_blocks=0, modules=(1, 1, 1), blocks=1),
+    "laptop_cpn": _cpn(None, depth=18, width=16, features=64),
+    "laptop_hourglass": _hourglass(32, stacks=2, features=64, depth=3),
+    "hrnet_w32": _hrnet(width=32),
+    "hrnet_w48": _hrnet(width=48),
+    "simple_baseline_18": _simple_baseline(18),
+    "simple_baseline_34": _simple_baseline(34),
+    "simple_baseline_50": _simple_baseline(50),
+    "simple_baseline_101": _simple_baseline(101),
+    "simple_baseline_152": _simple_baseline(152),
+    "cpn_50": _cpn(depth=50),
+    "cpn_101": _cpn(depth=101),
+    "hourglass_2": _hourglass(stacks=2),
+    "hourglass_8": _hourglass(stacks=8),
+}
+
+
+def make_model(
+    name: ModelName, num_keypoints: int, *, dtype: str, axis_name: str | None, ablations: HRNetConfig
+) -> nn.Module:
+    """The network of that name; `ablations` are for an HRNet."""
+    network = NETWORKS[name]
+    more = dataclasses.asdict(ablations) if network.is_hrnet else {}
+    return network.make(num_keypoints=num_keypoints, dtype=jnp.dtype(dtype), axis_name=axis_name, **more)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import cv2
@@ -22,16 +22,14 @@ import jax
 import numpy as np
 import tyro
 
-from hardmine_jax import training
 from hardmine_jax.data.coco_json import whole_id
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
-from hardmine_jax.tasks.config_json import find_workdir
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
 from hardmine_jax.tasks.pose import pictures
-from hardmine_jax.tasks.pose.config import load_config, make_predict
+from hardmine_jax.tasks.pose.config import TrainedRun, load_run
 
 _BATCH = 16
 
@@ -63,26 +61,24 @@ class Box(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """An image file and the people to look for in it; `padding` is the room that is left around a box."""
+    """An image file and the people to look for in it; around a box that was given there is to be room."""
 
     path: pathlib.Path
     encoded: bytes
     image: np.ndarray  # u8 [H, W, 3] RGB
     image_id: int | str
     boxes: tuple[Box, ...]
-    padding: float
+    is_boxed: bool
 
 
 Boxes = dict[str, tuple[int | str, list[Box]]]
-Predict = Callable[[dict, jax.Array], dict[str, jax.Array]]
 
 
-def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None, *, padding: float) -> list[Photo]:
+def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None) -> list[Photo]:
     """The images with their boxes; without boxes, one that is the whole image.
 
     Args:
       boxes: what `read_boxes` gives.
-      padding: of crops around given boxes; the whole image has its room already.
 
     Raises:
       InputError: a file that is missing or no whole image, or no box for any of the images.
@@ -94,11 +90,11 @@ def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None, *, padding: 
         if boxes is None:
             height, width = image.shape[:2]
             whole = Box((-0.5, -0.5, width - 0.5, height - 0.5))
-            photos.append(Photo(path, encoded, image, image_id, (whole,), 1.0))
+            photos.append(Photo(path, encoded, image, image_id, (whole,), False))
         else:
             keys = (path.name, path.stem, *([str(image_id)] if path.stem.isdecimal() else []))
             image_id, found = next((boxes[key] for key in keys if key in boxes), (image_id, []))
-            photos.append(Photo(path, encoded, image, image_id, tuple(found), padding))
+            photos.append(Photo(path, encoded, image, image_id, tuple(found), True))
     if not any(photo.boxes for photo in photos):
         raise InputError(
             f"no box belongs to {paths[0].name} or any other image: each box needs a file_name, "
@@ -135,21 +131,26 @@ def read_boxes(path: pathlib.Path) -> Boxes:
     return boxes
 
 
-def predict_photos(
-    predict: Predict, variables: dict, photos: Sequence[Photo], *, size: tuple[int, int], skeleton: Skeleton
-) -> list[np.ndarray]:
+def predict_photos(run: TrainedRun, photos: Sequence[Photo]) -> list[np.ndarray]:
     """Keypoints and scores of everybody, an array [people, K, 3] of (x, y, score) for each photo."""
+    size, skeleton, padding = run.config.image_size, run.skeleton, run.config.augment.padding
     crops = [
-        evaluate_crop(_record(photo, box, skeleton), size=size, skeleton=skeleton, padding=photo.padding)
+        evaluate_crop(
+            _record(photo, box, skeleton),
+            size=size,
+            skeleton=skeleton,
+            # The whole image has its room already.
+            padding=padding if photo.is_boxed else 1.0,
+        )
         for photo in photos
         for box in photo.boxes
     ]
-    run, batch, found = jax.jit(predict), min(_BATCH, len(crops)), []
+    predict, batch, found = jax.jit(run.predict), min(_BATCH, len(crops)), []
     for start in range(0, len(crops), batch):
         part = crops[start : start + batch]
         # Filled up to one size, so that the network compiles once.
         filled = part + [part[-1]] * (batch - len(part))
-        outputs = jax.device_get(run(variables, np.stack([crop["image"] for crop in filled])))
+        outputs = jax.device_get(predict(run.variables, np.stack([crop["image"] for crop in filled])))
         for crop, points, scores in zip(part, outputs["keypoints"], outputs["scores"], strict=False):
             original = apply_affine(np.float64(crop["inverse"]), np.float64(points))
             found.append(np.column_stack([original, scores]))
@@ -190,17 +191,14 @@ def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
     if not config.images:
         raise InputError("no image: name at least one file")
-    workdir = find_workdir(config.checkpoint, script="pose_ohkm")
-    trained, skeleton = load_config(workdir)
+    trained = load_run(config.checkpoint)
     boxes = None if config.boxes is None else read_boxes(config.boxes)
-    photos = read_photos(config.images, boxes, padding=trained.augment.padding)
-    variables = training.load_variables(config.checkpoint, which="best")
-    predict = make_predict(trained, skeleton)
-    people = predict_photos(predict, variables, photos, size=trained.image_size, skeleton=skeleton)
+    photos = read_photos(config.images, boxes)
+    people = predict_photos(trained, photos)
     config.output.mkdir(parents=True, exist_ok=True)
     results, names = [], picture_names(config.images)
     for photo, name, found in zip(photos, names, people, strict=True):
-        drawn = draw_people(photo, found, skeleton, min_score=config.min_score)
+        drawn = draw_people(photo, found, trained.skeleton, min_score=config.min_score)
         picture = config.output / f"{name}_pose.png"
         write_png(picture, drawn)
         results += coco_results(photo, found)

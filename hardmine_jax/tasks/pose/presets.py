@@ -7,6 +7,7 @@ from hardmine_jax.data.pose.augment import AugmentConfig
 from hardmine_jax.models import cpn
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose.config import Config, PresetName
+from hardmine_jax.tasks.run_config import RunConfig
 
 
 def _published(
@@ -29,14 +30,14 @@ def _published(
         name="adam", learning_rate=learning_rate, schedule="step", milestones=milestones, factor=factor,
         weight_decay=weight_decay,
     )  # fmt: skip
-    common = dict(
-        dtype="bfloat16", ema_decay=0.0, evaluate_every=11_700, evaluate_people=2000, checkpoint_every=1000,
-        log_every=100, num_workers=16,
+    run = RunConfig(
+        steps=steps, batch_size=batch_size, optimizer=optimizer, dtype="bfloat16", ema_decay=0.0,
+        evaluate_every=11_700, checkpoint_every=1000, log_every=100, num_workers=16,
     )  # fmt: skip
     given = dict(dataset="coco", mining="none") | more
     return Config(
-        preset=preset, model=model, steps=steps, augment=augment, image_size=image_size,
-        heatmap_sigma=heatmap_sigma, batch_size=batch_size, optimizer=optimizer, **common, **given,
+        preset=preset, model=model, augment=augment, image_size=image_size, heatmap_sigma=heatmap_sigma,
+        evaluate_people=2000, run=run, **given,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def _truth(config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict
 def _validation_file(config) -> tuple[coco_json.File, bool]:
     """The COCO file with the validation images, and whether it has only these."""
     if config.annotations is None:
-        folder = config.data_dir or coco_download.download(cache_dir=config.cache_dir)
+        folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)
         folder = pathlib.Path(folder).expanduser()
         path = folder / "annotations" / "person_keypoints_val2017.json"
         return coco_json.load_file(path, folder / "val2017"), True

@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import scipy.io
-from hardmine_jax.data.pictures import decode_image
 
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import lspet
 from hardmine_jax.data.problems import DataError
 

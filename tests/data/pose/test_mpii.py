@@ -10,6 +10,7 @@ import scipy.io
 from hardmine_jax.data.pose import mpii
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.tasks.pose.protocol import score_heads
 
 HEIGHT, WIDTH = 200, 300
 
@@ -202,7 +203,7 @@ def test_pckh_is_the_released_formula(tmp_path, size):
     truth = mpii.load_truth(tmp_path)
     predicted = truth.keypoints + rng.normal(0, 4, (60, 16, 2)) * rng.choice([0.2, 1, 4], (60, 16, 1))
     order = rng.permutation(60)
-    scores = mpii.score(predicted[order], order, truth)
+    scores = score_heads(predicted[order], order, truth)
     for fraction in (0.5, 0.1, 0.11):
         joints, mean = _released(predicted, content, fraction)
         assert 100 * scores[f"pckh@{fraction}"] == pytest.approx(mean)
@@ -219,8 +220,8 @@ def test_perfect_predictions_score_one_and_nobody_none(folder):
     dataset = mpii.load(folder)
     ids = np.array([dataset.validation[row]["annotation_id"] for row in range(5)])
     predicted = np.stack([dataset.validation[row]["keypoints"] for row in range(5)])
-    assert set(mpii.score(predicted, ids, truth).values()) == {1.0}
-    assert set(mpii.score(predicted[:0], ids[:0], truth).values()) == {None}
+    assert set(score_heads(predicted, ids, truth).values()) == {1.0}
+    assert set(score_heads(predicted[:0], ids[:0], truth).values()) == {None}
 
 
 def test_heads_that_do_not_fit_are_refused(folder):

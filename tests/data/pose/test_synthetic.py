@@ -6,8 +6,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from hardmine_jax.data.pictures import decode_image
 
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import figures, outfits, raycast, rendering, scenes, synthetic
 from hardmine_jax.data.pose.augment import AugmentConfig
 from hardmine_jax.data.pose.batches import train_batches

@@ -140,7 +140,7 @@ def _run_loss(kind: str, dropout: float):
 
 def _value_and_grad(kind: str, batch: dict, *, dropout=0.0, params=None):
     run, params = _run_loss(kind, dropout), _variables()["params"] if params is None else params
-    (value, (_, metrics)), gradient = run(params, {}, batch, jax.random.key(0))
+    (value, (_, metrics)), gradient = run(params, {}, batch, jax.random.key(0), 0)
     return value, metrics, gradient
 
 
@@ -190,7 +190,7 @@ def test_the_two_runs_take_less_memory_than_the_masked_one():
         batch = _batch(num_images=1)
         names = ("proposals", "proposals_where", "pool")
         batch |= {name: np.repeat(batch[name], 50, axis=1) for name in names}
-        arguments = (_variables()["params"], {}, batch, jax.random.key(0))
+        arguments = (_variables()["params"], {}, batch, jax.random.key(0), 0)
         compiled = _run_loss(kind, 0.0).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -105,8 +105,8 @@ def test_every_log_line_tells_what_was_mined(trained):
 
 def test_config_comes_back_as_it_was(trained):
     config, classes = detection_config.load_config(trained)
-    assert config.workdir == trained and config.image_size == (64, 64) and config.max_boxes >= 1
-    assert config.search.max_proposals == 40 and isinstance(config.optimizer, training.OptimizerConfig)
+    assert config.run.workdir == trained and config.image_size == (64, 64) and config.max_boxes >= 1
+    assert config.search.max_proposals == 40 and isinstance(config.run.optimizer, training.OptimizerConfig)
     assert classes == shapes.CLASSES
 
 

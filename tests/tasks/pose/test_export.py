@@ -14,10 +14,11 @@ pytest.importorskip("flatbuffers", reason="jax.export writes files by flatbuffer
 
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
+from hardmine_jax.tasks.config_json import change  # noqa: E402
 from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
 from hardmine_jax.tasks.pose import networks  # noqa: E402
-from hardmine_jax.tasks.pose import train as pose_train  # noqa: E402
 from hardmine_jax.tasks.pose.export import main  # noqa: E402
+from hardmine_jax.tasks.trainer import make_trainer  # noqa: E402
 
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
 
@@ -52,9 +53,9 @@ class Small(nn.Module):
 
 def _make_run(folder: pathlib.Path) -> pathlib.Path:
     """Two checkpoints, the first of them the best."""
-    config = pose_config.Config(image_size=(64, 32), workdir=folder, steps=1000, batch_size=8)
+    config = change(pose_config.Config(), image_size=(64, 32), workdir=folder, steps=1000, batch_size=8, k=2)
     pose_config.save_config(config, SKELETON)
-    _, state = pose_train.make_trainer(config, SKELETON)
+    _, state = make_trainer(config.run, pose_config.build(config, SKELETON))
     checkpoints = training.Checkpoints(folder, best_metric="pck")
     checkpoints.save(1, state, None, {"pck": 0.5})
     empty = jax.tree.map(np.zeros_like, state.params)
@@ -75,9 +76,8 @@ def _crops(number: int) -> np.ndarray:
 
 
 def _expected(workdir, crops) -> dict[str, np.ndarray]:
-    config, skeleton = pose_config.load_config(workdir)
-    variables = training.load_variables(workdir)
-    return jax.device_get(jax.jit(pose_config.make_predict(config, skeleton))(variables, crops))
+    run = pose_config.load_run(workdir)
+    return jax.device_get(jax.jit(run.predict)(run.variables, crops))
 
 
 def _export(workdir, folder, *arguments) -> None:

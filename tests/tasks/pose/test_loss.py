@@ -9,20 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hardmine_jax.data.coco_keypoints import COCO_SKELETON
 
 import hardmine_jax.pose
 from hardmine_jax.data import coco_json
 from hardmine_jax.data.pose import coco_truth, person_boxes
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.data.pose.person_boxes import PersonBoxes
 from hardmine_jax.data.problems import Skipped
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine, invert_affine
-
-# The module that the script itself imported.
-from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.pose.loss import Mining, Supervision, mined_loss
 from hardmine_jax.tasks.pose.networks import Inputs
 from hardmine_jax.tasks.pose.people import People, mean_pose, place_pose
 from hardmine_jax.tasks.pose.predict import make_predict, predict_people
@@ -60,10 +58,10 @@ def _heatmaps(num_images=8, seed=1) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
 
 
-def _mined_loss(heatmaps, batch, *, mining, key=None, min_loss=0.25, k=K, axis_name=None):
+def _mined_loss(heatmaps, batch, *, mining, key=None, k=K, axis_name=None, **more):
     key = jax.random.key(0) if key is None else key
-    options = dict(mining=mining, k=k, min_loss=min_loss, sigma=SIGMA, axis_name=axis_name)
-    return mined_loss(jnp.asarray(heatmaps), batch, key, **options)
+    mining = Mining(mining, lambda step: k, **more)
+    return mined_loss(jnp.asarray(heatmaps), batch, key, 0, mining, Supervision(SIGMA), axis_name=axis_name)
 
 
 def _errors(heatmaps, batch) -> np.ndarray:
@@ -119,6 +117,40 @@ def test_mined_loss_is_the_oracles(mining, min_loss):
     assert set(metrics) == {"mse", *described}
     for name, value in described.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mining", ["ohkm", "threshold"])
+def test_easy_weight_adds_the_loss_over_all_labelled_keypoints(mining):
+    heatmaps, batch = _heatmaps(), _batch()
+    batch["visibility"][0] = 0
+    expected = _oracle(heatmaps, batch, mining, 0.8)[0] + 0.3 * _oracle(heatmaps, batch, "none")[0]
+    loss, metrics = _mined_loss(heatmaps, batch, mining=mining, min_loss=0.8, easy_weight=0.3)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    _, without = _mined_loss(heatmaps, batch, mining=mining, min_loss=0.8)
+    for name, value in without.items():
+        np.testing.assert_array_equal(metrics[name], value)
+
+
+def test_easy_weight_gives_easy_keypoints_a_gradient():
+    heatmaps, batch = _heatmaps(), _batch()
+
+    def gradient(**more):
+        return np.asarray(jax.grad(lambda h: _mined_loss(h, batch, **more)[0])(jnp.asarray(heatmaps)))
+
+    none, ohkm = gradient(mining="none"), gradient(mining="ohkm")
+    both = gradient(mining="ohkm", easy_weight=0.3)
+    np.testing.assert_allclose(both, ohkm + 0.3 * none, rtol=1e-5, atol=1e-9)
+    np.testing.assert_array_equal(both.any((1, 2)), batch["visibility"] > 0)
+    assert ohkm.any((1, 2)).sum() < both.any((1, 2)).sum()
+
+
+def test_k_follows_from_the_step():
+    heatmaps, batch, supervision = jnp.asarray(_heatmaps()), _batch(), Supervision(SIGMA)
+    mining = Mining("ohkm", lambda step: jnp.where(step < 10, JOINTS, K))
+    run = jax.jit(lambda step: mined_loss(heatmaps, batch, jax.random.key(0), step, mining, supervision)[0])
+    for step, k in ((0, JOINTS), (9, JOINTS), (10, K)):
+        expected = _mined_loss(heatmaps, batch, mining="ohkm", k=k)[0]
+        assert float(run(jnp.int32(step))) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_threshold_mining_lies_between_the_hardest_and_all():

@@ -1,24 +1,24 @@
 """Networks by name, and losses of several heatmaps: what is supervised, what of it is mined."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.pose.loss import Mining, Supervision, mined_loss
 from hardmine_jax.tasks.pose.networks import (
+    NETWORKS,
     Early,
     HRNetConfig,
     ModelName,
-    early_heatmaps,
     make_model,
-    published_weights,
-    side_multiple,
 )
 from hardmine_jax.tasks.pose.predict import make_predict
 
-NAMES = ModelName.__args__
+NAMES = tuple(NETWORKS)
 NUM_KEYPOINTS, K = 6, 2
 EARLY = Early((2.0, 1.5), 0.5, True)
 
@@ -42,8 +42,9 @@ def heatmaps() -> tuple:
 
 
 def _loss(heatmaps, batch, **more):
-    options = dict(mining="ohkm", k=K, min_loss=0.25, sigma=1.0, early=EARLY) | more
-    return mined_loss(heatmaps, batch, jax.random.key(0), **options)
+    mining = Mining(more.pop("mining", "ohkm"), lambda step: K)
+    supervision = Supervision(sigma=1.0, early=EARLY, **more)
+    return mined_loss(heatmaps, batch, jax.random.key(0), 0, mining, supervision)
 
 
 def _oracle(heatmaps: np.ndarray, batch: dict, *, sigma: float, least: int, k: int | None) -> float:
@@ -121,18 +122,19 @@ def test_the_last_heatmaps_are_the_prediction(heatmaps):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_has_the_heatmaps_that_are_supervised(name):
     hrnet = HRNetConfig()
-    model = make_model(name, 5, dtype="float32", axis_name=None, hrnet=hrnet)
-    side = max(96 // side_multiple(name), 1) * side_multiple(name)
+    model = make_model(name, 5, dtype="float32", axis_name=None, ablations=hrnet)
+    multiple = NETWORKS[name].side_multiple
+    side = max(96 // multiple, 1) * multiple
     images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     shapes = jax.tree.leaves(jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0])
     assert {shape.shape for shape in shapes} == {(2, side // 4, side // 4, 5)}
-    early = early_heatmaps(name, sigma=2.0)
+    early = NETWORKS[name].early(2.0)
     assert len(early.sigmas) == len(shapes) - 1 and all(sigma >= 1.99 for sigma in early.sigmas)
 
 
 def test_a_coarser_branch_gives_smaller_heatmaps_that_mean_the_same():
     hrnet = HRNetConfig(heatmap_branch=2)
-    model = make_model("laptop", 5, dtype="float32", axis_name=None, hrnet=hrnet)
+    model = make_model("laptop", 5, dtype="float32", axis_name=None, ablations=hrnet)
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     variables = jax.tree.map(
         lambda x: jnp.zeros(x.shape), jax.eval_shape(model.init, jax.random.key(0), images * 1.0)
@@ -146,4 +148,8 @@ def test_a_coarser_branch_gives_smaller_heatmaps_that_mean_the_same():
 def test_weights_are_published_for_published_networks():
     for name in NAMES:
         published = not (name.startswith("laptop") or name.startswith("hourglass"))
-        assert (published_weights(name) is not None) == published
+        assert (NETWORKS[name].published is not None) == published
+
+
+def test_the_table_has_a_row_for_every_name_that_a_flag_takes():
+    assert NAMES == typing.get_args(ModelName)

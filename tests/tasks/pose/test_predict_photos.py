@@ -13,10 +13,11 @@ import pytest
 from hardmine_jax import training
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.config_json import change
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import predict_photos as pose_predict_photos
-from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.trainer import make_trainer
 
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
 
@@ -44,14 +45,14 @@ def _dots(path: pathlib.Path, points, *, height=150, width=220) -> pathlib.Path:
 
 
 def _workdir(folder: pathlib.Path) -> pathlib.Path:
-    config = pose_config.Config(image_size=(96, 64), workdir=folder, steps=1, flip_test=False)
+    config = change(pose_config.Config(), image_size=(96, 64), workdir=folder, steps=1, k=2, flip_test=False)
     pose_config.save_config(config, SKELETON)
     return folder
 
 
 @pytest.fixture
 def dots_network(tmp_path, monkeypatch) -> pathlib.Path:
-    monkeypatch.setattr(pose_predict_photos, "make_predict", lambda config, skeleton: _brightest)
+    monkeypatch.setattr(pose_config, "make_predict", lambda *_, **__: _brightest)
     monkeypatch.setattr(training, "load_variables", lambda path, which: {})
     return _workdir(tmp_path / "run")
 
@@ -171,12 +172,12 @@ def test_a_photo_that_its_camera_turned_is_set_upright(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     path = tmp_path / "turned.jpg"
     path.write_bytes(encoded[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + encoded[2:])
-    (whole,) = pose_predict_photos.read_photos([path], None, padding=1.25)
+    (whole,) = pose_predict_photos.read_photos([path], None)
     assert whole.image.shape == (80, 40, 3) and whole.image[:15].min() > 200 and whole.image[30:].max() < 50
     np.testing.assert_array_equal(decode_image(whole.encoded), whole.image)
     boxes = {"turned.jpg": (1, [pose_predict_photos.Box((0, 0, 10, 10))])}
-    (stored,) = pose_predict_photos.read_photos([path], boxes, padding=1.25)
-    assert stored.image.shape == (40, 80, 3) and stored.padding == 1.25
+    (stored,) = pose_predict_photos.read_photos([path], boxes)
+    assert stored.image.shape == (40, 80, 3) and stored.is_boxed
 
 
 def _fails(capsys, *arguments) -> str:
@@ -186,8 +187,8 @@ def _fails(capsys, *arguments) -> str:
     return output.err
 
 
-def test_bad_images_are_named(tmp_path, capsys):
-    workdir = _workdir(tmp_path / "run")
+def test_bad_images_are_named(tmp_path, capsys, dots_network):
+    workdir = dots_network
     assert "absent.jpg" in _fails(capsys, tmp_path / "absent.jpg", "--checkpoint", workdir)
     (tmp_path / "text.jpg").write_text("no picture")
     assert "text.jpg" in _fails(capsys, tmp_path / "text.jpg", "--checkpoint", workdir)
@@ -215,18 +216,20 @@ def test_a_missing_checkpoint_is_named(tmp_path, capsys):
      f'[{{"image_id": 1, "bbox": [{10**400}, 0, 9, 9]}}]',
      '[{"image_id": 12345, "bbox": [0, 0, 9, 9]}]', '[{"file_name": "other.png", "bbox": [0, 0, 9, 9]}]'],
 )  # fmt: skip
-def test_bad_boxes_are_one_line(tmp_path, capsys, content):
-    photo, workdir = _dots(tmp_path / "dots.png", [(50, 50)]), _workdir(tmp_path / "run")
-    (tmp_path / "boxes.json").write_text(content)
-    _fails(capsys, photo, "--checkpoint", workdir, "--boxes", tmp_path / "boxes.json")
+def test_bad_boxes_are_one_line(tmp_path, capsys, content, dots_network):
+    photo, boxes = _dots(tmp_path / "dots.png", [(50, 50)]), tmp_path / "boxes.json"
+    boxes.write_text(content)
+    assert "box" in _fails(capsys, photo, "--checkpoint", dots_network, "--boxes", boxes)
 
 
 def test_the_script_runs_a_trained_network_from_anywhere(tmp_path):
     """The whole way, with a real checkpoint, in a folder that is not the repository."""
-    config = pose_config.Config(image_size=(32, 32), workdir=tmp_path / "run", steps=1000, flip_test=False)
+    config = change(
+        pose_config.Config(), image_size=(32, 32), workdir=tmp_path / "run", steps=1000, k=2, flip_test=False
+    )
     pose_config.save_config(config, SKELETON)
-    _, state = pose_train.make_trainer(config, SKELETON)
-    checkpoints = training.Checkpoints(config.workdir, best_metric="pck")
+    _, state = make_trainer(config.run, pose_config.build(config, SKELETON))
+    checkpoints = training.Checkpoints(config.run.workdir, best_metric="pck")
     checkpoints.save(1, state, None, {"pck": 0.5})
     checkpoints.close()
     _dots(tmp_path / "dots.png", [(110, 30), (60, 75), (170, 120)])

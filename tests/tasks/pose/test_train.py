@@ -21,6 +21,7 @@ from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.models.hrnet import ConvNorm
 from hardmine_jax.models.layers import Conv
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.config_json import change, plain
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import networks
@@ -28,6 +29,7 @@ from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.presets import PRESETS
+from hardmine_jax.tasks.trainer import make_trainer
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "experiments" / "pose_ohkm.py"
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
@@ -177,7 +179,7 @@ def _step_and_batch(*flags: object):
     """A placed step, its state, and a batch in which everybody's 17 joints are labelled."""
     arguments = _arguments(pathlib.Path("nowhere"), "--steps", 12, *flags)
     config = pose_config.settle(pose_train.parse(arguments), COCO_SKELETON)
-    parallel, state = pose_train.make_trainer(config, COCO_SKELETON)
+    parallel, state = make_trainer(config.run, pose_config.build(config, COCO_SKELETON))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
@@ -350,6 +352,9 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--k-steps", 0], "--k-steps 0"),
         (["--k-steps", 1.5], "--k-steps 1.5"),
         (["--k-schedule", "linear", "--mining", "none"], "--k-schedule linear"),
+        (["--easy-weight", 0.5, "--mining", "none"], "--easy-weight 0.5"),
+        (["--easy-weight", -0.5], "--easy-weight -0.5"),
+        (["--easy-weight", "nan"], "--easy-weight nan"),
         (["--keep-last", 0], "--keep-last 0"),
         (["--accumulate", 0], "--accumulate 0"),
         (["--accumulate", 3], "--accumulate 3"),
@@ -459,11 +464,16 @@ def test_every_promised_flag_is_there(tmp_path):
         ]
     )  # fmt: skip
     assert (config.dataset, config.model, config.image_size) == ("coco", "hrnet_w32", (256, 192))
-    paths = (config.data_dir, config.annotations, config.images, config.workdir)
+    paths = (config.data_dir, config.annotations, config.images, config.run.workdir)
     assert paths == (pathlib.Path("d"), pathlib.Path("a.json"), pathlib.Path("i"), tmp_path)
-    assert (config.mining, config.k, config.batch_size, config.steps) == ("threshold", 5, 16, 7)
-    assert (config.seed, config.parallel, config.resume, config.eval_only) == (3, "pmap", False, True)
-    assert pose_train.parse(["--resume"]).resume and pose_train.parse([]).resume
+    assert (config.mining, config.k, config.run.batch_size, config.run.steps) == ("threshold", 5, 16, 7)
+    assert (config.run.seed, config.run.parallel, config.run.resume, config.run.eval_only) == (
+        3,
+        "pmap",
+        False,
+        True,
+    )
+    assert pose_train.parse(["--resume"]).run.resume and pose_train.parse([]).run.resume
 
 
 @pytest.mark.parametrize(
@@ -478,7 +488,8 @@ def test_every_promised_flag_is_there(tmp_path):
 )
 def test_every_promised_choice_is_there_and_no_other(flag, values, capsys):
     for value in values:
-        assert getattr(pose_train.parse([f"--{flag.replace('_', '-')}", value]), flag) == value
+        config = pose_train.parse([f"--{flag.replace('_', '-')}", value])
+        assert plain(config)[flag] == value
     with pytest.raises(SystemExit) as raised:
         pose_train.parse([f"--{flag.replace('_', '-')}", "nonsense"])
     assert raised.value.code == 2 and "nonsense" in capsys.readouterr().err
@@ -488,8 +499,8 @@ def test_without_arguments_it_is_the_laptop_preset_on_made_up_people():
     config = pose_train.parse([])
     assert (config.preset, config.dataset, config.mining) == ("laptop", "synthetic", "ohkm")
     assert pose_config.settle(config, COCO_SKELETON).k == 8
-    assert config.steps == pose_datasets.LAPTOP_STEPS["synthetic"]
-    assert config.workdir == pathlib.Path("runs/pose_synthetic_laptop")
+    assert config.run.steps == pose_datasets.DATASETS["synthetic"].steps
+    assert config.run.workdir == pathlib.Path("runs/pose_synthetic_laptop")
 
 
 @pytest.mark.parametrize("num_keypoints, k", [(1, 1), (5, 4), (14, 8), (17, 8), (133, 8)])
@@ -503,18 +514,19 @@ def test_k_follows_the_number_of_joints_unless_it_is_given(num_keypoints, k):
 @pytest.mark.parametrize("preset", ["hrnet_w32", "hrnet_w48", "simple_baseline_50"])
 def test_a_preset_gives_the_defaults_and_flags_change_them(preset):
     config = pose_train.parse(["--preset", preset])
-    assert config.model == preset and config.image_size == (256, 192) and config.batch_size == 128
-    assert config.optimizer.learning_rate == 1e-3 and config.optimizer.schedule == "step"
+    assert config.model == preset and config.image_size == (256, 192) and config.run.batch_size == 128
+    optimizer = config.run.optimizer
+    assert optimizer.learning_rate == 1e-3 and optimizer.schedule == "step"
     changed = pose_train.parse(["--batch-size", "64", "--preset", preset, "--optimizer.learning-rate", "0.5"])
-    assert (changed.model, changed.batch_size, changed.optimizer.learning_rate) == (preset, 64, 0.5)
-    assert changed.optimizer.schedule == "step"
+    assert (changed.model, changed.run.batch_size, changed.run.optimizer.learning_rate) == (preset, 64, 0.5)
+    assert changed.run.optimizer.schedule == "step"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_a_network_and_passes_the_checks(preset, monkeypatch):
     monkeypatch.undo()
     config = pose_train.parse(["--preset", preset])
-    skeleton = pose_datasets.SKELETONS["mpii" if config.dataset == "mpii" else "synthetic"]
+    skeleton = pose_datasets.DATASETS["mpii" if config.dataset == "mpii" else "synthetic"].skeleton
     settled = pose_config.settle(config, skeleton)
     assert settled.k == min(8, -(-2 * skeleton.num_keypoints // 3)) and config.preset == preset
     network = pose_config.make_model(config, skeleton.num_keypoints)
@@ -523,14 +535,16 @@ def test_every_preset_has_a_network_and_passes_the_checks(preset, monkeypatch):
     heatmaps, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     *early, last = jax.tree.leaves(heatmaps)
     assert last.shape == (1, height // 4, width // 4, skeleton.num_keypoints) and last.dtype == np.float32
-    assert len(pose_config.early_heatmaps(config).sigmas) == len(early)
-    schedule = training.make_schedule(config.optimizer, steps=config.steps)
-    assert schedule(config.steps - 1) < config.optimizer.learning_rate
+    assert len(pose_config.supervision_of(config).early.sigmas) == len(early)
+    run = config.run
+    schedule = training.make_schedule(run.optimizer, steps=run.steps)
+    assert schedule(run.steps - 1) < run.optimizer.learning_rate
 
 
 def test_config_comes_back_as_it_was(tmp_path):
-    config = pose_config.Config(
-        dataset="coco", data_dir=pathlib.Path("d"), annotations=pathlib.Path("a.json"), workdir=tmp_path,
+    config = change(
+        pose_config.Config(), dataset="coco", data_dir=pathlib.Path("d"), annotations=pathlib.Path("a.json"),
+        workdir=tmp_path,
         sigmas=(0.1, 0.2), flip_pairs=(("a", "b"),), edges=(("a", "b"), ("b", "a")), category="mouse",
         steps=9, image_size=(64, 96), k=1, augment=AugmentConfig(scale=0.1),
         optimizer=training.OptimizerConfig(milestones=(0.25, 0.5), clip_norm=None),

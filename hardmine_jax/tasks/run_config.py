@@ -1,0 +1,122 @@
+"""The settings that every run has, whatever its task."""
+
+import dataclasses
+import pathlib
+from typing import Literal, NamedTuple
+
+import jax
+
+from hardmine_jax.job.distributed import PATIENCE_SECONDS
+from hardmine_jax.tasks.flags import check_counts, flag
+from hardmine_jax.training import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run, whatever it trains.
+
+    Attributes:
+      cache_dir: where prepared data lies; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      workdir: everything that the run writes; runs/<task>_<dataset>_<preset> by default.
+      init_from: weights to start from: a published file of the network or of its trunk (.pth, .safetensors,
+        .npz), or the --workdir of a run; what does not fit keeps its initial value and is told.
+      batch_size: images a step, over all devices and processes.
+      accumulate: micro-batches a step is split into, to save memory.
+      steps: length of the run, by default the preset's for the dataset. The preset's warm-up is at most a
+        tenth of it.
+      seed: of weights, order and augmentation.
+      dtype: of the computation; weights stay float32.
+      ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
+      sync_batch_norm: batch statistics over all devices (jit always does).
+      parallel: how the step runs on the devices.
+      num_workers: input processes; 0 reads in two threads.
+      distributed: this is one process of a job of several, started with the same flags, which share every
+        batch (launch/README.md).
+      coordinator: HOST:PORT of process 0. This and the next two only where JAX does not find them by itself,
+        as it does on Cloud TPU and under Slurm.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+      patience: seconds that a process may keep the others waiting in training before it counts as hanging and
+        the job ends, to be started again; 0 waits for ever.
+      resume: go on from the last checkpoint in --workdir.
+      eval_only: no training, evaluate the last checkpoint.
+      evaluate_every: steps between evaluations on a part of the validation split, beside those after the
+        first and the last step; 0 only those.
+      checkpoint_every: steps between checkpoints; 0 with evaluations only.
+      log_every: steps between log lines.
+      keep_last: latest checkpoints kept, beside the best.
+      optimizer: optimizer and learning rate.
+    """
+
+    cache_dir: pathlib.Path | None = None
+    workdir: pathlib.Path | None = None
+    init_from: pathlib.Path | None = None
+    batch_size: int = 32
+    accumulate: int = 1
+    steps: int | None = None
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = 0.998
+    sync_batch_norm: bool = True
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    num_workers: int = 0
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    patience: float = PATIENCE_SECONDS
+    resume: bool = True
+    eval_only: bool = False
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+    log_every: int = 20
+    keep_last: int = 2
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
+    """The run, its warm-up at most a tenth of it where it is the default's: nobody asked for it."""
+    optimizer = run.optimizer
+    if optimizer.warmup_steps != default.optimizer.warmup_steps:
+        return run
+    warmup = min(optimizer.warmup_steps, max(run.steps, 0) // 10)
+    return dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, warmup_steps=warmup))
+
+
+def check_run_config(run: RunConfig) -> None:
+    """Raises ValueError for a number out of its range, and for a batch that devices cannot share."""
+    least = {"accumulate": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
+    check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
+    if run.seed >= 2**32:
+        raise ValueError(f"--seed {run.seed} must be below 2**32")
+    if not 0 <= run.ema_decay < 1:
+        raise ValueError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+    num_devices = jax.device_count()
+    parts = num_devices * run.accumulate
+    if run.batch_size < 1 or run.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
+            f"--accumulate {run.accumulate}: use a multiple of {parts}"
+        )
+
+
+def check_alone(run: RunConfig) -> None:
+    """Raises ValueError for a flag of --distributed without it."""
+    patience = None if run.patience == PATIENCE_SECONDS else run.patience
+    given = {name: getattr(run, name) for name in ("coordinator", "num_processes", "process_id")}
+    for name, value in {**given, "patience": patience}.items():
+        if value is not None:
+            raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
+
+
+class Shard(NamedTuple):
+    """What of a batch one process loads: arguments of the input pipelines."""
+
+    batch_size: int
+    shard_index: int
+    shard_count: int
+
+
+def shard_of(run: RunConfig) -> Shard:
+    """This process's part of a batch over all devices."""
+    return Shard(run.batch_size // jax.process_count(), jax.process_index(), jax.process_count())

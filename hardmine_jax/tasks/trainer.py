@@ -1,0 +1,99 @@
+"""From what a config comes to, to the compiled step, the state it starts from, and the whole training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from hardmine_jax import training
+from hardmine_jax.models.torch_weights import WarmStart
+from hardmine_jax.tasks.run_config import RunConfig
+from hardmine_jax.tasks.warm_start import start_from
+from hardmine_jax.training import LossFunction
+
+
+class Functions(NamedTuple):
+    """What a config comes to, made once: functions of the network, its loss and its prediction.
+
+    Attributes:
+      apply: `model.apply`.
+      init: random key -> variables.
+      loss_for: name of the mapped axis, or None -> the loss function of `training.make_train_step`.
+      predict: `(variables, what the task evaluates) -> predictions`.
+      published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
+    """
+
+    apply: Callable
+    init: Callable[[jax.Array], dict]
+    loss_for: Callable[[str | None], LossFunction]
+    predict: Callable[[dict, Any], dict[str, jax.Array]]
+    published: Callable[[dict, dict], WarmStart] | None = None
+
+
+def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Parallel, training.TrainState]:
+    """The compiled step on the devices, and the state it starts from."""
+    ema_decay = run.ema_decay or None
+
+    def make_step(axis_name: str | None) -> training.Step:
+        return training.make_train_step(
+            functions.loss_for(axis_name),
+            axis_name=axis_name,
+            accumulate=run.accumulate,
+            ema_decay=ema_decay,
+        )
+
+    parallel = training.parallelise(make_step, kind=run.parallel)
+    weights_key, run_key = jax.random.split(jax.random.key(run.seed))
+    state = training.create_state(
+        jax.jit(functions.init)(weights_key),
+        apply_fn=functions.apply,
+        optimizer=training.make_optimizer(run.optimizer, steps=run.steps),
+        key=run_key,
+        ema_decay=ema_decay,
+    )
+    return parallel, state
+
+
+def begin(run: RunConfig, functions: Functions, state: training.TrainState) -> training.TrainState:
+    """The state that a run without a checkpoint starts from."""
+    return state if run.init_from is None else start_from(run.init_from, state, functions.published)
+
+
+def fit(
+    run: RunConfig,
+    state: training.TrainState,
+    *,
+    parallel: training.Parallel,
+    batches,
+    checkpoints: training.Checkpoints,
+    evaluate: Callable[[training.TrainState], dict[str, float]],
+    end: int | None = None,
+) -> training.FitResult:
+    """Trains from `state` up to step `end`, by default the run's last.
+
+    Only the run's last state has to be saved: a part before it is followed by another.
+    """
+    end = run.steps if end is None else end
+    return training.fit(
+        state,
+        parallel=parallel,
+        batches=batches,
+        batch_size=run.batch_size,
+        steps=end,
+        workdir=run.workdir,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        learning_rate=training.make_schedule(run.optimizer, steps=run.steps),
+        log_every=run.log_every,
+        evaluate_every=run.evaluate_every or None,
+        checkpoint_every=run.checkpoint_every or None,
+        must_save=end == run.steps,
+    )
+
+
+def step_memory(parallel: training.Parallel, state: training.TrainState, batches) -> float | None:
+    """MB that the compiled step takes beside its arguments and results, on one device."""
+    batch = parallel.put_batch(next(batches))
+    # What the training ran is in jit's cache: nothing compiles here.
+    analysis = parallel.train_step.lower(state, batch).compile().memory_analysis()
+    return None if analysis is None else round(analysis.temp_size_in_bytes / 1e6, 1)
