@@ -25,7 +25,7 @@ def cpu_products(function: Callable[..., Any]) -> Callable[..., Any]:
     Loops and branches are left as they are. Not for differentiation: custom rules inside are lost.
     """
 
-    def with_products(*args):
+    def with_products(*args: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
         leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out), leaves)

@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import check_soft_units
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_soft_units
 
 
-def focal_weights(
-    losses: jax.Array, *, gamma: float | jax.Array = 2.0, where: jax.Array | None = None
-) -> jax.Array:
+def focal_weights(losses: ArrayLike, *, gamma: Scalar = 2.0, where: ArrayLike | None = None) -> jax.Array:
     """The modulating factor of the focal loss, from cross-entropies.
 
     weights_i = where_i * (1 - p_i)^gamma,  p_i = exp(-losses_i): the probability given to the right answer

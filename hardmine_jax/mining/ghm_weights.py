@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import check_soft_units
+from hardmine_jax.mining.types import ArrayLike, check_soft_units
 
 
 def gradient_histogram(
-    gradient_norms: jax.Array, *, num_bins: int = 30, where: jax.Array | None = None
+    gradient_norms: ArrayLike, *, num_bins: int = 30, where: ArrayLike | None = None
 ) -> jax.Array:
     """How many participating units of each row have a gradient norm in each of num_bins equal bins of [0, 1].
 
@@ -32,11 +32,11 @@ def gradient_histogram(
 
 
 def ghm_weights(
-    gradient_norms: jax.Array,
+    gradient_norms: ArrayLike,
     *,
     num_bins: int = 30,
-    counts: jax.Array | None = None,
-    where: jax.Array | None = None,
+    counts: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Weights inverse to the gradient density: units as common as the many easy ones count less each.
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import highest, keep_first, order_keys
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, check_count, check_units
 
 
 def global_top_k(
-    losses: jax.Array, *, k: int, axis_name: str | Sequence[str], where: jax.Array | None = None
+    losses: ArrayLike, *, k: int, axis_name: str | Sequence[str], where: ArrayLike | None = None
 ) -> jax.Array:
     """Keeps this device's share of the k hardest units over a mesh axis: of all devices' units of a row.
 

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.order import count, keep_first, order_keys
-from hardmine_jax.mining.types import check_choice, check_count_a_row, check_units
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_choice, check_count_a_row, check_units
 
 
 def hard_negatives(
-    losses: jax.Array,
+    losses: ArrayLike,
     *,
-    positive: jax.Array,
-    ratio: float | jax.Array = 3.0,
-    min_negatives: int | jax.Array = 0,
-    where: jax.Array | None = None,
+    positive: ArrayLike,
+    ratio: Scalar = 3.0,
+    min_negatives: Count = 0,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps the hardest negatives of each row: `ratio` for each positive, and at least min_negatives.
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import order_keys
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar
 
 
 class Ranked(NamedTuple):
@@ -81,14 +82,14 @@ def init(capacity: int, *, num_positives: int = 0) -> HardPool:
 
 def update(
     pool: HardPool,
-    indices: jax.Array,
-    scores: jax.Array,
+    indices: ArrayLike,
+    scores: ArrayLike,
     *,
-    positive: jax.Array | None = None,
-    where: jax.Array | None = None,
-    decay: float | jax.Array = 1.0,
-    max_age: int | jax.Array | None = None,
-    min_score: float | jax.Array | None = None,
+    positive: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    decay: Scalar = 1.0,
+    max_age: Count | None = None,
+    min_score: Scalar | None = None,
 ) -> HardPool:
     """Takes in examples just seen; the hardest of these and of those already there stay.
 
@@ -164,7 +165,7 @@ def sample(pool: HardPool, key: jax.Array, *, num_negatives: int, num_positives:
     _check_drawn("num_positives", num_positives, pool.positives)
     positive_key, negative_key = jax.random.split(key)
     parts = [_draw(negative_key, pool.negatives.indices, num_negatives)]
-    if num_positives:
+    if num_positives and pool.positives is not None:
         parts.insert(0, _draw(positive_key, pool.positives.indices, num_positives))
     indices = jnp.concatenate(parts)
     return Sample(indices, jnp.arange(indices.shape[0]) < num_positives, indices >= 0)
@@ -178,7 +179,13 @@ def _empty(capacity: int) -> Ranked:
     )
 
 
-def _check_seen(pool, indices, scores, positive, where):
+def _check_seen(
+    pool: HardPool,
+    indices: ArrayLike,
+    scores: ArrayLike,
+    positive: ArrayLike | None,
+    where: ArrayLike | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     indices, scores = jnp.asarray(indices), jax.lax.stop_gradient(jnp.asarray(scores))
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
@@ -207,12 +214,12 @@ def _only(ranked: Ranked, keep: jax.Array) -> Ranked:
     return ranked._replace(indices=jnp.where(keep, ranked.indices, -1))
 
 
-def _age(ranked: Ranked, decay: float | jax.Array) -> Ranked:
+def _age(ranked: Ranked, decay: Scalar) -> Ranked:
     scores = jnp.where(ranked.scores > 0, ranked.scores * decay, ranked.scores / decay)
     return ranked._replace(scores=scores, ages=ranked.ages + 1)
 
 
-def _leave(ranked: Ranked, max_age: int | jax.Array | None, min_score: float | jax.Array | None) -> Ranked:
+def _leave(ranked: Ranked, max_age: Count | None, min_score: Scalar | None) -> Ranked:
     if max_age is not None:
         ranked = _only(ranked, ranked.ages <= max_age)
     if min_score is not None:

@@ -5,16 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.order import count, keep_first, order_keys
-from hardmine_jax.mining.types import at_least_single, check_count_a_row, check_units
+from hardmine_jax.mining.types import (
+    ArrayLike,
+    Count,
+    Scalar,
+    at_least_single,
+    check_count_a_row,
+    check_units,
+)
 
 
 def harder_than_easiest(
-    losses: jax.Array,
+    losses: ArrayLike,
     *,
-    ratio: float | jax.Array = 2.0,
-    min_kept: int | jax.Array = 2,
-    max_kept: int | jax.Array | None = None,
-    where: jax.Array | None = None,
+    ratio: Scalar = 2.0,
+    min_kept: Count = 2,
+    max_kept: Count | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps units whose loss is at least `ratio` times the easiest of their row; between min and max of them.
 
@@ -63,7 +70,7 @@ def harder_than_easiest(
     return keep_first(order_keys(losses), k=k, where=where)
 
 
-def _num_hard(losses: jax.Array, ratio: float | jax.Array, where: jax.Array) -> jax.Array:
+def _num_hard(losses: jax.Array, ratio: Scalar, where: jax.Array) -> jax.Array:
     losses = losses.astype(at_least_single(losses.dtype))
     broken = jnp.isnan(losses)
     # Some backends flush subnormals and some do not.

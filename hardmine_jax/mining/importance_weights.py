@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import at_least_single, check_count_a_row, check_units
+from hardmine_jax.mining.types import ArrayLike, Count, at_least_single, check_count_a_row, check_units
 
 # Shares are drawn in whole 2^-28ths: every sum of them is exact, and with a step of a whole row (k=1) still
 # fits int32.
@@ -12,11 +12,11 @@ _GRAIN = 2**28
 
 def importance_weights(
     key: jax.Array,
-    losses: jax.Array,
+    losses: ArrayLike,
     *,
-    k: int | jax.Array,
+    k: Count,
     uniform: float = 0.1,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Weights of k draws with probability in proportion to the loss, whose expectation is 1 for every unit.
 

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import at_least_single, check_where
+from hardmine_jax.mining.types import ArrayLike, Scalar, at_least_single, check_where
 
 
 def masked_mean(
-    losses: jax.Array, *, where: jax.Array | None, denominator: float | jax.Array | None = None
+    losses: ArrayLike, *, where: ArrayLike | None, denominator: Scalar | None = None
 ) -> jax.Array:
     """Sum of the kept losses over their number, or over a fixed denominator.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import order_keys
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_count, check_units
 
 SimilarityRow = Callable[[jax.Array], jax.Array]
 
@@ -16,12 +16,12 @@ _SLICES = 8
 
 
 def non_max(
-    losses: jax.Array,
-    similarity: jax.Array | SimilarityRow,
+    losses: ArrayLike,
+    similarity: ArrayLike | SimilarityRow,
     *,
-    threshold: float | jax.Array = 0.7,
+    threshold: Scalar = 0.7,
     max_kept: int | None = None,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps the hardest unit, then each next one that is not too similar to any kept one. Greedy and exact.
 
@@ -64,7 +64,7 @@ def non_max(
     keys = _starting_keys(losses, where)
     index = jnp.arange(losses.shape[-1], dtype=jnp.int32).reshape((1,) * (losses.ndim - 1) + (-1,))
 
-    def keep_hardest(keys):
+    def keep_hardest(keys: jax.Array) -> jax.Array:
         hardest = _reduced(keys, jnp.maximum, jnp.max)
         # The lowest index at which it lies: two reductions, since XLA:CPU has no fast arg-max.
         first = _reduced(jnp.where(keys == hardest, index, losses.shape[-1]), jnp.minimum, jnp.min)
@@ -94,7 +94,9 @@ def _starting_keys(losses: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.where(where, jnp.maximum(keys, _out(keys) + 1), _out(keys))
 
 
-def _reduced(values: jax.Array, combine: Callable, reduce: Callable) -> jax.Array:
+def _reduced(
+    values: jax.Array, combine: Callable[..., jax.Array], reduce: Callable[..., jax.Array]
+) -> jax.Array:
     """[..., N] -> [..., 1] by a reduction that may count a value twice.
 
     Slices are combined side by side first: XLA:CPU vectorises that, and no reduction along a short axis.
@@ -106,17 +108,19 @@ def _reduced(values: jax.Array, combine: Callable, reduce: Callable) -> jax.Arra
     return reduce(functools.reduce(combine, slices), axis=-1, keepdims=True)
 
 
-def _row_function(similarity: jax.Array | SimilarityRow, shape: tuple[int, ...]) -> SimilarityRow:
-    if not callable(similarity):
+def _row_function(similarity: ArrayLike | SimilarityRow, shape: tuple[int, ...]) -> SimilarityRow:
+    if callable(similarity):
+        read: SimilarityRow = similarity
+    else:
         matrix = jnp.asarray(similarity)
         if matrix.shape != (*shape, shape[-1]):
             raise ValueError(f"similarity of shape {matrix.shape} != {(*shape, shape[-1])}, losses and N")
 
-        def similarity(index):
+        def read(index: jax.Array) -> jax.Array:
             return jnp.take_along_axis(matrix, index[..., None, None], axis=-2)[..., 0, :]
 
-    def row(index):
-        similar = jnp.asarray(similarity(index))
+    def row(index: jax.Array) -> jax.Array:
+        similar = jnp.asarray(read(index))
         if similar.shape != shape:
             raise ValueError(f"similarity(index) of shape {similar.shape} != losses {shape}")
         return jax.lax.stop_gradient(similar).astype(jnp.float32)

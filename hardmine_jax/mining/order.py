@@ -36,7 +36,7 @@ def order_keys(losses: jax.Array) -> jax.Array:
     return losses.astype(signed)
 
 
-def _float_keys(losses: jax.Array, signed: jnp.dtype) -> jax.Array:
+def _float_keys(losses: jax.Array, signed: jax.typing.DTypeLike) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(losses, signed)
     lowest, highest = jnp.iinfo(signed).min, jnp.iinfo(signed).max
     # The bits of a negative float rise as it falls. -0.0 is told by its bits: compared as a float, a
@@ -96,7 +96,7 @@ def highest(keys: jax.Array, *, k: int, where: jax.Array) -> jax.Array:
     rank = jnp.cumsum(keep_first(keys, k=k, where=where), axis=-1, dtype=jnp.int32)
     lowest = jnp.iinfo(keys.dtype).min
 
-    def pick(rank, keys):
+    def pick(rank: jax.Array, keys: jax.Array) -> jax.Array:
         first = jnp.searchsorted(rank, jnp.arange(1, k + 1, dtype=jnp.int32))
         return keys.at[first].get(mode="fill", fill_value=lowest)
 
@@ -127,7 +127,7 @@ def _first_by_bisection(keys: jax.Array, k: jax.Array) -> jax.Array:
     keys = _tiles(jax.lax.bitcast_convert_type(keys ^ jnp.iinfo(keys.dtype).min, unsigned))
     k = k[..., None]
 
-    def append_byte(step, state):
+    def append_byte(step: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         prefix, k = state
         rest = keys >> (8 * (num_bytes - 1 - step)).astype(unsigned)
         # As a signed byte in the order of the unsigned one.
@@ -158,7 +158,7 @@ def _count_tiles(where: jax.Array) -> jax.Array:
 def _kth_highest_byte(byte: jax.Array, k: jax.Array) -> jax.Array:
     """int32 [..., 1, 1]: the highest level that k bytes reach."""
 
-    def raise_level(step, level):
+    def raise_level(step: jax.Array, level: jax.Array) -> jax.Array:
         higher = level + (jnp.ones_like(level) << (7 - step))
         return jnp.where(_count_tiles(byte >= higher.astype(jnp.int8)) >= k, higher, level)
 

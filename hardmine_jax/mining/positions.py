@@ -27,10 +27,10 @@ def may_hold_positions(jaxpr: Any, num_units: int) -> list[bool]:
 
 
 def _held(jaxpr: Any, inputs: list[bool], num_units: int) -> list[bool]:
-    def sized(variable):
+    def sized(variable: Any) -> bool:
         return num_units in getattr(variable.aval, "shape", ())
 
-    def known(atom):
+    def known(atom: Any) -> bool:
         # A literal is a scalar.
         return not isinstance(atom, jax.extend.core.Literal) and held[atom]
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import keep_first
-from hardmine_jax.mining.types import check_count_a_row, check_units
+from hardmine_jax.mining.types import ArrayLike, Count, check_count_a_row, check_units
 
 
-def random_k(key: jax.Array, losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.Array:
+def random_k(key: jax.Array, losses: ArrayLike, *, k: Count, where: ArrayLike | None = None) -> jax.Array:
     """Keeps min(k, participating) units of each row, every such set equally likely.
 
     Only the shape of the losses matters. Each row draws its own units; the same key draws the same ones.

@@ -50,7 +50,7 @@ def read_only_losses(
         for array, axis in zip(arrays, units.axes, strict=True)
     ]
 
-    def losses_from(start):
+    def losses_from(start: jax.Array | int) -> jax.Array:
         part = _cast(slice_units(arrays, units.axes, start, size), score_dtype)
         losses = check_losses(score(part, *closed_over), size)
         return losses if dtype is None else losses.astype(dtype)

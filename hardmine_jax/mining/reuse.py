@@ -64,13 +64,17 @@ class Residuals:
         shapes = {place: operand.shape for place, operand in floating.items()}
 
         @jax.custom_vjp
-        def attach(floating, losses, pullback, slots):
+        def attach(
+            floating: dict[int, jax.Array], losses: jax.Array, pullback: Any, slots: jax.Array
+        ) -> jax.Array:
             return losses
 
-        def forward(floating, losses, pullback, slots):
+        def forward(
+            floating: dict[int, jax.Array], losses: jax.Array, pullback: Any, slots: jax.Array
+        ) -> tuple[jax.Array, Any]:
             return losses, (floating, pullback, slots)
 
-        def backward(residuals, cotangent):
+        def backward(residuals: Any, cotangent: jax.Array) -> tuple[dict[int, jax.Array], None, None, None]:
             floating, pullback, slots = residuals
             (rows,) = pullback(jnp.pad(_first_derivative(cotangent, floating), (0, spare)))
             spread = {
@@ -127,7 +131,7 @@ def _first_derivative(cotangent: jax.Array, floating: dict[int, jax.Array]) -> j
 
 
 @functools.partial(_first_derivative.defjvp, symbolic_zeros=True)
-def _no_second_derivative(primals, tangents):
+def _no_second_derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents[1])):
         raise ValueError(
             "reuse=True: residuals give first derivatives only: set reuse=False for second derivatives"
@@ -144,8 +148,8 @@ def _floating(operands: list[jax.Array]) -> dict[int, jax.Array]:
 def _linearised(function: Callable[..., jax.Array], num_arrays: int, num_units: int) -> Callable[..., Any]:
     """Of arrays and what is closed over, in one list, the function to (losses, pullback)."""
 
-    def linearised(operands):
-        def losses(floating):
+    def linearised(operands: list[jax.Array]) -> Any:
+        def losses(floating: dict[int, jax.Array]) -> jax.Array:
             every = [floating.get(place, operand) for place, operand in enumerate(operands)]
             return check_losses(function(every[:num_arrays], *every[num_arrays:]), num_units)
 

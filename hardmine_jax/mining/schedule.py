@@ -1,12 +1,22 @@
 """How many units to keep, over training."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.types import ArrayLike
+
 
 def schedule(
-    step: int | jax.Array, *, start: int, k: int, steps: int, begin: int = 0, shape: str = "linear"
+    step: ArrayLike,
+    *,
+    start: int,
+    k: int,
+    steps: int,
+    begin: int = 0,
+    shape: Literal["linear", "cosine"] = "linear",
 ) -> jax.Array:
     """The number of units to keep at a step: `start` (all units, say) at first, `k` in the end.
 
@@ -42,11 +52,11 @@ def schedule(
     >>> [int(keep(jnp.arange(4.0), step).sum()) for step in range(4)]
     [4, 3, 2, 1]
     """
-    for name, number in (("start", start), ("k", k), ("steps", steps)):
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-            raise TypeError(f"{name}={number!r} must be a Python int")
-        if number < 1:
-            raise ValueError(f"{name}={number} < 1")
+    for name, given in (("start", start), ("k", k), ("steps", steps)):
+        if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+            raise TypeError(f"{name}={given!r} must be a Python int")
+        if given < 1:
+            raise ValueError(f"{name}={given} < 1")
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape={shape!r} must be 'linear' or 'cosine'")
     # Whole steps are subtracted before they become floats, which are exact up to 2^24 only.

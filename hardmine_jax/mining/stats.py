@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import at_least_single, check_choice, check_units
+from hardmine_jax.mining.types import ArrayLike, at_least_single, check_choice, check_units
 
 
 class Stats(NamedTuple):
@@ -27,9 +27,9 @@ class Stats(NamedTuple):
 
 
 def stats(
-    losses: jax.Array,
-    keep: jax.Array,
-    where: jax.Array | None = None,
+    losses: ArrayLike,
+    keep: ArrayLike,
+    where: ArrayLike | None = None,
     *,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Stats:

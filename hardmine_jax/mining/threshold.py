@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import keep_first, order_keys
-from hardmine_jax.mining.types import check_count_a_row, check_units
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_count_a_row, check_units
 
 
 def threshold(
-    losses: jax.Array, *, min_loss: float | jax.Array, min_kept: int = 0, where: jax.Array | None = None
+    losses: ArrayLike, *, min_loss: Scalar, min_kept: Count = 0, where: ArrayLike | None = None
 ) -> jax.Array:
     """Keeps every unit with loss > min_loss, and at least the min_kept hardest of each row.
 

@@ -3,10 +3,10 @@
 import jax
 
 from hardmine_jax.mining.order import keep_first, order_keys
-from hardmine_jax.mining.types import check_count_a_row, check_units
+from hardmine_jax.mining.types import ArrayLike, Count, check_count_a_row, check_units
 
 
-def top_k(losses: jax.Array, *, k: int, where: jax.Array | None = None) -> jax.Array:
+def top_k(losses: ArrayLike, *, k: Count, where: ArrayLike | None = None) -> jax.Array:
     """Keeps the k hardest units of each row: exactly min(k, participating), ties to the lowest index.
 
     keep_i = where_i and #{j in where: losses_j > losses_i, or losses_j = losses_i and j < i} < k

@@ -4,21 +4,33 @@
 [..., N] bool, always a subset of `where`. Units lie on the last axis; leading axes are batch.
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# What `jnp.asarray` makes an array of: lists too, which `jax.typing.ArrayLike` leaves out.
+ArrayLike: TypeAlias = (
+    jax.typing.ArrayLike | Sequence[jax.typing.ArrayLike] | Sequence[Sequence[jax.typing.ArrayLike]]
+)
+# Where the shape of what is given is read before anything else.
+AnyArray: TypeAlias = jax.Array | np.ndarray
+# One number for all, which may be traced.
+Scalar: TypeAlias = float | np.number | AnyArray
+# How many units: a Python int is checked, an array may be traced (`check_count_a_row`).
+Count: TypeAlias = int | np.integer | AnyArray
+
 
 class Selector(Protocol):
     """What every selector is once its own options are bound (`functools.partial(top_k, k=8)`)."""
 
-    def __call__(self, losses: jax.Array, *args: Any, where: jax.Array | None = None) -> jax.Array:
+    def __call__(self, losses: jax.Array, /, *, where: jax.Array | None = None) -> jax.Array:
         """losses [..., N], where bool [..., N] (None: all take part) -> keep bool [..., N], no gradient."""
 
 
-def check_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def check_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
     """`losses` cut off from the gradient, and `where` as an array.
 
     Raises:
@@ -30,7 +42,7 @@ def check_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Array, 
     return losses, check_where(losses, where)
 
 
-def check_soft_units(losses: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def check_soft_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
     """As `check_units` for what gives weights: losses as float32 (or float64), with their gradient."""
     _, where = check_units(losses, where)
     losses = jnp.asarray(losses)
@@ -43,7 +55,7 @@ def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-def check_where(losses: jax.Array, where: jax.Array | None) -> jax.Array:
+def check_where(losses: jax.Array, where: ArrayLike | None) -> jax.Array:
     """`where` as a bool array of the shape of `losses`; all True for None.
 
     Raises:
@@ -54,7 +66,7 @@ def check_where(losses: jax.Array, where: jax.Array | None) -> jax.Array:
     return check_choice("where", where, losses, "say which units take part, as in `weights > 0`")
 
 
-def check_choice(name: str, choice: jax.Array, losses: jax.Array, advice: str) -> jax.Array:
+def check_choice(name: str, choice: ArrayLike, losses: jax.Array, advice: str) -> jax.Array:
     """A bool array of the shape of `losses`.
 
     Raises:
@@ -68,7 +80,7 @@ def check_choice(name: str, choice: jax.Array, losses: jax.Array, advice: str) -
     return choice
 
 
-def check_count(name: str, count: int, num_units: int, *, least: int) -> int:
+def check_count(name: str, count: int | np.integer, num_units: int, *, least: int) -> int:
     """A static number of units to keep, `least` <= count <= N.
 
     Raises:
@@ -84,7 +96,7 @@ def check_count(name: str, count: int, num_units: int, *, least: int) -> int:
     return int(count)
 
 
-def check_count_a_row(name: str, count: int | jax.Array, losses: jax.Array, *, least: int) -> int | jax.Array:
+def check_count_a_row(name: str, count: Count, losses: jax.Array, *, least: int) -> int | jax.Array:
     """A number of units to keep that may be traced: of an array only dtype and shape can be checked.
 
     Args:

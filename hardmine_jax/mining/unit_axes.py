@@ -90,8 +90,8 @@ def split_units(args: tuple[Any, ...], in_axes: Any) -> UnitArgs:
 def _broadcast(entry: Any, arg: Any, number: int) -> list[int | None]:
     axes = []
 
-    def extend(axis, subtree):
-        axes.extend([axis] * jax.tree.structure(subtree).num_leaves)
+    def extend(axis: int | None, subtree: Any) -> None:
+        axes.extend([axis] * len(jax.tree.leaves(subtree)))
 
     try:
         jax.tree.map(extend, entry, arg, is_leaf=lambda node: node is None)
