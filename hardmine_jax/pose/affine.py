@@ -6,14 +6,23 @@ A matrix [2, 3] takes (x, y, 1) of the source to (x, y) of the output, as `cv2.w
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias, TypeVar, overload
 
+import jax
 import numpy as np
 
+from hardmine_jax.mining.types import AnyArray
 from hardmine_jax.pose.skeleton import Skeleton
+
+# A few numbers in a row, as a tuple or as numpy.
+Numbers: TypeAlias = Sequence[float] | np.ndarray
+# Numpy stays numpy, and jax jax.
+Points = TypeVar("Points", np.ndarray, jax.Array)
+Visibility = TypeVar("Visibility", np.ndarray, jax.Array)
 
 
 def affine_matrix(
-    centre: Sequence[float], scale_px: Sequence[float], rotation: float, *, size: tuple[int, int]
+    centre: Numbers, scale_px: Numbers, rotation: float, *, size: tuple[int, int]
 ) -> np.ndarray:
     """Matrix of the crop that shows a (turned) source box, filling the output from edge to edge.
 
@@ -57,7 +66,13 @@ def invert_affine(matrix: np.ndarray) -> np.ndarray:
     return inverse.astype(matrix.dtype)
 
 
-def apply_affine(matrix, points):
+@overload
+def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray: ...
+@overload
+def apply_affine(matrix: AnyArray, points: jax.Array) -> jax.Array: ...
+@overload
+def apply_affine(matrix: jax.Array, points: AnyArray) -> jax.Array: ...
+def apply_affine(matrix: AnyArray, points: AnyArray) -> AnyArray:
     """Takes points through a matrix.
 
     Args:
@@ -74,7 +89,7 @@ def apply_affine(matrix, points):
 
 
 def box_to_centre_scale(
-    box: Sequence[float], *, aspect: float, padding: float = 1.25
+    box: Numbers, *, aspect: float, padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
     """The smallest box of the wanted aspect around `box`, made `padding` times as large.
 
@@ -100,7 +115,9 @@ def box_to_centre_scale(
     return (corners[:2] + corners[2:]) / 2, padding * np.array([width, width / aspect])
 
 
-def flip_keypoints(keypoints, visibility, *, width: int, skeleton: Skeleton):
+def flip_keypoints(
+    keypoints: Points, visibility: Visibility, *, width: int, skeleton: Skeleton
+) -> tuple[Points, Visibility]:
     """Mirrors keypoints left to right, together with an image of that width.
 
     Args:
@@ -123,7 +140,7 @@ def flip_keypoints(keypoints, visibility, *, width: int, skeleton: Skeleton):
     return keypoints[..., permutation, :] * sign + offset, visibility[..., permutation]
 
 
-def flip_heatmaps(heatmaps, *, skeleton: Skeleton, shift: int = 0):
+def flip_heatmaps(heatmaps: Points, *, skeleton: Skeleton, shift: int = 0) -> Points:
     """Mirrors heatmaps left to right and swaps the paired channels; with shift 0, twice does nothing.
 
     Which shift lays the mirrored image's maps on the image's own follows from where in the image the network

@@ -16,7 +16,7 @@ def coco_average_precision(
     predictions: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
     *,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
 ) -> dict[str, float]:
     """Average precision and recall over OKS 0.50, 0.55 ... 0.95, at most 20 predictions an image.
 

@@ -22,7 +22,7 @@ def coco_results(
     *,
     box_scores: np.ndarray,
     areas: np.ndarray,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
     threshold: float = 0.9,
     min_score: float = 0.2,
     max_people: int = 20,
@@ -71,7 +71,9 @@ def coco_results(
     if max_people < 1:
         raise ValueError(f"max_people={max_people} < 1: give how many people an image may have")
     scores = np.asarray(
-        person_scores(np.float32(keypoint_scores), np.float32(box_scores), min_score=min_score)
+        person_scores(
+            np.asarray(keypoint_scores, np.float32), np.asarray(box_scores, np.float32), min_score=min_score
+        )
     )
     triples = np.concatenate([keypoints, np.asarray(keypoint_scores)[..., None]], axis=-1, dtype=np.float64)
     return [
@@ -98,7 +100,7 @@ def _kept(
     keypoints: np.ndarray,
     scores: np.ndarray,
     areas: np.ndarray,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
     threshold: float,
     max_people: int,
 ) -> np.ndarray:
@@ -106,7 +108,7 @@ def _kept(
     count = len(scores)
     free = max(_LEAST_PEOPLE, 1 << (count - 1).bit_length()) - count
     keypoints, scores, areas = (
-        np.pad(np.float32(array), [(0, free)] + [(0, 0)] * (array.ndim - 1))
+        np.pad(np.asarray(array, np.float32), [(0, free)] + [(0, 0)] * (array.ndim - 1))
         for array in (keypoints, scores, areas)
     )
     indices, where = oks_nms(

@@ -5,14 +5,19 @@ is 0.0. A heatmap pixel of a network with stride s covers s x s image pixels, he
 heatmap = (image + 0.5) / s - 0.5, everywhere but where an `origin` is given.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.types import AnyArray
 
-def image_to_heatmap(keypoints, *, stride: float, origin: float | None = None):
+# Numpy stays numpy, and jax jax.
+Points = TypeVar("Points", np.ndarray, jax.Array, float)
+
+
+def image_to_heatmap(keypoints: Points, *, stride: float, origin: float | None = None) -> Points:
     """Image pixels to heatmap pixels, (x - origin) / stride; numpy or jax, any shape.
 
     Args:
@@ -30,7 +35,7 @@ def image_to_heatmap(keypoints, *, stride: float, origin: float | None = None):
     return (keypoints - origin) / stride
 
 
-def heatmap_to_image(keypoints, *, stride: float, origin: float | None = None):
+def heatmap_to_image(keypoints: Points, *, stride: float, origin: float | None = None) -> Points:
     """Heatmap pixels to image pixels, x * stride + origin; undoes `image_to_heatmap`.
 
     >>> points = np.array([0.0, 1.0])
@@ -43,7 +48,7 @@ def heatmap_to_image(keypoints, *, stride: float, origin: float | None = None):
 
 
 def encode_heatmaps(
-    keypoints: jax.Array, *, size: tuple[int, int], sigma: float, where: jax.Array | None = None
+    keypoints: AnyArray, *, size: tuple[int, int], sigma: float, where: AnyArray | None = None
 ) -> jax.Array:
     """Gaussian targets of height 1, centred between pixels where the keypoint is.
 
@@ -87,7 +92,7 @@ def _gaussian(centres: jax.Array, length: int, sigma: float) -> jax.Array:
 
 
 def decode_heatmaps(
-    heatmaps: jax.Array, *, method: Literal["dark", "quarter", "argmax"] = "dark", blur_sigma: float = 2.0
+    heatmaps: AnyArray, *, method: Literal["dark", "quarter", "argmax"] = "dark", blur_sigma: float = 2.0
 ) -> tuple[jax.Array, jax.Array]:
     """Keypoints from heatmaps.
 

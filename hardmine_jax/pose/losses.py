@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining import masked_mean, top_k
+from hardmine_jax.mining.types import AnyArray
 
 # Of 8, 16 and 48 the fastest at 64 x 48 pixels.
 _NEIGHBOURS = 8
 
 
-def heatmap_mse(predicted: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def heatmap_mse(predicted: AnyArray, target: AnyArray, *, where: AnyArray | None = None) -> jax.Array:
     """Mean squared error over the pixels of each map.
 
     error[b, k] = [where] mean over y, x of (predicted[b, y, x, k] - target[b, y, x, k])^2
@@ -63,7 +64,7 @@ def _squared_error_of_neighbours(
     return errors.reshape(batch, neighbours, keypoints).mean(axis=1)
 
 
-def ohkm(predicted: jax.Array, target: jax.Array, *, k: int = 8, where: jax.Array | None = None) -> jax.Array:
+def ohkm(predicted: AnyArray, target: AnyArray, *, k: int = 8, where: AnyArray | None = None) -> jax.Array:
     """Online hard keypoint mining: each image is graded by its k worst keypoints.
 
     loss = mean over images of (sum of the k largest heatmap_mse) / k

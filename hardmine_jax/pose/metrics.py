@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining import masked_mean
+from hardmine_jax.mining.types import AnyArray, ArrayLike
 
 
 def pck_correct(
-    predicted: jax.Array,
-    target: jax.Array,
+    predicted: AnyArray,
+    target: AnyArray,
     *,
-    reference: jax.Array,
+    reference: jax.typing.ArrayLike,
     fraction: float = 0.1,
-    where: jax.Array | None = None,
+    where: AnyArray | None = None,
 ) -> jax.Array:
     """Which keypoints lie within a fraction of a reference length of where they should be.
 
@@ -34,12 +35,12 @@ def pck_correct(
 
 
 def pck(
-    predicted: jax.Array,
-    target: jax.Array,
+    predicted: AnyArray,
+    target: AnyArray,
     *,
-    reference: jax.Array,
+    reference: jax.typing.ArrayLike,
     fraction: float = 0.1,
-    where: jax.Array | None = None,
+    where: AnyArray | None = None,
 ) -> jax.Array:
     """Percentage of correct keypoints, as a fraction of the labelled ones (0 where none is labelled).
 
@@ -58,12 +59,12 @@ def pck(
 
 
 def pckh(
-    predicted: jax.Array,
-    target: jax.Array,
+    predicted: AnyArray,
+    target: AnyArray,
     *,
-    reference: jax.Array,
+    reference: jax.typing.ArrayLike,
     fraction: float = 0.5,
-    where: jax.Array | None = None,
+    where: AnyArray | None = None,
 ) -> jax.Array:
     """PCK with half the head's length for reference: the measure of MPII (Andriluka et al., 2014).
 
@@ -81,12 +82,12 @@ def pckh(
 
 
 def oks(
-    predicted: jax.Array,
-    target: jax.Array,
+    predicted: AnyArray,
+    target: AnyArray,
     *,
-    area: jax.Array,
-    sigmas: jax.Array,
-    where: jax.Array | None = None,
+    area: jax.typing.ArrayLike,
+    sigmas: ArrayLike,
+    where: AnyArray | None = None,
 ) -> jax.Array:
     """Object keypoint similarity, as COCO's evaluation has it.
 

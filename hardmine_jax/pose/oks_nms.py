@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 from hardmine_jax.mining import non_max
 from hardmine_jax.mining.fit import best_first
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
 from hardmine_jax.pose.metrics import oks
 
 
 def oks_nms(
-    keypoints: jax.Array,
-    scores: jax.Array,
-    areas: jax.Array,
+    keypoints: ArrayLike,
+    scores: ArrayLike,
+    areas: ArrayLike,
     *,
-    sigmas: Sequence[float],
-    threshold: float | jax.Array = 0.9,
+    sigmas: Sequence[float] | AnyArray,
+    threshold: Scalar = 0.9,
     max_kept: int,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy suppression: the best pose, then each next one that no kept one resembles too much.
 
@@ -66,13 +66,23 @@ def oks_nms(
             "sigmas must be [N, K, 2], [N], [N] and K"
         )
     max_kept = check_count("max_kept", max_kept, scores.shape[0], least=1)
-    sigmas = jnp.asarray(sigmas, jnp.float32)
-    return _suppress(keypoints, scores, areas, sigmas, threshold, where, max_kept=max_kept)
+    return _suppress(
+        keypoints, scores, areas, jnp.asarray(sigmas, jnp.float32), threshold, where, max_kept=max_kept
+    )
 
 
 # Compiled as one even where the caller is not: a loop alone would be compiled again at every call.
 @functools.partial(jax.jit, static_argnames="max_kept")
-def _suppress(keypoints, scores, areas, sigmas, threshold, where, *, max_kept):
+def _suppress(
+    keypoints: jax.Array,
+    scores: jax.Array,
+    areas: jax.Array,
+    sigmas: jax.Array,
+    threshold: Scalar,
+    where: jax.Array,
+    *,
+    max_kept: int,
+) -> tuple[jax.Array, jax.Array]:
     similarity = oks_rows(keypoints, areas, sigmas)
     keep = non_max(scores, similarity, threshold=threshold, max_kept=max_kept, where=where)
     return best_first(scores, keep, capacity=max_kept)
@@ -90,7 +100,7 @@ def oks_rows(keypoints: jax.Array, areas: jax.Array, sigmas: jax.Array) -> Calla
       A function of an index, int32 [], to [N] in 0 .. 1.
     """
 
-    def row(index):
+    def row(index: jax.Array) -> jax.Array:
         between = (areas + areas[index][None]) / 2
         similarity = oks(keypoints, keypoints[index][None], area=between, sigmas=sigmas)
         return jnp.where(jnp.isnan(similarity), 0.0, similarity)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.types import ArrayLike, Scalar
 
-def person_scores(
-    keypoint_scores: jax.Array, box_scores: jax.Array, *, min_score: float | jax.Array = 0.2
-) -> jax.Array:
+
+def person_scores(keypoint_scores: ArrayLike, box_scores: ArrayLike, *, min_score: Scalar = 0.2) -> jax.Array:
     """The score a predicted person is ranked by.
 
     score = box_score * mean over {k: keypoint_score_k > min_score} of keypoint_score_k, 0 where there is none

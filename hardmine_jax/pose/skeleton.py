@@ -28,7 +28,7 @@ class Skeleton:
     sigmas: tuple[float, ...]
     edges: tuple[tuple[int, int], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Skeletons read from JSON come as lists, which would not hash.
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "flip_pairs", _pairs("flip pair", self.flip_pairs, self.names))
