@@ -27,16 +27,16 @@ def sum_over_boxes(
     if count == 0:
         return total
 
-    def add_run(number, total):
+    def add_run(number: jax.Array, total: jax.Array) -> jax.Array:
         start = jnp.minimum(number * run, count - run)
         rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, run), per_box)
         return add(total, rows, start + jnp.arange(run) >= number * run)
 
-    def in_runs(total, per_box):
+    def in_runs(total: jax.Array, per_box: Any) -> jax.Array:
         del per_box
         return jax.lax.fori_loop(0, -(-count // run), add_run, total)
 
-    def at_once(total, per_box):
+    def at_once(total: jax.Array, per_box: Any) -> jax.Array:
         return add(total, per_box, jnp.ones(count, bool))
 
     return jax.lax.platform_dependent(total, per_box, cpu=in_runs, default=at_once)

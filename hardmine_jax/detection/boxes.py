@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import at_least_single
+from hardmine_jax.mining.types import ArrayLike, at_least_single
 
 Sides = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -20,7 +20,7 @@ _LARGEST_LOG_RATIO = float(np.log(1000 / 16))
 _SMALLEST_SIDE = 1e-6
 
 
-def sides(boxes: jax.Array) -> Sides:
+def sides(boxes: ArrayLike) -> Sides:
     """Boxes [..., 4] as four vectors (x1, y1, x2, y2) [...], float32 or wider: faster than an axis of 4.
 
     Raises:
@@ -30,10 +30,10 @@ def sides(boxes: jax.Array) -> Sides:
     if boxes.ndim == 0 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes of shape {boxes.shape} must end in an axis of 4: (x1, y1, x2, y2)")
     boxes = boxes.astype(at_least_single(boxes.dtype))
-    return tuple(boxes[..., side] for side in range(4))
+    return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
-def area(boxes: jax.Array) -> jax.Array:
+def area(boxes: ArrayLike) -> jax.Array:
     """(x2 - x1) (y2 - y1), and 0 for a box turned inside out: [..., 4] -> [...], square pixels.
 
     >>> area(jnp.array([[1.0, 2.0, 4.0, 6.0], [4.0, 2.0, 1.0, 6.0]]))
@@ -42,7 +42,7 @@ def area(boxes: jax.Array) -> jax.Array:
     return _area(sides(boxes))
 
 
-def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+def iou(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """Intersection over union of every pair.
 
     iou_nm = |a_n and b_m| / (|a_n| + |b_m| - |a_n and b_m|)
@@ -73,7 +73,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     return _iou(tuple(x[..., :, None] for x in first), tuple(x[..., None, :] for x in second))
 
 
-def iou_rows(boxes: jax.Array, labels: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
+def iou_rows(boxes: ArrayLike, labels: ArrayLike | None = None) -> Callable[[jax.Array], jax.Array]:
     """For `mining.non_max`: the overlap of one box with all, so that no matrix of N x N is ever built.
 
     Args:
@@ -86,8 +86,8 @@ def iou_rows(boxes: jax.Array, labels: jax.Array | None = None) -> Callable[[jax
     four = sides(boxes)
     labels = None if labels is None else jnp.asarray(labels)
 
-    def row(index):
-        def chosen(values):
+    def row(index: jax.Array) -> jax.Array:
+        def chosen(values: jax.Array) -> jax.Array:
             if index.ndim == 0:
                 # A slice, which XLA:CPU makes faster than a gather.
                 return values[index][None]
@@ -100,7 +100,7 @@ def iou_rows(boxes: jax.Array, labels: jax.Array | None = None) -> Callable[[jax
 
 
 def encode_boxes(
-    boxes: jax.Array, targets: jax.Array, *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)
+    boxes: ArrayLike, targets: ArrayLike, *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)
 ) -> jax.Array:
     """What a regressor must answer at `boxes` so that `decode_boxes` gives `targets`.
 
@@ -125,7 +125,7 @@ def encode_boxes(
     smallest = jnp.minimum(jnp.minimum(width, height), jnp.minimum(width_target, height_target))
     usable = smallest > _SMALLEST_SIDE
 
-    def safe(side):
+    def safe(side: jax.Array) -> jax.Array:
         return jnp.where(usable, side, 1)
 
     deltas = (
@@ -140,7 +140,7 @@ def encode_boxes(
 
 
 def decode_boxes(
-    boxes: jax.Array, deltas: jax.Array, *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)
+    boxes: ArrayLike, deltas: ArrayLike, *, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)
 ) -> jax.Array:
     """The boxes that a regressor means: undoes `encode_boxes`.
 
@@ -167,7 +167,7 @@ def decode_boxes(
     return jnp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
 
 
-def clip_boxes(boxes: jax.Array, *, size: tuple[int | jax.Array, int | jax.Array]) -> jax.Array:
+def clip_boxes(boxes: ArrayLike, *, size: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]) -> jax.Array:
     """Cuts boxes at the border of an image: x to 0 .. W, y to 0 .. H.
 
     Args:
@@ -187,12 +187,12 @@ def clip_boxes(boxes: jax.Array, *, size: tuple[int | jax.Array, int | jax.Array
     return jnp.stack([x1, y1, x2, y2], axis=-1)
 
 
-def _area(four: Sides) -> jax.Array:
+def _area(four: Sequence[jax.Array]) -> jax.Array:
     x1, y1, x2, y2 = four
     return jnp.maximum(x2 - x1, 0) * jnp.maximum(y2 - y1, 0)
 
 
-def _iou(a: Sides, b: Sides) -> jax.Array:
+def _iou(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
     both = (
         jnp.maximum(a[0], b[0]),
         jnp.maximum(a[1], b[1]),
@@ -205,6 +205,6 @@ def _iou(a: Sides, b: Sides) -> jax.Array:
     return jnp.where(some, overlap / jnp.where(some, _area(a) + _area(b) - overlap, 1), 0)
 
 
-def _centre_size(boxes: jax.Array) -> Sides:
+def _centre_size(boxes: ArrayLike) -> Sides:
     x1, y1, x2, y2 = sides(boxes)
     return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1

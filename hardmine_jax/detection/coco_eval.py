@@ -4,17 +4,18 @@ Not part of `hardmine_jax.detection`: `from hardmine_jax.detection.coco_eval imp
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from hardmine_jax.detection.metrics import Detections, GroundTruth, checked_images
+from hardmine_jax.detection.metrics import Found, Truth, checked_images
 
 _NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 
 
 def coco_average_precision(
-    detections: Sequence[Detections], ground_truth: Sequence[GroundTruth], *, classes: Sequence[str]
+    detections: Sequence[Found], ground_truth: Sequence[Truth], *, classes: Sequence[str]
 ) -> dict[str, float]:
     """Average precision and recall over IoU 0.50, 0.55 ... 0.95, at most 100 found a class and image.
 
@@ -34,7 +35,9 @@ def coco_average_precision(
     Raises:
       ValueError: if the two are not of one length, arrays of an image do not fit, or a label is not 1 .. C.
     """
-    found, objects, num_images = [], [], 0
+    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    num_images = 0
     images = checked_images(detections, ground_truth, num_classes=len(classes))
     for number, (image, truth) in enumerate(images):
         found += [
@@ -57,7 +60,7 @@ def _xywh(box: np.ndarray) -> list[float]:
 
 
 def _evaluate(
-    found: list[dict], objects: list[dict], num_images: int, classes: Sequence[str]
+    found: list[dict[str, Any]], objects: list[dict[str, Any]], num_images: int, classes: Sequence[str]
 ) -> dict[str, float]:
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
     images = [{"id": number} for number in range(num_images)]

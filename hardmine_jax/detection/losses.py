@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import at_least_single
+from hardmine_jax.mining.types import ArrayLike, Scalar, at_least_single
 
 
 def fast_rcnn_losses(
-    logits: jax.Array, deltas: jax.Array, labels: jax.Array, targets: jax.Array, *, box_weight: float = 1.0
+    logits: ArrayLike, deltas: ArrayLike, labels: ArrayLike, targets: ArrayLike, *, box_weight: Scalar = 1.0
 ) -> jax.Array:
     """Cross-entropy, and for objects the smooth L1 distance of the box as well.
 
@@ -54,7 +54,7 @@ def fast_rcnn_losses(
     return cross_entropy + box_weight * smooth_l1(difference).sum(axis=-1)
 
 
-def smooth_l1(difference: jax.Array, *, beta: float = 1.0) -> jax.Array:
+def smooth_l1(difference: jax.typing.ArrayLike, *, beta: float = 1.0) -> jax.Array:
     """Quadratic near zero, linear beyond `beta`, elementwise.
 
     smooth_l1(d) = d^2 / (2 beta) if |d| < beta else |d| - beta / 2
@@ -83,7 +83,7 @@ def smooth_l1(difference: jax.Array, *, beta: float = 1.0) -> jax.Array:
 
 
 def focal_losses(
-    logits: jax.Array, labels: jax.Array, *, alpha: float | jax.Array = 0.25, gamma: float | jax.Array = 2.0
+    logits: ArrayLike, labels: ArrayLike, *, alpha: Scalar = 0.25, gamma: Scalar = 2.0
 ) -> jax.Array:
     """Focal loss of RetinaNet: a yes or no for each class, easy answers weighted down; summed over classes.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import iou
+from hardmine_jax.mining.types import ArrayLike
 
 
 class Matched(NamedTuple):
@@ -26,12 +27,12 @@ class Matched(NamedTuple):
 
 
 def match(
-    boxes: jax.Array,
-    gt_boxes: jax.Array,
-    gt_labels: jax.Array,
+    boxes: ArrayLike,
+    gt_boxes: ArrayLike,
+    gt_labels: ArrayLike,
     *,
     foreground: float = 0.5,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> Matched:
     """Gives each box the ground truth that it overlaps most, and its label if that is enough.
 
@@ -83,7 +84,9 @@ def match(
     )
 
 
-def _check(boxes, gt_boxes, gt_labels, foreground, where) -> None:
+def _check(
+    boxes: jax.Array, gt_boxes: jax.Array, gt_labels: jax.Array, foreground: float, where: jax.Array
+) -> None:
     if not 0 < foreground <= 1:
         raise ValueError(f"foreground={foreground} must be above 0, up to 1: an object's least overlap")
     if gt_boxes.shape != (*gt_labels.shape, 4) or where.shape != gt_labels.shape:

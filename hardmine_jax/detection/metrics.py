@@ -1,9 +1,10 @@
 """Average precision of PASCAL VOC. Host side (numpy); boxes are xyxy in pixels, labels 1 .. C."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Detections(NamedTuple):
@@ -32,6 +33,23 @@ class GroundTruth(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray | None = None
+
+
+# Plain tuples do, of all that numpy makes arrays of.
+Found: TypeAlias = Detections | tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
+Truth: TypeAlias = (
+    GroundTruth
+    | tuple[npt.ArrayLike, npt.ArrayLike]
+    | tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike | None]
+)
+
+
+class _Objects(NamedTuple):
+    """`GroundTruth` that says of each object whether it is difficult."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
 
 
 class ClassPrecision(NamedTuple):
@@ -73,8 +91,8 @@ class AveragePrecision(NamedTuple):
 
 
 def average_precision(
-    detections: Sequence[Detections],
-    ground_truth: Sequence[GroundTruth],
+    detections: Sequence[Found],
+    ground_truth: Sequence[Truth],
     *,
     classes: Sequence[str],
     iou_threshold: float = 0.5,
@@ -132,8 +150,8 @@ def average_precision(
 
 
 def checked_images(
-    detections: Sequence[Detections], ground_truth: Sequence[GroundTruth], *, num_classes: int
-) -> Iterator[tuple[Detections, GroundTruth]]:
+    detections: Sequence[Found], ground_truth: Sequence[Truth], *, num_classes: int
+) -> Iterator[tuple[Detections, _Objects]]:
     """Image by image the two as float64, int64 and bool arrays, `difficult` filled in.
 
     Raises:
@@ -141,8 +159,8 @@ def checked_images(
     """
     if len(detections) != len(ground_truth):
         raise ValueError(f"{len(detections)} images with detections, {len(ground_truth)} with ground truth")
-    for number, (found, truth) in enumerate(zip(detections, ground_truth, strict=True)):
-        found, truth = _as_arrays(Detections(*found), GroundTruth(*truth))
+    for number, image in enumerate(zip(detections, ground_truth, strict=True)):
+        found, truth = _as_arrays(*image)
         for kind, arrays in (("detections", found), ("ground truth", truth)):
             if len({len(array) for array in arrays}) > 1:
                 lengths = ", ".join(str(len(array)) for array in arrays)
@@ -153,24 +171,28 @@ def checked_images(
         yield found, truth
 
 
-def _as_arrays(found: Detections, truth: GroundTruth) -> tuple[Detections, GroundTruth]:
-    def flat(array, dtype):
+def _as_arrays(found: Found, truth: Truth) -> tuple[Detections, _Objects]:
+    def flat(array: npt.ArrayLike, dtype: npt.DTypeLike) -> np.ndarray:
         return np.asarray(array, dtype).reshape(-1)
 
-    difficult = np.zeros(len(truth.labels), bool) if truth.difficult is None else truth.difficult
+    boxes, scores, labels = found
+    true_boxes, true_labels, difficult = truth if len(truth) == 3 else (*truth, None)
+    true_labels = flat(true_labels, np.int64)
     return (
-        Detections(_boxes(found.boxes), flat(found.scores, np.float64), flat(found.labels, np.int64)),
-        GroundTruth(_boxes(truth.boxes), flat(truth.labels, np.int64), flat(difficult, bool)),
+        Detections(_boxes(boxes), flat(scores, np.float64), flat(labels, np.int64)),
+        _Objects(
+            _boxes(true_boxes),
+            true_labels,
+            flat(np.zeros(len(true_labels)) if difficult is None else difficult, bool),
+        ),
     )
 
 
-def _boxes(boxes: np.ndarray) -> np.ndarray:
+def _boxes(boxes: npt.ArrayLike) -> np.ndarray:
     return np.asarray(boxes, np.float64).reshape(-1, 4)
 
 
-def _concatenated(
-    images: list[tuple[Detections, GroundTruth]], iou_threshold: float
-) -> tuple[np.ndarray, ...]:
+def _concatenated(images: list[tuple[Detections, _Objects]], iou_threshold: float) -> tuple[np.ndarray, ...]:
     """Of all detections: score, label, number of the object it belongs to (-1: none), ignored or not."""
     parts, first = [(np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))], 0
     for found, truth in images:

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from hardmine_jax.detection.boxes import iou_rows
 from hardmine_jax.mining import non_max
 from hardmine_jax.mining.fit import best_first
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
 
 
 def nms(
-    boxes: jax.Array,
-    scores: jax.Array,
+    boxes: ArrayLike,
+    scores: ArrayLike,
     *,
-    threshold: float | jax.Array,
+    threshold: Scalar,
     max_kept: int,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy non-maximum suppression: the best box, then each next one that overlaps no kept one too much.
 
@@ -57,11 +57,11 @@ def nms(
 @functools.partial(jax.jit, static_argnames="max_kept")
 def non_max_boxes(
     scores: jax.Array,
-    boxes: jax.Array,
-    labels: jax.Array | None,
+    boxes: AnyArray,
+    labels: AnyArray | None,
     where: jax.Array,
     *,
-    threshold: float | jax.Array,
+    threshold: Scalar,
     max_kept: int,
 ) -> jax.Array:
     """`mining.non_max` by IoU: of scores [..., N] and boxes [..., N, 4] which are kept, bool [..., N].

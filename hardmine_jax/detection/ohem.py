@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.detection.nms import non_max_boxes
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
 
 
 def ohem(
-    losses: jax.Array,
-    boxes: jax.Array,
+    losses: ArrayLike,
+    boxes: AnyArray,
     *,
     k: int,
-    iou_threshold: float | jax.Array = 0.7,
-    labels: jax.Array | None = None,
-    where: jax.Array | None = None,
+    iou_threshold: Scalar = 0.7,
+    labels: AnyArray | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps the k hardest regions of each image, at most one of each heap of overlapping ones.
 

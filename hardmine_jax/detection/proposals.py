@@ -4,6 +4,7 @@ Boxes are xyxy in pixels, half open: a region that is the first pixel alone is (
 """
 
 import functools
+import types
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def _check(image: np.ndarray, mode: str, max_proposals: int, base_k: int) -> Non
 
 
 @functools.cache
-def _segmentation():
+def _segmentation() -> types.ModuleType:
     try:
         from cv2.ximgproc import segmentation
     except ImportError as error:

@@ -6,7 +6,8 @@ two feature pixels.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from hardmine_jax.detection.box_runs import sum_over_boxes
 from hardmine_jax.detection.materialised import materialised
 from hardmine_jax.detection.roi_pool import check_rois
+from hardmine_jax.mining.types import ArrayLike
 
 
 class _Taps(NamedTuple):
@@ -24,9 +26,12 @@ class _Taps(NamedTuple):
     weights: jax.Array
 
 
+_Residuals: TypeAlias = tuple[jax.Array, _Taps, _Taps]
+
+
 def roi_align(
-    features: jax.Array,
-    boxes: jax.Array,
+    features: ArrayLike,
+    boxes: ArrayLike,
     *,
     size: tuple[int, int] = (7, 7),
     stride: float,
@@ -120,7 +125,7 @@ def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
     return materialised(functools.reduce(jnp.add, read).astype(features.dtype))
 
 
-def _products(down: _Taps, across: _Taps, width: int):
+def _products(down: _Taps, across: _Taps, width: int) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Row of the flat map [N, P, Q] and weight [N, P, Q, 1] of each pair of taps of a bin."""
     for i in range(down.indices.shape[-1]):
         for j in range(across.indices.shape[-1]):
@@ -128,14 +133,14 @@ def _products(down: _Taps, across: _Taps, width: int):
             yield index, (down.weights[:, :, None, i] * across.weights[:, None, :, j])[..., None]
 
 
-def _align_forward(features: jax.Array, down: _Taps, across: _Taps):
+def _align_forward(features: jax.Array, down: _Taps, across: _Taps) -> tuple[jax.Array, _Residuals]:
     return _align(features, down, across), (features, down, across)
 
 
-def _align_backward(residuals, gradient: jax.Array):
+def _align_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None, None]:
     features, down, across = residuals
 
-    def add(total, rows, fresh):
+    def add(total: jax.Array, rows: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
         down, across, gradient = rows
         gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
         for index, weights in _products(down, across, features.shape[1]):

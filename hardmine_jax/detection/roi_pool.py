@@ -6,14 +6,15 @@ two feature pixels. A cell below is one feature pixel.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.detection.box_runs import sum_over_boxes
-from hardmine_jax.mining.types import at_least_single
+from hardmine_jax.mining.types import ArrayLike, at_least_single
 
 
 class _Bins(NamedTuple):
@@ -25,8 +26,13 @@ class _Bins(NamedTuple):
     right: jax.Array
 
 
+_Residuals: TypeAlias = tuple[jax.Array, _Bins, jax.Array]
+# Values, and the places that they come from where these are asked for.
+_Window: TypeAlias = tuple[jax.Array, jax.Array | None]
+
+
 def roi_pool(
-    features: jax.Array, boxes: jax.Array, *, size: tuple[int, int] = (7, 7), stride: float
+    features: ArrayLike, boxes: ArrayLike, *, size: tuple[int, int] = (7, 7), stride: float
 ) -> jax.Array:
     """The maximum of each channel in each bin of each box.
 
@@ -68,7 +74,7 @@ def roi_pool(
 
 
 def check_rois(
-    features: jax.Array, boxes: jax.Array, size: tuple[int, int], stride: float
+    features: ArrayLike, boxes: ArrayLike, size: tuple[int, int], stride: float
 ) -> tuple[jax.Array, jax.Array]:
     """`features` as an array, and `boxes` in float32 without a gradient.
 
@@ -101,7 +107,7 @@ def _bins(boxes: jax.Array, shape: tuple[int, ...], size: tuple[int, int], strid
     known = ~jnp.isnan(boxes).any(axis=-1, keepdims=True)
     x1, y1, x2, y2 = jnp.where(known, jnp.clip(cells, -reach, reach), reach).astype(jnp.int32).T
 
-    def along(first, last, count, length):
+    def along(first: jax.Array, last: jax.Array, count: int, length: int) -> list[jax.Array]:
         starts, stops = (jnp.asarray(edges) for edges in _edges(count, 2 * reach + 1))
         extent = jnp.maximum(last - first + 1, 1)
         return [jnp.clip(first[:, None] + edges[extent], 0, length) for edges in (starts, stops)]
@@ -126,18 +132,18 @@ def _pool(features: jax.Array, bins: _Bins) -> jax.Array:
     return _maxima(_table(features, bins), bins)
 
 
-def _pool_forward(features: jax.Array, bins: _Bins):
+def _pool_forward(features: jax.Array, bins: _Bins) -> tuple[jax.Array, _Residuals]:
     maxima = _pool(features, bins)
     return maxima, (features, bins, maxima)
 
 
-def _pool_backward(residuals, gradient: jax.Array):
+def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None]:
     features, bins, maxima = residuals
     table = _table(features, bins, with_places=True)
     channel = jnp.arange(features.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
 
     # Places are looked up here, a few boxes at a time: to keep them would take as much memory as the maxima.
-    def add(total, rows, fresh):
+    def add(total: jax.Array, rows: tuple[_Bins, jax.Array, jax.Array], fresh: jax.Array) -> jax.Array:
         bins, maxima, gradient = rows
         places = _first_places(table, bins, maxima)
         places = jnp.where(fresh[:, None, None, None] & ~_empty(bins), places, table.nowhere)
@@ -199,7 +205,7 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array(lengths, np.int32)
 
 
-def _widened(window, lengths: np.ndarray, axis: int) -> list:
+def _widened(window: _Window, lengths: np.ndarray, axis: int) -> list[_Window]:
     """[(values, places or None)] for windows of each length along `axis`, from those of length 1."""
     made = [window]
     for length in lengths[:-1].tolist():
@@ -227,7 +233,7 @@ def _maxima(table: _Table, bins: _Bins) -> jax.Array:
     """[N, P, Q, C]."""
     empty = _empty(bins)
 
-    def read(rows):
+    def read(rows: jax.Array) -> jax.Array:
         return jnp.where(empty, 0, table.values.at[rows].get(mode="promise_in_bounds"))
 
     return _over_windows(table, bins, read, jnp.maximum)
@@ -236,21 +242,29 @@ def _maxima(table: _Table, bins: _Bins) -> jax.Array:
 def _first_places(table: _Table, bins: _Bins, maxima: jax.Array) -> jax.Array:
     """int32 [N, P, Q, C], of no meaning for a bin without a cell."""
 
-    def read(rows):
-        values, places = (x.at[rows].get(mode="promise_in_bounds") for x in (table.values, table.places))
+    every_place = table.places
+    assert every_place is not None, "a table made without places"
+
+    def read(rows: jax.Array) -> jax.Array:
+        values, places = (x.at[rows].get(mode="promise_in_bounds") for x in (table.values, every_place))
         return _where_equal(values, places, maxima)
 
     return _over_windows(table, bins, read, jnp.minimum)
 
 
-def _over_windows(table: _Table, bins: _Bins, read, merge) -> jax.Array:
+def _over_windows(
+    table: _Table,
+    bins: _Bins,
+    read: Callable[[jax.Array], jax.Array],
+    merge: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
     """`read(rows of the table)`, merged over the four windows that cover a bin; more where one is large."""
     level_down, top = _positions(bins.top, bins.bottom, table.down, table.shape[0])
     level_across, left = _positions(bins.left, bins.right, table.across, table.shape[1])
     widths = jnp.asarray(table.shape[1] - table.across + 1)[level_across][:, None, :]
     offsets = jnp.asarray(table.offsets)[level_down[:, :, None], level_across[:, None, :]]
 
-    def window(step_down, step_across):
+    def window(step_down: jax.Array | int, step_across: jax.Array | int) -> jax.Array:
         return read(offsets + top(step_down)[:, :, None] * widths + left(step_across)[:, None, :])
 
     merged = functools.reduce(merge, (window(down, across) for down in (0, 1) for across in (0, 1)))
@@ -262,7 +276,9 @@ def _over_windows(table: _Table, bins: _Bins, read, merge) -> jax.Array:
     )
 
 
-def _positions(start: jax.Array, stop: jax.Array, lengths: np.ndarray, size: int):
+def _positions(
+    start: jax.Array, stop: jax.Array, lengths: np.ndarray, size: int
+) -> tuple[jax.Array, Callable[[jax.Array | int], jax.Array]]:
     """Which of the lengths covers each bin, and a function of the step to where its window begins."""
     level = ((stop - start)[..., None] > 2 * lengths[:-1].reshape(1, 1, -1)).sum(axis=-1, dtype=jnp.int32)
     length = jnp.asarray(lengths)[level]

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 
 from hardmine_jax.mining import random_k
 from hardmine_jax.mining.order import count
-from hardmine_jax.mining.types import check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, check_count, check_units
 
 
 def sample_rois(
     key: jax.Array,
-    labels: jax.Array,
-    overlaps: jax.Array,
+    labels: ArrayLike,
+    overlaps: ArrayLike,
     *,
     k: int,
     foreground_fraction: float = 0.25,
     background: tuple[float, float] = (0.1, 0.5),
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps k regions of each image at random: a quarter objects, the rest background that is not too easy.
 
