@@ -33,12 +33,12 @@ class RefineBottleneck(nn.Module):
 
     features: int
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        common = dict(train=self.train, dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(train=self.train, dtype=self.dtype, axis_name=self.axis_name)
         outputs = ConvNorm(self.features // 2, 1, **common, name="conv1")(inputs)
         outputs = ConvNorm(self.features // 2, 3, **common, name="conv2")(outputs)
         outputs = ConvNorm(self.features, 1, relu=False, **common, name="conv3")(outputs)
@@ -61,7 +61,7 @@ class GlobalNet(nn.Module):
 
     num_keypoints: int = 17
     features: int = 256
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -69,8 +69,9 @@ class GlobalNet(nn.Module):
         self, levels: Sequence[jax.Array], train: bool = False
     ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """`(c2, c3, ...)`, each half as large as the one before -> merged levels, heatmaps."""
-        common = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
-        merged, heatmaps = [], []
+        common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        merged: list[jax.Array] = []
+        heatmaps = []
         for index in reversed(range(len(levels))):
             level = index + 2
             features = ConvNorm(self.features, 1, **common, name=f"lateral{level}")(levels[index])
@@ -98,13 +99,13 @@ class RefineNet(nn.Module):
 
     num_keypoints: int = 17
     features: int = 256
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, merged: Sequence[jax.Array], train: bool = False) -> jax.Array:
         """Levels, coarsest first, each half the size of the next -> heatmaps."""
-        common = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
         parts = []
         for above, features in zip(reversed(range(len(merged))), merged, strict=True):
             for index in range(above):
@@ -116,7 +117,7 @@ class RefineNet(nn.Module):
         return _heatmaps(features, self.num_keypoints, common, "head")
 
 
-def _heatmaps(features: jax.Array, num_keypoints: int, common: dict, name: str) -> jax.Array:
+def _heatmaps(features: jax.Array, num_keypoints: int, common: dict[str, Any], name: str) -> jax.Array:
     """3x3 convolution and batch normalisation (called inside the network)."""
     head = ConvNorm(num_keypoints, relu=False, initial_scale=_HEATMAP_SCALE, **common, name=name)
     return head(features).astype(jnp.float32)
@@ -141,16 +142,16 @@ class CPN(nn.Module):
     num_keypoints: int = 17
     width: int = 64
     features: int = 256
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> CPNHeatmaps:
         if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"CPN wants images [B, H, W, 3] with sides a multiple of 32, got {images.shape}")
-        common = dict(dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
         levels = ResNet(self.depth, self.width, **common, name="trunk")(images, train)
-        head = dict(num_keypoints=self.num_keypoints, features=self.features, **common)
+        head: dict[str, Any] = dict(num_keypoints=self.num_keypoints, features=self.features, **common)
         merged, heatmaps = GlobalNet(**head, name="global")(levels, train)
         return CPNHeatmaps(heatmaps, RefineNet(**head, name="refine")(merged, train))
 

@@ -38,13 +38,13 @@ class ResNetTrunk(nn.Module):
     depth: int = 50
     width: int = 64
     frozen_norm: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
     stride = 16
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        common = dict(dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
         resnet = ResNet(self.depth, self.width, stages=3, **common, name="resnet")
         return resnet(images, train and not self.frozen_norm)[-1]
 
@@ -71,7 +71,7 @@ class FastRCNN(nn.Module):
     dropout: float = 0.5
     pooling: Literal["pool", "align"] = "pool"
     pool: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    dtype: Any = None
+    dtype: jax.typing.DTypeLike | None = None
 
     @property
     def stride(self) -> int:
@@ -84,7 +84,7 @@ class FastRCNN(nn.Module):
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"FastRCNN dropout={self.dropout}: a rate is at least 0 and below 1")
 
-        def dense(features, init):
+        def dense(features: int, init: nn.initializers.Initializer) -> nn.Dense:
             return nn.Dense(features, kernel_init=init, dtype=self.dtype)
 
         self.fc6 = dense(self.hidden[0], nn.initializers.he_normal())
@@ -155,8 +155,8 @@ class FastRCNN(nn.Module):
         pooled = jax.vmap(self.pool or _blank_pool)(self.features(images, train), boxes)
         units = boxes.shape[:2]
         keys = None if keys is None else keys.reshape(math.prod(units), *keys.shape[2:])
-        outputs = self.head(pooled.reshape(math.prod(units), *pooled.shape[2:]), train, keys)
-        return tuple(x.reshape(*units, *x.shape[1:]) for x in outputs)
+        logits, deltas = self.head(pooled.reshape(math.prod(units), *pooled.shape[2:]), train, keys)
+        return logits.reshape(*units, *logits.shape[1:]), deltas.reshape(*units, *deltas.shape[1:])
 
 
 def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:

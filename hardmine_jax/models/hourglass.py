@@ -19,7 +19,7 @@ class Residual(nn.Module):
 
     features: int
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -57,13 +57,13 @@ class Hourglass(nn.Module):
     features: int = 256
     depth: int = 4
     blocks: int = 1
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         self._check(images)
-        common = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
         features = self._stem(images, common)
         heatmaps = []
         for stack in range(self.stacks):
@@ -79,14 +79,14 @@ class Hourglass(nn.Module):
                 features = features + remap(outputs) + remap_heatmaps(maps)
         return tuple(heatmaps)
 
-    def _stem(self, images: jax.Array, common: dict) -> jax.Array:
+    def _stem(self, images: jax.Array, common: dict[str, Any]) -> jax.Array:
         quarter, half = max(self.features // 4, 1), max(self.features // 2, 1)
         features = ConvNorm(quarter, 7, 2, **common, name="stem")(images)
         features = max_pool(Residual(half, **common, name="stem_residual1")(features))
         features = Residual(half, **common, name="stem_residual2")(features)
         return Residual(self.features, **common, name="stem_residual3")(features)
 
-    def _hourglass(self, features: jax.Array, depth: int, name: str, common: dict) -> jax.Array:
+    def _hourglass(self, features: jax.Array, depth: int, name: str, common: dict[str, Any]) -> jax.Array:
         skipped = self._residuals(features, f"{name}_skip{depth}", common)
         inner = self._residuals(max_pool(features), f"{name}_down{depth}", common)
         if depth > 1:
@@ -95,7 +95,7 @@ class Hourglass(nn.Module):
             inner = self._residuals(inner, f"{name}_bottom", common)
         return skipped + upsample_nearest(self._residuals(inner, f"{name}_up{depth}", common), 2)
 
-    def _residuals(self, features: jax.Array, name: str, common: dict) -> jax.Array:
+    def _residuals(self, features: jax.Array, name: str, common: dict[str, Any]) -> jax.Array:
         for index in range(self.blocks):
             features = Residual(self.features, **common, name=f"{name}_{index}")(features)
         return features

@@ -37,7 +37,7 @@ class Exchange(nn.Module):
 
     targets: tuple[int, ...]
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -48,7 +48,7 @@ class Exchange(nn.Module):
         )
 
     def _bring(self, branches: Sequence[jax.Array], source: int, target: int) -> jax.Array:
-        common = dict(train=self.train, dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(train=self.train, dtype=self.dtype, axis_name=self.axis_name)
         branch, features = branches[source], branches[target].shape[-1]
         name = f"from{source}_to{target}"
         if source > target:
@@ -89,13 +89,13 @@ class HRNet(nn.Module):
     fusion: Literal["all", "across", "final"] = "all"
     parallel_from_start: bool = False
     heatmap_branch: int = 0
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         self._check(images)
-        common = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
         features = ConvNorm(self.stem_features, stride=2, **common, name="stem1")(images)
         features = ConvNorm(self.stem_features, stride=2, **common, name="stem2")(features)
         for index in range(self.stem_blocks):
@@ -117,7 +117,7 @@ class HRNet(nn.Module):
         return head(branches[-1]).astype(jnp.float32)
 
     def _add_branches(
-        self, branches: Sequence[jax.Array], coarsest: jax.Array, stage: int, common: dict
+        self, branches: Sequence[jax.Array], coarsest: jax.Array, stage: int, common: dict[str, Any]
     ) -> list[jax.Array]:
         last = len(self.modules) if self.parallel_from_start else stage - 1
         branches = list(branches)
@@ -128,7 +128,7 @@ class HRNet(nn.Module):
         return branches
 
     def _module(
-        self, branches: Sequence[jax.Array], stage: int, module: int, common: dict
+        self, branches: Sequence[jax.Array], stage: int, module: int, common: dict[str, Any]
     ) -> list[jax.Array]:
         name = f"stage{stage}_{module}"
         outputs = []
@@ -206,7 +206,7 @@ def warm_start(
 def _model_of(state_dict: Mapping[str, Any]) -> HRNet:
     entries = plain_entries(state_dict)
     modules = [count_children(entries, f"stage{stage}.") for stage in (2, 3, 4)]
-    counts = {
+    counts: dict[str, Any] = {
         "stem_blocks": count_children(entries, "layer1."),
         "modules": tuple(itertools.takewhile(bool, modules)),
         "blocks": count_children(entries, "stage2.0.branches.0."),

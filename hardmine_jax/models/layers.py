@@ -4,8 +4,6 @@ Layout NHWC, kernels HWIO, parameters float32; `dtype` is the type of the comput
 (`k // 2` on both sides), which for an even side and stride 2 is not XLA's "SAME".
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
@@ -55,7 +53,7 @@ class DoubleConvTranspose(nn.Module):
     """
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal
 
     @nn.compact
@@ -92,7 +90,7 @@ class BatchNorm(nn.Module):
 
     train: bool
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     initial_scale: float = 1.0
 
     @nn.compact
@@ -118,7 +116,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     relu: bool = True
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
     initial_scale: float = 1.0
 

@@ -31,13 +31,13 @@ class BasicBlock(nn.Module):
     features: int
     stride: int = 1
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
     expansion = 1
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        norm = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
+        norm: dict[str, Any] = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
         outputs = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(inputs)
         outputs = nn.relu(BatchNorm(**norm, name="bn1")(outputs))
         outputs = Conv(self.features, dtype=self.dtype, name="conv2")(outputs)
@@ -51,13 +51,13 @@ class Bottleneck(nn.Module):
     features: int
     stride: int = 1
     train: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
     expansion = 4
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        norm = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
+        norm: dict[str, Any] = dict(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
         outputs = Conv(self.features, 1, dtype=self.dtype, name="conv1")(inputs)
         outputs = nn.relu(BatchNorm(**norm, name="bn1")(outputs))
         outputs = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv2")(outputs)
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         return nn.relu(outputs + _shortcut(self, inputs, 4 * self.features, norm))
 
 
-def _shortcut(block: nn.Module, inputs: jax.Array, features: int, norm: dict) -> jax.Array:
+def _shortcut(block: nn.Module, inputs: jax.Array, features: int, norm: dict[str, Any]) -> jax.Array:
     """The identity, or a strided 1x1 projection where the block changes shape (called inside the block)."""
     if block.stride == 1 and inputs.shape[-1] == features:
         return inputs
@@ -89,14 +89,14 @@ class ResNet(nn.Module):
     depth: int = 50
     width: int = 64
     stages: int = 4
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Sequence[jax.Array]:
         if self.depth not in STAGES:
             raise ValueError(f"ResNet depth={self.depth} is not published: choose one of {sorted(STAGES)}")
-        common = dict(train=train, axis_name=self.axis_name, dtype=self.dtype)
+        common: dict[str, Any] = dict(train=train, axis_name=self.axis_name, dtype=self.dtype)
         features = Conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
         features = nn.relu(BatchNorm(**common, name="bn1")(features))
         features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -124,7 +124,7 @@ class ResNetClassifier(nn.Module):
     depth: int = 50
     num_classes: int = 1000
     width: int = 64
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact

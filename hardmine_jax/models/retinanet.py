@@ -49,17 +49,18 @@ class FeaturePyramid(nn.Module):
 
     features: int = 256
     coarse: Literal["c5", "p5"] = "c5"
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, levels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         def conv(name: str, size: int, stride: int = 1) -> Conv:
-            init = dict(use_bias=True, dtype=self.dtype, kernel_init=_pyramid_init)
+            init: dict[str, Any] = dict(use_bias=True, dtype=self.dtype, kernel_init=_pyramid_init)
             return Conv(self.features, size, stride, **init, name=name)
 
         if self.coarse not in ("c5", "p5"):
             raise ValueError(f"RetinaNet coarse={self.coarse!r}: choose c5 or p5")
-        outputs, above = [], None
+        outputs: list[jax.Array] = []
+        above = None
         for index in reversed(range(len(levels))):
             merged = conv(f"lateral{index + _FINEST}", 1)(levels[index])
             if above is not None:
@@ -87,12 +88,14 @@ class AnchorHead(nn.Module):
     numbers: int
     depth: int = 4
     bias: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         # 1708.02002, section 4.1, "Initialization".
-        common = dict(use_bias=True, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
+        common: dict[str, Any] = dict(
+            use_bias=True, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
+        )
         channels = features.shape[-1]
         for index in range(self.depth):
             features = nn.relu(Conv(channels, **common, name=f"conv{index}")(features))
@@ -131,7 +134,7 @@ class RetinaNet(nn.Module):
     prior: float = 0.01
     coarse: Literal["c5", "p5"] = "c5"
     frozen_norm: bool = False
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -144,7 +147,7 @@ class RetinaNet(nn.Module):
         trunk = ResNet(self.depth, self.width, dtype=self.dtype, axis_name=self.axis_name, name="trunk")
         levels = trunk(images, train and not self.frozen_norm)[1:]
         levels = FeaturePyramid(self.features, self.coarse, self.dtype, name="pyramid")(levels)
-        common = dict(num_anchors=self.num_anchors, depth=self.head_depth, dtype=self.dtype)
+        common: dict[str, Any] = dict(num_anchors=self.num_anchors, depth=self.head_depth, dtype=self.dtype)
         bias = math.log(self.prior / (1.0 - self.prior))
         class_head = AnchorHead(numbers=self.num_classes, bias=bias, **common, name="class_head")
         box_head = AnchorHead(numbers=4, **common, name="box_head")
@@ -256,7 +259,7 @@ def _published_model(entries: Mapping[str, Any]) -> RetinaNet:
     if len(sizes) < len(names) or sizes["deltas"] < 4 or not all(sizes.values()):
         raise WeightsError(f"these are no weights of a RetinaNet: {', '.join(names.values())} are looked for")
     num_anchors = sizes["deltas"] // 4
-    into_p6 = np.shape(entries.get("backbone.fpn.extra_blocks.p6.weight"))[1:2]
+    into_p6 = np.shape(entries.get("backbone.fpn.extra_blocks.p6.weight", ()))[1:2]
     return RetinaNet(
         sizes["logits"] // num_anchors,
         depth,

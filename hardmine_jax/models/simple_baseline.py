@@ -44,7 +44,7 @@ class SimpleBaseline(nn.Module):
     num_keypoints: int = 17
     width: int = 64
     deconvolution_features: int = 256
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -53,7 +53,7 @@ class SimpleBaseline(nn.Module):
             raise ValueError(
                 f"SimpleBaseline wants images [B, H, W, 3] with sides a multiple of 32, got {images.shape}"
             )
-        common = dict(dtype=self.dtype, axis_name=self.axis_name)
+        common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
         features = ResNet(self.depth, self.width, **common, name="trunk")(images, train)[-1]
         for name in _DECONVOLUTIONS:
             features = DoubleConvTranspose(self.deconvolution_features, dtype=self.dtype, name=name)(features)
@@ -112,7 +112,8 @@ def _model_of(state_dict: Mapping[str, Any]) -> SimpleBaseline:
     entries = plain_entries(state_dict)
     depth, width = published_size(entries)
     names = {"num_keypoints": "final_layer.bias", "deconvolution_features": "deconv_layers.1.bias"}
-    return SimpleBaseline(depth, width=width, **leading_sizes(entries, names))
+    sizes: dict[str, Any] = leading_sizes(entries, names)
+    return SimpleBaseline(depth, width=width, **sizes)
 
 
 def _torch_name(path: tuple[str, ...]) -> str:

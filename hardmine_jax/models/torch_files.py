@@ -22,7 +22,7 @@ MAX_BYTES = 2**32
 _MAX_NAME = 300
 
 
-def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All arrays of a file by their published names; floats of any precision become float32.
 
     Args:

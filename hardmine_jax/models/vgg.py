@@ -36,7 +36,7 @@ class VGGTrunk(nn.Module):
 
     widths: tuple[tuple[int, ...], ...] = VGG16_WIDTHS
     norm: Literal["none", "batch", "group"] = "none"
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @property
@@ -94,7 +94,7 @@ class VGG16(nn.Module):
     widths: tuple[tuple[int, ...], ...] = VGG16_WIDTHS
     hidden: int = 4096
     dropout: float = 0.5
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -166,7 +166,7 @@ def params_from_torch(
         shapes[f"{source}.weight"] = (kernel.shape[-1], *kernel.shape[-2:-1], *kernel.shape[:-2])
         shapes[f"{source}.bias"] = kernel.shape[-1:]
     arrays = take_entries(state_dict, shapes, unused=unused)
-    filled: dict[str, Any] = {}
+    filled: dict[tuple[str, ...], Any] = {}
     for source, (path, kernel) in layers.items():
         weight, bias = arrays[f"{source}.weight"], arrays[f"{source}.bias"]
         maps = params["trunk"][max(params["trunk"])]["bias"].size if path == ("fc6",) else None
@@ -177,7 +177,7 @@ def params_from_torch(
 
 def _torch_layers(params: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
     """torchvision's name of each layer -> (its path here, its kernel)."""
-    layers = {}
+    layers: dict[str, tuple[tuple[str, ...], Any]] = {}
     for position, name in enumerate(sorted(params["trunk"])):
         if set(params["trunk"][name]) != {"kernel", "bias"}:
             raise ValueError(f'trunk/{name} is no convolution with a bias: take the trunk with norm="none"')
