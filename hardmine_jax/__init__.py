@@ -4,8 +4,8 @@
     keep = mining.top_k(losses, k=8, where=labelled)  # [..., N] bool, no gradient
     loss = mining.masked_mean(losses, where=keep)     # []
 
-`mining`, `pose` and `detection` come with this import. `hardmine_jax.models`, `hardmine_jax.data` and
-`hardmine_jax.training` need the `train` extra and are imported by name.
+`mining`, `pose` and `detection` come with this import. `hardmine_jax.models` needs the `models` extra,
+`hardmine_jax.data` and `hardmine_jax.training` need the `train` extra; they are imported by name.
 """
 
 from hardmine_jax import detection, mining, pose

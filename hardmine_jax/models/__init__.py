@@ -3,6 +3,13 @@
 One file a network; none knows a task, a dataset or a configuration.
 """
 
+try:
+    import flax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f'hardmine_jax.models needs flax ({error}): pip install "hardmine-jax[models]"'
+    ) from error
+
 from hardmine_jax.models.cpn import CPN, CPNHeatmaps, GlobalNet, RefineNet
 from hardmine_jax.models.fast_rcnn import FastRCNN, ResNetTrunk
 from hardmine_jax.models.hourglass import Hourglass
