@@ -8,6 +8,7 @@ For 2 CPU cores with nothing else running: PyTorch's threads wait for one anothe
 most from company. Ways to one answer are checked to be equal, then take turns; times are medians. More than 1
 `times ours` is slower than the first row. Temporary memory and floating-point operations are the compiler's
 account, the latter only where no loop hides some. PyTorch, torchvision and OpenCV take part where installed.
+On a GPU PyTorch's ways run there, too, and products of float32 are in float32 on both sides.
 
 What to expect: two passes take less time and memory than the masked path, the more so the wider the head, and
 our pooling, suppression and matching less time than the others'.
@@ -24,7 +25,7 @@ import detection_step
 import mining_boxes
 import rich
 import tyro
-from timing import Question, check, milliseconds, table
+from timing import Question, check, full_precision, milliseconds, table
 
 from hardmine_jax.job.host_memory import keep_freed_memory
 
@@ -92,6 +93,7 @@ def main(config: Config) -> None:
     """Prints a table for each question."""
     # As in training.
     keep_freed_memory()
+    full_precision()
     for part in config.only:
         for question, rounds in PARTS[part](config):
             rich.print(table(question, milliseconds(question.ways, rounds)))

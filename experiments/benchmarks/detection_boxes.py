@@ -8,7 +8,7 @@ import importlib.util
 import jax.numpy as jnp
 import mining_boxes
 import numpy as np
-from timing import Question, Way, jax_way
+from timing import Question, Way, jax_way, torch_device, torch_way
 
 from hardmine_jax.detection import iou, match, nms
 
@@ -47,8 +47,8 @@ def suppression(boxes: mining_boxes.Boxes, max_kept: int) -> Question:
         import detection_torch
         import torch
 
-        tensors = torch.tensor(corners), torch.tensor(scores)
-        ways["PyTorch, loop"] = Way(lambda: detection_torch.nms_loop(*tensors, threshold, max_kept))
+        tensors = tuple(torch.tensor(array, device=torch_device()) for array in (corners, scores))
+        ways["PyTorch, loop"] = torch_way(lambda: detection_torch.nms_loop(*tensors, threshold, max_kept))
     return Question(f"nms, {len(scores):,} boxes, max_kept={max_kept}, IoU 0.7", ways)
 
 
@@ -81,6 +81,6 @@ def matching(boxes: mining_boxes.Boxes, num_objects: int) -> Question:
         import detection_torch
         import torch
 
-        tensors = torch.tensor(corners), torch.tensor(objects), torch.tensor(labels)
-        ways["PyTorch"] = Way(lambda: detection_torch.match(*tensors), answer=labels_and_overlaps)
+        tensors = tuple(torch.tensor(array, device=torch_device()) for array in operands)
+        ways["PyTorch"] = torch_way(lambda: detection_torch.match(*tensors), answer=labels_and_overlaps)
     return Question(f"match, {len(corners):,} boxes x {num_objects} objects", ways)

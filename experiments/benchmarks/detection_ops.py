@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from timing import Question, Way, jax_way
+from timing import Question, Way, jax_way, torch_device, torch_way
 
 from hardmine_jax.detection import roi_align, roi_pool
 
@@ -87,9 +87,10 @@ def _torch_way(name: str, regions: Regions, backward: bool) -> dict[str, Way]:
     import detection_torch
     import torch
 
-    features = torch.tensor(np.ascontiguousarray(regions.features.transpose(2, 0, 1)[None]))
-    gradient = torch.tensor(np.ascontiguousarray(regions.gradient.transpose(0, 3, 1, 2)))
-    boxes = torch.tensor(regions.boxes)
+    arrays = regions.features.transpose(2, 0, 1)[None], regions.gradient.transpose(0, 3, 1, 2), regions.boxes
+    features, gradient, boxes = (
+        torch.tensor(np.ascontiguousarray(array), device=torch_device()) for array in arrays
+    )
     features.requires_grad_(backward)
 
     def run():
@@ -103,5 +104,5 @@ def _torch_way(name: str, regions: Regions, backward: bool) -> dict[str, Way]:
         return [pooled.detach(), *([features.grad] if backward else [])]
 
     plain = {"roi_pool": "adaptive_max_pool2d of each box", "roi_align": "grid_sample and avg_pool2d"}
-    way = Way(run, answer=lambda found: _norms([x.movedim(1, -1).numpy() for x in found]))
+    way = torch_way(run, answer=lambda found: _norms([np.moveaxis(x, 1, -1) for x in found]))
     return {detection_torch.name(plain[name]): way}

@@ -11,7 +11,7 @@ import importlib.util
 import jax
 import numpy as np
 import optax
-from timing import Question, Way
+from timing import Question, Way, torch_device, torch_way
 
 from hardmine_jax import training
 from hardmine_jax.models import fast_rcnn
@@ -154,7 +154,7 @@ def _torch_way(model: fast_rcnn.FastRCNN, variables: dict, config: Step, arrays:
 
     network = detection_torch.FastRCNN(model.trunk.widths, jax.device_get(variables["params"]))
     step = detection_torch.make_step(
-        network, arrays, k=config.k, threshold=IOU_THRESHOLD, clip_norm=CLIP_NORM
+        network.to(torch_device()), arrays, k=config.k, threshold=IOU_THRESHOLD, clip_norm=CLIP_NORM
     )
     kernels = "torchvision" if detection_torch.HAS_TORCHVISION else "grid_sample"
-    return {f"PyTorch, masked, {kernels}": Way(step, answer=lambda found: np.array(found, np.float32))}
+    return {f"PyTorch, masked, {kernels}": torch_way(step, answer=lambda found: np.array(found, np.float32))}

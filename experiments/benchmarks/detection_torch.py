@@ -42,8 +42,8 @@ def align(features: torch.Tensor, boxes: list[torch.Tensor], stride: int) -> tor
 
 
 def _sample(features: torch.Tensor, boxes: torch.Tensor, stride: int) -> torch.Tensor:
-    extent = torch.tensor([features.shape[2], features.shape[1]])
-    shares = (torch.arange(2 * SIZE[0]) + 0.5)[:, None] / (2 * SIZE[0])
+    extent = torch.tensor([features.shape[2], features.shape[1]], device=boxes.device)
+    shares = (torch.arange(2 * SIZE[0], device=boxes.device) + 0.5)[:, None] / (2 * SIZE[0])
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     # -1 to 1 over whole pixels, from image pixels: half a feature pixel off the border is its own -1.
     places = 2 * (low + shares * (high - low)) / (stride * extent) - 1
@@ -145,7 +145,7 @@ def region_losses(
 ) -> torch.Tensor:
     """Cross-entropy, and smooth L1 where there is an object: [N]."""
     losses = F.cross_entropy(logits, labels, reduction="none")
-    own = deltas[torch.arange(len(labels)), (labels - 1).clamp(min=0)]
+    own = deltas[torch.arange(len(labels), device=labels.device), (labels - 1).clamp(min=0)]
     boxes = F.smooth_l1_loss(own, targets, reduction="none").sum(1)
     return losses + torch.where(labels > 0, boxes, 0.0)
 
@@ -163,9 +163,13 @@ def masked_ohem(model: FastRCNN, batch: dict[str, torch.Tensor], k: int, thresho
 
 
 def make_step(model: FastRCNN, arrays: dict[str, np.ndarray], *, k: int, threshold: float, clip_norm: float):
-    """A function without arguments that takes a step of AdamW with rate 0: (loss, norm of the gradient)."""
-    batch = {key: torch.tensor(value) for key, value in arrays.items()}
-    batch |= {"mean": torch.tensor(MEAN)[:, None, None], "deviation": torch.tensor(DEVIATION)[:, None, None]}
+    """A function without arguments that takes a step of AdamW with rate 0: (loss, norm of the gradient).
+
+    It runs where the model is.
+    """
+    device = next(model.parameters()).device
+    arrays = arrays | {"mean": MEAN[:, None, None], "deviation": DEVIATION[:, None, None]}
+    batch = {key: torch.tensor(value, device=device) for key, value in arrays.items()}
     batch["labels"] = batch["labels"].long()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
 

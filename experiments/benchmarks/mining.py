@@ -6,7 +6,8 @@
 
 About four minutes on 2 CPU cores, half of it for `mine`. Ways to one answer are checked to be equal, then
 take turns; times are medians, temporary memory and floating-point operations the compiler's own account.
-PyTorch, torchvision and OpenCV take part where they are installed.
+PyTorch, torchvision and OpenCV take part where they are installed. On a GPU PyTorch's ways run there, too,
+and products of float32 are in float32 on both sides; numpy and OpenCV stay on the processor.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import mining_head
 import mining_selectors
 import rich
 import tyro
-from timing import Question, check, milliseconds, table
+from timing import Question, check, full_precision, milliseconds, table
 
 Part = Literal["selectors", "pixels", "heatmaps", "boxes", "devices", "head"]
 
@@ -92,6 +93,7 @@ def simulate_devices(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Prints a table for each question."""
+    full_precision()
     for part in config.only:
         if part == "devices":
             simulate_devices(config)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Question, Way, jax_way
+from timing import Question, Way, jax_way, torch_device, torch_way
 
 from hardmine_jax.mining import non_max
 
@@ -101,8 +101,9 @@ def libraries(boxes: Boxes, answer: Callable) -> dict[str, Way]:
         import torch
         from torchvision.ops import nms
 
-        tensors = [tuple(map(torch.tensor, pair)) for pair in zip(boxes.corners, boxes.scores, strict=True)]
-        ways["torchvision"] = Way(lambda: [nms(*pair, THRESHOLD) for pair in tensors], answer=answer)
+        arrays = (torch.tensor(array, device=torch_device()) for array in (boxes.corners, boxes.scores))
+        pairs_of_tensors = list(zip(*arrays, strict=True))
+        ways["torchvision"] = torch_way(lambda: [nms(*pair, THRESHOLD) for pair in pairs_of_tensors], answer)
     if importlib.util.find_spec("cv2"):
         import cv2
 

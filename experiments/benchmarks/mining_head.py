@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.table
-from timing import Way, cost, host, milliseconds
+from timing import Way, cost, host, milliseconds, torch_device, torch_way
 
 from hardmine_jax.mining.masked_mean import masked_mean
 from hardmine_jax.mining.mine import mine
@@ -120,8 +120,12 @@ def torch_ways(k: int, problem) -> dict[str, Way]:
     import torch
 
     params, features, labels = problem
-    params = [tuple(torch.tensor(array, requires_grad=True) for array in layer) for layer in params]
-    features, labels = torch.tensor(features, requires_grad=True), torch.tensor(labels).long()
+
+    def leaf(array):
+        return torch.tensor(array, device=torch_device(), requires_grad=True)
+
+    params, features = [tuple(map(leaf, layer)) for layer in params], leaf(features)
+    labels = torch.tensor(labels, device=torch_device()).long()
     leaves = [features, *(array for layer in params for array in layer)]
 
     def losses_of(x, y):
@@ -147,7 +151,7 @@ def torch_ways(k: int, problem) -> dict[str, Way]:
             indices = losses_of(features, labels).topk(k).indices
         return backward(losses_of(features[indices], labels[indices]).mean())
 
-    return {"PyTorch, masked path": Way(masked), "PyTorch, two-pass": Way(two_pass)}
+    return {"PyTorch, masked path": torch_way(masked), "PyTorch, two-pass": torch_way(two_pass)}
 
 
 def table(config: Head, k: int, ways: dict[str, Way], times: dict[str, float]) -> rich.table.Table:

@@ -9,7 +9,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Question, Way, jax_way
+from timing import Question, Way, jax_way, torch_device, torch_way
 
 from hardmine_jax import mining
 from hardmine_jax.pose import ohkm
@@ -45,14 +45,14 @@ def top_k(shape: tuple[int, ...], k: int) -> Question:
     if HAS_TORCH:
         import torch
 
-        tensor = torch.tensor(losses)
+        tensor = torch.tensor(losses, device=torch_device())
 
         def marked():
-            return torch.zeros(tensor.shape, dtype=torch.bool).scatter_(-1, tensor.topk(k).indices, True)
+            return torch.zeros_like(tensor, dtype=torch.bool).scatter_(-1, tensor.topk(k).indices, True)
 
         ways |= {
-            "torch.topk, scattered": Way(marked),
-            "torch.topk, nothing but": Way(
+            "torch.topk, scattered": torch_way(marked),
+            "torch.topk, nothing but": torch_way(
                 lambda: tensor.topk(k).indices, answer=lambda found: _marked(losses.shape, found)
             ),
         }
@@ -90,12 +90,12 @@ def threshold(num_units: int, min_kept: int) -> Question:
     if HAS_TORCH:
         import torch
 
-        tensor = torch.tensor(losses)
+        tensor = torch.tensor(losses, device=torch_device())
 
         def torch_sort():
             return tensor >= min(torch.sort(tensor, descending=True).values[min_kept - 1].item(), min_loss)
 
-        ways["torch.sort"] = Way(torch_sort)
+        ways["torch.sort"] = torch_way(torch_sort)
     return Question(f"threshold, {num_units:,} units, min_kept={min_kept:,}", ways)
 
 
@@ -127,13 +127,13 @@ def hard_negatives(batch: int, num_anchors: int) -> Question:
     if HAS_TORCH:
         import torch
 
-        tensor, objects = torch.tensor(losses), torch.tensor(positive)
+        tensor, objects = (torch.tensor(array, device=torch_device()) for array in (losses, positive))
 
         def double_sort():
             order = tensor.masked_fill(objects, -torch.inf).sort(dim=1, descending=True).indices
             return (order.sort(dim=1).indices < 3 * objects.sum(dim=1, keepdim=True)) & ~objects
 
-        ways["PyTorch, sort of sort"] = Way(double_sort)
+        ways["PyTorch, sort of sort"] = torch_way(double_sort)
     return Question(f"hard_negatives, losses [{batch}, {num_anchors}], 3:1", ways)
 
 
@@ -185,12 +185,12 @@ def random_k(batch: int, num_units: int, k: int) -> Question:
         import torch
 
         def torch_loop():
-            keep = torch.zeros(losses.shape, dtype=torch.bool)
+            keep = torch.zeros(losses.shape, dtype=torch.bool, device=torch_device())
             for row in keep:
-                row[torch.randperm(num_units)[:k]] = True
+                row[torch.randperm(num_units, device=keep.device)[:k]] = True
             return keep
 
-        ways["torch.randperm a row"] = Way(torch_loop, answer=counts)
+        ways["torch.randperm a row"] = torch_way(torch_loop, answer=counts)
     return Question(f"random_k, [{batch}, {num_units}], k={k}", ways)
 
 
@@ -212,7 +212,7 @@ def heatmaps(batch: int, height: int, width: int, num_keypoints: int, k: int) ->
     plain_way = jax_way(jax.value_and_grad(plain), predicted, target, answer=lambda _: expected)
     ways = {"ohkm": ohkm_way, "plain MSE (another loss)": plain_way}
     if HAS_TORCH:
-        ways["PyTorch, loop over images"] = Way(_torch_ohkm(predicted, target, k), answer=value)
+        ways["PyTorch, loop over images"] = torch_way(_torch_ohkm(predicted, target, k), answer=value)
     return Question(f"OHKM, loss + gradient, heatmaps {list(shape)}, k={k}", ways)
 
 
@@ -220,7 +220,10 @@ def _torch_ohkm(predicted: np.ndarray, target: np.ndarray, k: int):
     """A loop over keypoints, then one over images, as in most training code for OHKM; NCHW."""
     import torch
 
-    x, y = (torch.tensor(np.ascontiguousarray(np.moveaxis(array, -1, 1))) for array in (predicted, target))
+    x, y = (
+        torch.tensor(np.ascontiguousarray(np.moveaxis(array, -1, 1)), device=torch_device())
+        for array in (predicted, target)
+    )
     x.requires_grad = True
 
     def run():

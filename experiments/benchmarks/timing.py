@@ -5,6 +5,7 @@ slows down slows them all; times are medians over rounds.
 """
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import platform
@@ -48,6 +49,39 @@ def jax_way(function: Callable, *operands, has_loop: bool = False, answer: Calla
     operands = jax.device_put(operands)
     program = jax.jit(function).lower(*operands).compile()
     return Way(lambda: jax.block_until_ready(program(*operands)), program, has_loop, answer)
+
+
+def torch_device() -> str:
+    """Where PyTorch's ways run: on the card where JAX's do, else on the processor."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def torch_way(function: Callable[[], Any], answer: Callable = np.asarray) -> Way:
+    """A function that returns PyTorch's tensors, timed until they are there; to `answer` they are numpy's."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch_device() == "cuda" else lambda: None
+
+    def run():
+        found = function()
+        wait()
+        return found
+
+    def fetched(leaf):
+        return leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
+
+    return Way(run, answer=lambda found: answer(jax.tree.map(fetched, found)))
+
+
+def full_precision() -> None:
+    """Products of float32 in float32 on a GPU too, where JAX and PyTorch by default shorten some to TF32."""
+    if jax.default_backend() != "gpu":
+        return
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def check(question: Question) -> None:
@@ -96,9 +130,11 @@ def cost(way: Way) -> tuple[float | None, float | None]:
 
 
 def host() -> str:
-    """Processor, cores, devices and versions in one line."""
+    """Processor, cores, devices, versions and a precision that is not the default, in one line."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")] or [platform.processor()]
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-    return f"{names[0]}, {os.cpu_count()} cores, {devices}, jax {jax.__version__}"
+    precision = jax.config.jax_default_matmul_precision
+    products = f", products of float32: {precision} precision" if precision else ""
+    return f"{names[0]}, {os.cpu_count()} cores, {devices}, jax {jax.__version__}{products}"

@@ -58,6 +58,32 @@ def test_ways_that_disagree_are_not_timed():
         timing.check(timing.Question("a title", ways))
 
 
+def test_pytorch_runs_where_jax_does(monkeypatch):
+    assert timing.torch_device() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert timing.torch_device() == "cuda"
+
+
+def test_a_way_in_pytorch_answers_in_numpy():
+    torch = pytest.importorskip("torch", reason="its tensors are meant here")
+    tensor = torch.ones(3, requires_grad=True)
+    way = timing.torch_way(lambda: (2 * tensor, 1.5), answer=lambda found: found)
+    values, number = way.answer(way.run())
+    assert isinstance(values, np.ndarray) and values.tolist() == [2, 2, 2] and number == 1.5
+
+
+def test_products_on_a_gpu_are_in_full_precision_and_the_table_says_so(monkeypatch):
+    timing.full_precision()
+    assert jax.config.jax_default_matmul_precision is None and "precision" not in timing.host()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    try:
+        timing.full_precision()
+        assert jax.config.jax_default_matmul_precision == "highest"
+        assert timing.host().endswith("products of float32: highest precision")
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+
+
 def test_losses_have_no_ties():
     losses = selectors.draw(3, 1000)
     assert all(len(np.unique(row)) == 1000 for row in losses)
