@@ -1,12 +1,9 @@
-"""What README.md prints runs as printed and does what it says, and what it points to is there."""
+"""What the READMEs print of Python runs as printed, and every recipe learns from the units that it says."""
 
 import contextlib
 import functools
-import importlib
 import io
-import pathlib
 import re
-import shlex
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +14,17 @@ from flax import nnx
 
 from hardmine_jax.detection import iou
 from hardmine_jax.pose import encode_heatmaps
+from tests.readme import documents
 
-ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-_BLOCK = r"```python\n(.*?)```"
-SNIPPETS = re.findall(_BLOCK, README, re.DOTALL)
+SNIPPETS = {
+    f"{path} {number}": snippet
+    for path, text in documents.TEXTS.items()
+    for number, snippet in enumerate(documents.snippets(text))
+}
+FIRST = f"{documents.TOP} 0"
 RECIPES = {
-    section.splitlines()[0]: re.findall(_BLOCK, section, re.DOTALL)
-    for section in re.split(r"^##+ ", README, flags=re.MULTILINE)
-    if f"### {section}" in README
+    heading: documents.snippets(section)
+    for heading, section in documents.sections(documents.TEXTS[documents.RECIPES_OF]).items()
 }
 
 
@@ -35,15 +34,16 @@ def _run(snippet: str) -> tuple[dict, str]:
     names, printed = {}, io.StringIO()
     # optax.adam itself promotes the step to a float.
     promotion = "standard" if "optax.adam" in snippet else "strict"
+    (place,) = (place for place, one in SNIPPETS.items() if one == snippet)
     with jax.numpy_dtype_promotion(promotion), contextlib.redirect_stdout(printed):
-        exec(compile(snippet, f"README.md snippet {SNIPPETS.index(snippet)}", "exec"), names)
+        exec(compile(snippet, f"{place}, counted from 0", "exec"), names)
     return names, printed.getvalue()
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number):
-    names, printed = _run(SNIPPETS[number])
-    if number == 0:
+@pytest.mark.parametrize("place", SNIPPETS)
+def test_snippet_runs(place):
+    names, printed = _run(SNIPPETS[place])
+    if place == FIRST:
         assert re.fullmatch(r"loss \d+\.\d+, 8 of 19 keypoints kept, gradient \(8, 5\)\n", printed)
     else:
         assert not printed
@@ -69,6 +69,17 @@ def _assert_learns_from(keep, losses_of, params, loss, gradient) -> None:
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+def _check_own(names):
+    """The 8 hardest images of the batch, whichever device they lie on."""
+    images, labels, params = (names[name] for name in ("images", "labels", "params"))
+
+    def losses_of(params):
+        return _cross_entropy(names["Classifier"]().apply({"params": params}, images), labels)
+
+    loss = names["loss_function"](params, images, labels)
+    _assert_learns_from(_hardest(losses_of(params), 8), losses_of, params, loss, names["gradient"])
 
 
 def _check_linen(names):
@@ -239,6 +250,7 @@ def _check_equinox(names):
 
 
 CHECKS = {
+    "In a loss of your own": _check_own,
     "OHKM in a Flax Linen training loop": _check_linen,
     "OHEM in a Flax NNX training loop": _check_nnx,
     "Pixel OHEM for segmentation": _check_pixels,
@@ -252,6 +264,7 @@ CHECKS = {
 
 def test_every_recipe_is_one_short_snippet_with_a_check():
     assert list(RECIPES) == list(CHECKS)
+    assert len(RECIPES) == 9 and documents.TEXTS[documents.RECIPES_OF].startswith("# Nine recipes\n")
     for heading, snippets in RECIPES.items():
         lines = [line for line in snippets[0].splitlines() if line.strip()]
         assert len(snippets) == 1 and 12 <= len(lines) <= 25, heading
@@ -263,44 +276,5 @@ def test_recipe_learns_from_what_it_says(heading):
 
 
 def test_first_snippet_is_short():
-    lines = [line for line in SNIPPETS[0].splitlines() if line.strip()]
+    lines = [line for line in SNIPPETS[FIRST].splitlines() if line.strip()]
     assert len(lines) <= 25
-
-
-def test_links_lead_somewhere():
-    paths = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert paths
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-TASKS = {
-    "pose_ohkm": "pose.train",
-    "detection_ohem": "detection.train",
-    "predict_pose": "pose.predict_photos",
-    "predict_detection": "detection.predict_photos",
-    "export_pose": "pose.export",
-    "compare": "compare",
-}
-
-
-def _commands() -> list[tuple[str, list[str]]]:
-    """(name of the script, its arguments) of every command in a shell block that runs an experiment."""
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-    found = re.findall(r"experiments/(\w+)\.py(.*)", blocks)
-    return [(name, shlex.split(arguments, comments=True)) for name, arguments in found]
-
-
-@pytest.mark.parametrize("name, arguments", _commands(), ids=str)
-def test_commands_are_understood_by_their_scripts(name, arguments):
-    importlib.import_module(f"hardmine_jax.tasks.{TASKS[name]}").parse(arguments)
-
-
-def test_flags_in_the_text_are_those_of_the_scripts():
-    """A flag that the README names between backquotes is one that a script has."""
-    scripts = [*(ROOT / "experiments").glob("**/*.py"), *(ROOT / "hardmine_jax").glob("**/*.py")]
-    sources = "".join(path.read_text() for path in scripts)
-    named = set(re.findall(r"`[^`\n]*?--(?:[a-z]+\.)?([a-z][a-z-]+)", README))
-    for flag in named - {"dist", "help"}:
-        field = flag.removeprefix("no-").replace("-", "_")
-        launched = f'"--{flag}"' in (ROOT / "launch/local.py").read_text()
-        assert launched or re.search(rf"^    {field}: ", sources, re.MULTILINE), flag
