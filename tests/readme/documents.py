@@ -1,5 +1,6 @@
 """The READMEs, cut into what their tests look at: sections, snippets, commands, and code within the text."""
 
+import functools
 import importlib
 import pathlib
 import re
@@ -140,3 +141,10 @@ def _in_command(words: Sequence[str]) -> list[Command]:
         elif re.fullmatch(r"experiments/[\w/]+\.py|launch/local\.py", word):
             found.append(Command(word, rest))
     return found
+
+
+@functools.cache
+def exported_snippet() -> str:
+    """The one block of Python that needs files, and not this package."""
+    (snippet,) = snippets(sections(TEXTS[TOP])["Without this package"])
+    return snippet
