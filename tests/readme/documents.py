@@ -32,17 +32,17 @@ def _of(module: str) -> Parse:
 
 # Who reads the flags of what a README runs. None: there is no such command yet, its test is skipped.
 PARSERS: Mapping[str, Parse | None] = {
-    "hardmine pose train": _of("experiments.pose_ohkm"),
-    "hardmine pose predict": _of("experiments.predict_pose"),
-    "hardmine pose export": _of("experiments.export_pose"),
+    "hardmine pose train": _of("hardmine_jax.tasks.pose.train"),
+    "hardmine pose predict": _of("hardmine_jax.tasks.pose.predict_photos"),
+    "hardmine pose export": _of("hardmine_jax.tasks.pose.export"),
     "hardmine pose evaluate": None,
-    "hardmine detection train": _of("experiments.detection_ohem"),
-    "hardmine detection predict": _of("experiments.predict_detection"),
+    "hardmine detection train": _of("hardmine_jax.tasks.detection.train"),
+    "hardmine detection predict": _of("hardmine_jax.tasks.detection.predict_photos"),
     "hardmine detection evaluate": None,
-    "hardmine compare": _of("experiments.compare"),
-    "experiments/pose_ohkm.py": _of("experiments.pose_ohkm"),
-    "experiments/detection_ohem.py": _of("experiments.detection_ohem"),
-    "experiments/compare.py": _of("experiments.compare"),
+    "hardmine compare": _of("hardmine_jax.tasks.compare"),
+    "experiments/pose_ohkm.py": _of("hardmine_jax.tasks.pose.train"),
+    "experiments/detection_ohem.py": _of("hardmine_jax.tasks.detection.train"),
+    "experiments/compare.py": _of("hardmine_jax.tasks.compare"),
     "experiments/benchmarks/detection.py": _of("experiments.benchmarks.detection"),
     "experiments/benchmarks/input_pipeline.py": _of("experiments.benchmarks.input_pipeline"),
     "experiments/benchmarks/mining.py": _of("experiments.benchmarks.mining"),
@@ -51,9 +51,6 @@ PARSERS: Mapping[str, Parse | None] = {
     "experiments/benchmarks/scaling.py": _of("experiments.benchmarks.scaling"),
     "launch/local.py": _of("launch.local"),
 }
-
-# Paths in the text that the code does not have yet.
-PENDING_PATHS = {"hardmine_jax/tasks/"}
 
 
 def snippets(text: str) -> list[str]:

@@ -13,12 +13,14 @@ import pytest
 pytest.importorskip("flatbuffers", reason="jax.export writes files by flatbuffers, in the extra `train`")
 Image = pytest.importorskip("PIL.Image", reason="the README reads its photograph by Pillow")
 
-from experiments import export_pose, predict_pose  # noqa: E402
 from hardmine_jax import training  # noqa: E402
 from hardmine_jax.pose import Skeleton  # noqa: E402
+from hardmine_jax.tasks.config_json import change  # noqa: E402
+from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.tasks.pose import export, networks, predict_photos  # noqa: E402
+from hardmine_jax.tasks.trainer import make_trainer  # noqa: E402
 from tests.readme import documents  # noqa: E402
 
-pose_ohkm = export_pose.pose_ohkm
 SKELETON = Skeleton(("red", "green", "blue"), (), (0.05,) * 3, ())
 # xyxy, as the snippet has it; and where three lights are in the photograph, the last cut off by its border.
 BOX = (210.0, 40.0, 510.0, 440.0)
@@ -60,10 +62,11 @@ def _photograph(path: pathlib.Path) -> None:
 @pytest.fixture(params=[(96, 96), (256, 192)], ids=["much smaller", "smaller"])
 def folder(request, tmp_path, monkeypatch) -> pathlib.Path:
     """A photograph, a network that is exported, and what the run itself predicts for the box."""
-    monkeypatch.setattr(pose_ohkm, "make_model", lambda config, num_keypoints, axis_name=None: Light())
-    config = pose_ohkm.Config(image_size=request.param, workdir=tmp_path / "run", steps=1000, batch_size=8)
-    pose_ohkm.save_config(config, SKELETON)
-    _, state = pose_ohkm.make_trainer(config, SKELETON)
+    monkeypatch.setattr(networks, "make_model", lambda *_, **__: Light())
+    fields = dict(image_size=request.param, workdir=tmp_path / "run", steps=1000, batch_size=8, k=2)
+    config = change(pose_config.Config(), **fields)
+    pose_config.save_config(config, SKELETON)
+    _, state = make_trainer(config.run, pose_config.build(config, SKELETON))
     checkpoints = training.Checkpoints(tmp_path / "run", best_metric="pck")
     checkpoints.save(1, state, None, {"pck": 0.5})
     checkpoints.close()
@@ -71,9 +74,9 @@ def folder(request, tmp_path, monkeypatch) -> pathlib.Path:
     box = [*BOX[:2], BOX[2] - BOX[0], BOX[3] - BOX[1]]
     (tmp_path / "boxes.json").write_text(json.dumps([{"file_name": "new.jpg", "bbox": box}]))
     monkeypatch.chdir(tmp_path)
-    assert export_pose.main(["run", "--output", "pose.jaxexport"]) == 0
+    assert export.main(["run", "--output", "pose.jaxexport"]) == 0
     flags = ["--checkpoint", "run", "--boxes", "boxes.json", "--output", "poses"]
-    assert predict_pose.main(["new.jpg", *flags]) == 0
+    assert predict_photos.main(["new.jpg", *flags]) == 0
     return tmp_path
 
 
