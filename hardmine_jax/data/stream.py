@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -32,6 +33,7 @@ class _TrainReader:
     augment: Augment
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict:
+        _keep_opencv_to_one_thread()
         for tries in range(len(self.source)):
             try:
                 record = self.source[(index + tries) % len(self.source)]
@@ -195,7 +197,15 @@ def _check(source: Sequence[dict], batch_size: int, shard_index: int, shard_coun
         )
 
 
+@functools.cache
+def _keep_opencv_to_one_thread() -> None:
+    """Once in each process that reads: OpenCV's threads cost more than they bring for the size of a crop, and
+    fight with the reading threads."""
+    cv2.setNumThreads(0)
+
+
 def _read_or_pad(index: int, *, source: Sequence[dict], read: Read, padding_example: dict) -> dict:
+    _keep_opencv_to_one_thread()
     if index < len(source):
         try:
             return {**read(source[index]), "where": np.True_}

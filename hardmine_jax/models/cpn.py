@@ -183,20 +183,15 @@ def target_sigmas(kernels: Sequence[int] = (15, 11, 9, 7)) -> tuple[float, ...]:
     return tuple(round(0.3 * ((kernel - 1) / 2 - 1) + 0.8, 6) for kernel in kernels)
 
 
-def warm_start(
-    state_dict: Mapping[str, Any], variables: Mapping[str, Any], *, allow_missing: bool = False
-) -> WarmStart:
+def warm_start(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> WarmStart:
     """`variables` with the trunk of torchvision's or timm's ResNet, trained to classify images.
 
     Args:
       state_dict: `conv1.weight` ... `layer4.2.bn3.running_var`; `fc` is not read.
       variables: as `init` made them.
-      allow_missing: the trunk need not be complete, and entries of no use here are no error.
 
     Raises:
       WeightsError: naming the entries of the trunk that are missing or of another shape, and extra ones.
     """
     optional, unused = ("global.", "refine."), ("fc.",)
-    return fill_what_fits(
-        state_dict, variables, torch_name, optional=optional, unused=unused, allow_missing=allow_missing
-    )
+    return fill_what_fits(state_dict, variables, torch_name, optional=optional, unused=unused)

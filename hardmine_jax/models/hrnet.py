@@ -178,16 +178,13 @@ def from_torch(state_dict: Mapping[str, Any], *, model: HRNet | None = None) -> 
     return fill(state_dict, init_shapes(model or _model_of(state_dict)), _torch_name)
 
 
-def warm_start(
-    state_dict: Mapping[str, Any], variables: Mapping[str, Any], *, allow_missing: bool = False
-) -> WarmStart:
+def warm_start(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> WarmStart:
     """`variables` with the weights of an ImageNet HRNet, or of a pose network with other keypoints.
 
     Args:
       state_dict: as for `from_torch`, or of the classifier; `final_layer` is taken if it fits, and what the
         classifier has besides is not read.
       variables: as `init` made them.
-      allow_missing: the trunk need not be complete, and entries of no use here are no error.
 
     Raises:
       WeightsError: naming the entries of the trunk that are missing or of another shape, and extra ones.
@@ -198,9 +195,7 @@ def warm_start(
     # A classifier's last exchange has an output for every branch.
     unused = (*classifier, f"stage{stage}.{module}.fuse_layers.")
     optional = ("final_layer.",)
-    return fill_what_fits(
-        state_dict, variables, _torch_name, optional=optional, unused=unused, allow_missing=allow_missing
-    )
+    return fill_what_fits(state_dict, variables, _torch_name, optional=optional, unused=unused)
 
 
 def _model_of(state_dict: Mapping[str, Any]) -> HRNet:

@@ -180,15 +180,12 @@ def from_torch(state_dict: Mapping[str, Any], *, model: RetinaNet | None = None)
     return fill(entries, init_shapes(model or _published_model(entries)), torch_name)
 
 
-def warm_start(
-    state_dict: Mapping[str, Any], variables: Mapping[str, Any], *, allow_missing: bool = False
-) -> WarmStart:
+def warm_start(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> WarmStart:
     """`variables` with the trunk of torchvision's or timm's ResNet, trained to classify images.
 
     Args:
       state_dict: `conv1.weight` ... `layer4.2.bn3.running_var`; `fc` is not read.
       variables: as `init` made them.
-      allow_missing: the trunk need not be complete, and entries of no use here are no error.
 
     Raises:
       WeightsError: naming the entries of the trunk that are missing or of another shape, and extra ones.
@@ -199,7 +196,6 @@ def warm_start(
         resnet.torch_name,
         optional=("pyramid.", "class_head.", "box_head."),
         unused=("fc.",),
-        allow_missing=allow_missing,
     )
 
 

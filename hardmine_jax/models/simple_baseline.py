@@ -83,16 +83,13 @@ def from_torch(state_dict: Mapping[str, Any], *, model: SimpleBaseline | None = 
     return fill(state_dict, shapes, _torch_name, transposed=_DECONVOLUTIONS)
 
 
-def warm_start(
-    state_dict: Mapping[str, Any], variables: Mapping[str, Any], *, allow_missing: bool = False
-) -> WarmStart:
+def warm_start(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> WarmStart:
     """`variables` with the weights of an ImageNet ResNet, or of a pose network with other keypoints.
 
     Args:
       state_dict: as for `from_torch`, or torchvision's; what is above the trunk is taken if it is there and
         fits, and a classifier is not read.
       variables: as `init` made them.
-      allow_missing: the trunk need not be complete, and entries of no use here are no error.
 
     Raises:
       WeightsError: naming the entries of the trunk that are missing or of another shape, and extra ones.
@@ -104,7 +101,6 @@ def warm_start(
         transposed=_DECONVOLUTIONS,
         optional=("deconv_layers.", "final_layer."),
         unused=("fc.",),
-        allow_missing=allow_missing,
     )
 
 

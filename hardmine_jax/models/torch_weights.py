@@ -120,14 +120,12 @@ def fill_what_fits(
     optional: Iterable[str],
     transposed: Collection[str] = (),
     unused: Iterable[str] = (),
-    allow_missing: bool = False,
 ) -> WarmStart:
     """`fill`, but parts may keep their initial value.
 
     Args:
       state_dict, variables, name_of, transposed, unused: as for `fill`; `variables` are arrays.
       optional: published names, as in `unused`, of what may be missing or of another shape.
-      allow_missing: everything may be, and nothing that is left over is an error.
 
     Raises:
       WeightsError: naming the entries that are missing, extra or of another shape; if not one fits.
@@ -135,12 +133,11 @@ def fill_what_fits(
     optional = tuple(optional)
     leaves, layout = _layout(variables, name_of, transposed)
     arrays, missing, misshaped, extra = _sort_entries(state_dict, _shapes(leaves, layout))
-    if not allow_missing:
-        _refuse(
-            [name for name in missing if not _is_among(name, optional)],
-            {name: text for name, text in misshaped.items() if not _is_among(name, optional)},
-            [name for name in extra if not _is_among(name, (*unused, *optional))],
-        )
+    _refuse(
+        [name for name in missing if not _is_among(name, optional)],
+        {name: text for name, text in misshaped.items() if not _is_among(name, optional)},
+        [name for name in extra if not _is_among(name, (*unused, *optional))],
+    )
     if not arrays:
         raise WeightsError(f"none of the {len(layout)} entries of this network is there, but {_some(extra)}")
     filled = {

@@ -56,25 +56,15 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       keep_last: how many of the latest stay; two, so that one is left if the last is damaged.
-      best_metric: the entry of `save(metrics=...)` by which the best one stays too; None keeps no best.
-      best_mode: whether the larger or the smaller value of it is better.
+      best_metric: the entry of `save(metrics=...)` whose largest value makes the best one, which stays too;
+        None keeps no best.
     """
 
-    def __init__(
-        self,
-        workdir,
-        *,
-        keep_last: int = 2,
-        best_metric: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
-    ):
+    def __init__(self, workdir, *, keep_last: int = 2, best_metric: str | None = None):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
-        if best_mode not in ("max", "min"):
-            raise ValueError(f"best_mode={best_mode!r}: use max or min")
         self.directory = pathlib.Path(workdir).resolve() / _FOLDER
-        self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._keep_last, self._opened = keep_last, None
+        self._best_metric, self._keep_last, self._opened = best_metric, keep_last, None
         # Steps: being written, known to be whole. And what became of the last one to be written.
         self._writing, self._whole, self._failed = None, None, None
         if is_main():
@@ -220,23 +210,6 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: every checkpoint is damaged; --no-resume starts anew")
         return None
 
-    def restore_best(self, template: TrainState) -> Restored | None:
-        """The checkpoint with the best score; the latest when none was scored; None when there is none.
-
-        Raises:
-          CheckpointError: made by another model or optimizer, or damaged.
-        """
-        return _shared(self._find_best, template)
-
-    def _find_best(self, template: TrainState) -> Restored | None:
-        step = self._best_step()
-        try:
-            return None if step is None else self._restore(step, template)
-        except Exception as error:
-            if not _is_damage(error):
-                raise
-            raise CheckpointError(_damaged(self.directory / str(step), error)) from error
-
     def steps(self) -> tuple[int, ...]:
         """Steps of the checkpoints on disk, ascending."""
         return tuple(from_main(self._steps, "steps of the checkpoints"))
@@ -246,7 +219,7 @@ class Checkpoints:
         return tuple(sorted(self._manager.all_steps()))
 
     def best_step(self) -> int | None:
-        """Step of the one that `restore_best` takes."""
+        """Step of the one with the largest score; of the latest where none was scored."""
         return from_main(self._best_step, "step of the best checkpoint")
 
     def _best_step(self) -> int | None:
@@ -272,7 +245,7 @@ class Checkpoints:
             return None
         if self._best_metric not in metrics:
             raise ValueError(f"best_metric={self._best_metric!r} is not among the metrics {sorted(metrics)}")
-        score = self._sign * float(metrics[self._best_metric])
+        score = float(metrics[self._best_metric])
         # A NaN would sort anywhere; such a state is no candidate.
         return {"score": score} if np.isfinite(score) else None
 

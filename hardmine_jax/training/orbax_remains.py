@@ -6,6 +6,7 @@ wherever it happens to be freed: tracebacks about an error that `Checkpoints` te
 
 import functools
 import logging
+import pathlib
 import sys
 
 # In the name of what orbax has not finished, and so in the errors about it.
@@ -14,12 +15,16 @@ _UNFINISHED = "orbax-checkpoint-tmp"
 
 def keep_quiet() -> None:
     """Sets what holds for the whole process: call it before orbax is used."""
-    # orbax tells every stage of every save through absl, and errors, which it raises too, with tracebacks.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Adding it again changes nothing.
+    # Adding them again changes nothing.
+    logging.getLogger("absl").addFilter(_is_not_orbax)
     logging.getLogger("asyncio").addFilter(_is_of_others)
     if getattr(sys.unraisablehook, "func", None) is not _tell_of_others:
         sys.unraisablehook = functools.partial(_tell_of_others, sys.unraisablehook)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    # It logs every stage of every save, and errors, which it raises too, with tracebacks.
+    return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:

@@ -428,20 +428,13 @@ def test_other_keypoints_keep_all_but_the_last_layer(name, module, started):
 
 
 @pytest.mark.parametrize("name, module", [("hrnet", hrnet), ("simple_baseline", simple_baseline)])
-def test_a_trunk_must_be_whole_unless_asked_for(name, module, started):
+def test_a_trunk_must_be_whole(name, module, started):
     entries = dict(CASES[name][2]) | {"odd.weight": np.zeros(3)}
     del entries["layer1.0.conv1.weight"]
     entries["layer1.0.bn1.bias"] = np.zeros(9)
     wrong = r"missing layer1.0.conv1.weight; nothing here takes odd.weight; layer1.0.bn1.bias is \(9,\), not "
     with pytest.raises(WeightsError, match=wrong):
         module.warm_start(entries, started[name])
-    start = module.warm_start(entries, started[name], allow_missing=True)
-    assert set(start.initial) == {"layer1.0.conv1.weight", "layer1.0.bn1.bias"}
-    assert start.unused == ("layer1.0.bn1.bias", "odd.weight")
-    with pytest.raises(
-        WeightsError, match=r"none of the \d+ entries of this network is there, but odd.weight"
-    ):
-        module.warm_start({"odd.weight": np.zeros(3)}, started[name], allow_missing=True)
 
 
 _PYRAMIDS = pytest.mark.parametrize(
@@ -466,11 +459,9 @@ def test_an_imagenet_resnet_starts_a_pyramid(module, model, parts):
 
 
 @_PYRAMIDS
-def test_a_pyramids_trunk_must_be_whole_unless_asked_for(module, model, parts):
+def test_a_pyramids_trunk_must_be_whole(module, model, parts):
     entries = CASES["resnet18"][2] | {"odd.weight": np.zeros(3)}
     del entries["layer1.0.conv1.weight"]
     fresh = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), init_shapes(model))
     with pytest.raises(WeightsError, match="missing layer1.0.conv1.weight; nothing here takes odd.weight"):
         module.warm_start(entries, fresh)
-    start = module.warm_start(entries, fresh, allow_missing=True)
-    assert "layer1.0.conv1.weight" in start.initial and start.unused == ("odd.weight",)

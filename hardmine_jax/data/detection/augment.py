@@ -127,8 +127,6 @@ def _resized(
     record: dict, size: tuple[int, int], short_side: int | None, *, turned: bool
 ) -> tuple[np.ndarray, float]:
     """RGB picture that fits the canvas, after a quarter turn where `turned`, and its scale."""
-    # OpenCV's own threads cost more than they bring at this size, and fight with the reading threads.
-    cv2.setNumThreads(0)
     image, _ = decode_smaller(record, 0)
     height, width = image.shape[:2]
     canvas_height, canvas_width = size[::-1] if turned else size

@@ -152,8 +152,6 @@ def _crop(record: dict, matrix: np.ndarray, *, size: tuple[int, int], skeleton: 
 
 
 def _warp(record: dict, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # OpenCV's own threads cost more than they bring at this size, and fight with the reading threads.
-    cv2.setNumThreads(0)
     shrink = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     image, (step_x, step_y) = decode_smaller(record, min(int(math.log2(max(shrink, 1.0))), 3))
     # Pixel i of the smaller picture covers the pixels around (i + 0.5) * step - 0.5 of the original.

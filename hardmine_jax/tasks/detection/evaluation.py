@@ -142,12 +142,16 @@ def read_truth(record: dict) -> tuple[str, GroundTruth]:
 
 
 def voc(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecision:
+    """VOC's average precision at IoU 0.5."""
     return average_precision(evaluated.found, evaluated.truth, classes=classes)
 
 
-def score(evaluated: Evaluated, classes: Sequence[str]) -> dict:
-    """The numbers of result.json: `map` and `map_11_point` at IoU 0.5, `per_class`, COCO's own in `coco`."""
-    measured = voc(evaluated, classes)
+def score(evaluated: Evaluated, measured: AveragePrecision) -> dict:
+    """The numbers of result.json: `map` and `map_11_point` at IoU 0.5, `per_class`, COCO's own in `coco`.
+
+    Args:
+      measured: what `voc` gives of them.
+    """
     per_class = {
         row.name: {
             "ap": finite(row.ap),
@@ -157,6 +161,7 @@ def score(evaluated: Evaluated, classes: Sequence[str]) -> dict:
         }
         for row in measured.classes
     }
+    classes = [row.name for row in measured.classes]
     coco = coco_average_precision(evaluated.found, evaluated.truth, classes=classes)
     return {
         "map": finite(measured.mean),
@@ -167,10 +172,10 @@ def score(evaluated: Evaluated, classes: Sequence[str]) -> dict:
     }
 
 
-def curves(evaluated: Evaluated, classes: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(measured: AveragePrecision) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(recall, precision) of every class that has objects."""
-    rows = voc(evaluated, classes).classes
-    return {row.name: (row.recall, row.precision) for row in rows if row.num_objects and len(row.recall)}
+    some = [row for row in measured.classes if row.num_objects and len(row.recall)]
+    return {row.name: (row.recall, row.precision) for row in some}
 
 
 def finite(value: float) -> float | None:

@@ -25,7 +25,7 @@ from hardmine_jax.tasks.detection.config import (
     settle_with_data,
 )
 from hardmine_jax.tasks.detection.datasets import DATASETS, SplitProposals, find_proposals, load_dataset
-from hardmine_jax.tasks.detection.evaluation import Batching, Evaluator, count_mistakes, curves, score
+from hardmine_jax.tasks.detection.evaluation import Batching, Evaluator, count_mistakes, curves, score, voc
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
@@ -150,7 +150,8 @@ def finish(
     if not exchange.is_main():
         return None
     lines = training.read_metrics(config.run.workdir / "metrics.jsonl")
-    result = score(evaluated, dataset.classes)
+    measured = voc(evaluated, dataset.classes)
+    result = score(evaluated, measured)
     result |= {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": step,
@@ -164,14 +165,14 @@ def finish(
     if config.mining == "bootstrap":
         result["rounds"] = bootstrap.read_rounds(config.run.workdir)
     write_json(config.run.workdir / "result.json", result)
-    path = write_report(config, dataset, evaluator, recorder, evaluated, result, lines, unreadable)
+    path = write_report(config, dataset, evaluator, recorder, evaluated, measured, result, lines, unreadable)
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
     return result
 
 
 def write_report(
-    config, dataset, evaluator, recorder, evaluated, result, lines, unreadable: list[int]
+    config, dataset, evaluator, recorder, evaluated, measured, result, lines, unreadable: list[int]
 ) -> pathlib.Path:
     """report.html with its pictures."""
     mistakes = [
@@ -197,7 +198,7 @@ def write_report(
             lines,
             result,
             dataset.classes,
-            curves=curves(evaluated, dataset.classes),
+            curves=curves(measured),
             mined=recorder.pictures(),
             typical=evaluator.pictures(evaluated, typical),
             hardest=evaluator.pictures(evaluated, hardest),
