@@ -43,6 +43,7 @@ PARSERS: Mapping[str, Parse | None] = {
     "experiments/pose_ohkm.py": _of("hardmine_jax.tasks.pose.train"),
     "experiments/detection_ohem.py": _of("hardmine_jax.tasks.detection.train"),
     "experiments/compare.py": _of("hardmine_jax.tasks.compare"),
+    "experiments/studies/ohkm.py": _of("experiments.studies.ohkm"),
     "experiments/benchmarks/detection.py": _of("experiments.benchmarks.detection"),
     "experiments/benchmarks/input_pipeline.py": _of("experiments.benchmarks.input_pipeline"),
     "experiments/benchmarks/mining.py": _of("experiments.benchmarks.mining"),
