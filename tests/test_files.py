@@ -19,7 +19,9 @@ def test_no_file_is_above_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.parent.name != "benchmarks"], ids=_name)
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path.parent.name != "benchmarks"], ids=_name
+)
 def test_no_script_is_above_150_lines(path):
     assert len(path.read_text().splitlines()) <= 150
 

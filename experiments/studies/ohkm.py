@@ -25,8 +25,8 @@ import rich
 import tyro
 
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.pose import train
 from hardmine_jax.tasks.pose.datasets import load_dataset
-from hardmine_jax.tasks.pose.train import parse
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "pose_ohkm.py"
@@ -113,7 +113,7 @@ def line(run: grid.Run, result: dict, seconds: float, origin: dict) -> dict:
 def study(config: Config) -> int:
     """Does what is left and prints the table; 1 where a run failed or was stopped."""
     wanted = runs(config)
-    configs = [parse(arguments(config, run)) for run in wanted]
+    configs = [train.parse(arguments(config, run)) for run in wanted]
     load_dataset(configs[0])
     path = config.results / ("ohkm_quick.jsonl" if config.quick else "ohkm.jsonl")
     origin, failed = grid.surroundings(HERE, config.commit) | {"jobs": config.jobs}, []
