@@ -72,7 +72,7 @@ def _initialise(coordinator: str | None, num_processes: int | None, process_id: 
     given = (coordinator, num_processes, process_id)
     if None in given and given != (None, None, None):
         raise ValueError("give all of --coordinator, --num-processes and --process-id, or none of them")
-    if coordinator is not None:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[2].isdecimal():
             raise ValueError(f"--coordinator {coordinator}: give HOST:PORT of process 0")
         if not 0 <= process_id < num_processes:

@@ -122,7 +122,9 @@ def exit_now(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.terminate()
     with contextlib.suppress(OSError, ValueError):
-        sys.__stdout__.flush()
+        # pythonw has none.
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
     os._exit(code)
 
 

@@ -28,7 +28,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def client():
+def client() -> Any:
     """The runtime's key-value store, which all processes of the job see."""
     return _runtime.global_state.client
 

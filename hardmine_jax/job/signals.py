@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import types
 from collections.abc import Iterator
 
 import jax
@@ -23,7 +24,7 @@ def stop_requests() -> Iterator[threading.Event]:
     """
     stop = threading.Event()
 
-    def handle(number, _frame):
+    def handle(number: int, _frame: types.FrameType | None) -> None:
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
         stop.set()
@@ -52,7 +53,8 @@ class StopVotes:
     """
 
     def __init__(self, stop: threading.Event, mesh: Mesh):
-        self._stop, self._votes = stop, []
+        self._stop = stop
+        self._votes: list[jax.Array] = []
         if jax.process_count() > 1:
             self._count = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
             self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
