@@ -72,8 +72,9 @@ def title(given: object) -> str:
 def listed_size(image: dict) -> tuple[int, int] | None:
     """The listed (height, width); some tools leave them out, or write 0 or null."""
     height, width = (whole_id(image.get(side)) for side in ("height", "width"))
-    listed = all(isinstance(side, int) and side > 0 for side in (height, width))
-    return (height, width) if listed else None
+    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+        return height, width
+    return None
 
 
 def _load_json(path: pathlib.Path) -> dict:

@@ -86,7 +86,7 @@ def _tiff(encoded: bytes) -> tuple[int, int] | None:
     order = "<" if encoded.startswith(b"II") else ">"
     (directory,) = struct.unpack_from(f"{order}I", encoded, 4)
     (count,) = struct.unpack_from(f"{order}H", encoded, directory)
-    sides = {256: [], 257: []}
+    sides: dict[int, list[int]] = {256: [], 257: []}
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):
         tag, kind = struct.unpack_from(f"{order}HH", encoded, entry)
         if tag in sides and kind in (3, 4):

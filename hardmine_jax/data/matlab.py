@@ -96,10 +96,10 @@ def _variable(data: bytes, order: str) -> tuple[str, np.ndarray] | None:
     elements = [*_elements(data, order)]
     if [kind for kind, _ in elements[:3]] != [_UINT32, _INT32, _INT8]:
         return None
-    (flags, *_), shape, name = (
+    (flags, *_), shape, letters = (
         np.frombuffer(part, order + _STORED[kind]).tolist() for kind, part in elements[:3]
     )
-    name = bytes(name).decode("latin1")
+    name = bytes(letters).decode("latin1")
     dtype = _CLASSES.get(flags & 0xFF)
     if dtype is None or flags & _COMPLEX or len(elements) != 4 or elements[3][0] not in _STORED:
         return name, np.zeros(0, object)

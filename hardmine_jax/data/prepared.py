@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -68,7 +69,7 @@ class ExampleReader:
     def _lost(self, index: int, error: Exception) -> UnreadableImage:
         return UnreadableImage(f"{damaged(self.folder, error)}: example {index} of {self.split}")
 
-    def _open(self):
+    def _open(self) -> Any:
         if self._examples is None:
             try:
                 builder = tfds.builder_from_directory(os.fspath(self.folder / "examples"))
@@ -85,7 +86,7 @@ class ExampleReader:
         return f"{self.folder.parent.name}/{self.folder.name}, {self.split}"
 
 
-class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
+class ExampleBuilder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # It comes without types.
     """One example an image, in the order given; `features` are those besides IMAGE_FEATURES."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -98,13 +99,13 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._features))
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator[dict]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[dict]]:
         return {split: self._generate_examples(examples) for split, examples in self._given.items()}
 
     def _generate_examples(self, examples: Iterable[dict]) -> Iterator[dict]:
         yield from examples
 
-    def _download_and_prepare(self, dl_manager, download_config) -> None:
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         # GeneratorBasedBuilder's own writer keeps a split in memory to shuffle it, and from 1 GB on asks for
         # TensorFlow; tensorflow-datasets' sequential writer does neither.
         # `self.info` knows the final folder only, and this runs in a temporary one.

@@ -8,7 +8,7 @@ that image, "visibility" i32 [B, K], "index" i32 [B] (position in the source, -1
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
 import grain
@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from hardmine_jax.data.problems import UnreadableImage
+from hardmine_jax.data.records import Records
 
 _logger = logging.getLogger(__name__)
 # Reading threads build a batch each; two keep ahead of a step and leave the cores to it.
@@ -29,7 +30,7 @@ Read = Callable[[dict], dict]
 class _TrainReader:
     """(position in the source, rng) -> example; a class because worker processes get it pickled."""
 
-    source: Sequence[dict]
+    source: Records
     augment: Augment
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict:
@@ -84,7 +85,7 @@ class TrainBatches:
         self._num_workers = num_workers
         self._prefetch = prefetch
         self._position = 0
-        self._iterator = None
+        self._iterator: grain.DatasetIterator | None = None
         self.unreadable: set[int] = set()
 
     def __iter__(self) -> "TrainBatches":
@@ -138,7 +139,7 @@ class TrainBatches:
 
 
 def endless_batches(
-    source: Sequence[dict],
+    source: Records,
     augment: Augment,
     *,
     batch_size: int,
@@ -166,7 +167,7 @@ def endless_batches(
 
 
 def ordered_batches(
-    source: Sequence[dict],
+    source: Records,
     read: Read,
     padding_example: dict,
     *,
@@ -188,7 +189,7 @@ def ordered_batches(
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=4))
 
 
-def _check(source: Sequence[dict], batch_size: int, shard_index: int, shard_count: int) -> None:
+def _check(source: Records, batch_size: int, shard_index: int, shard_count: int) -> None:
     if not len(source):
         raise ValueError("the source has no records: nothing to make batches of")
     if batch_size < 1 or not 0 <= shard_index < shard_count:
@@ -204,7 +205,7 @@ def _keep_opencv_to_one_thread() -> None:
     cv2.setNumThreads(0)
 
 
-def _read_or_pad(index: int, *, source: Sequence[dict], read: Read, padding_example: dict) -> dict:
+def _read_or_pad(index: int, *, source: Records, read: Read, padding_example: dict) -> dict:
     _keep_opencv_to_one_thread()
     if index < len(source):
         try:

@@ -34,7 +34,7 @@ class DetectionAugmentConfig:
     quarter_turns: bool = False
     colour: float = 0.2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("flip_probability", "vertical_flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")

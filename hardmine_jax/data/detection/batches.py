@@ -17,13 +17,14 @@ import numpy as np
 
 from hardmine_jax.data import stream
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig, augment_image, evaluate_image
+from hardmine_jax.data.records import Records
 
 # Position in the source (a record's "index") -> proposals f32 [P, 4] xyxy in pixels of the original image.
 Proposals = Sequence[np.ndarray] | Callable[[int], np.ndarray]
 
 
 def detection_train_batches(
-    source: Sequence[dict],
+    source: Records,
     proposals: Proposals,
     *,
     batch_size: int,
@@ -76,7 +77,7 @@ def detection_train_batches(
 
 
 def detection_evaluation_batches(
-    source: Sequence[dict],
+    source: Records,
     proposals: Proposals,
     *,
     batch_size: int,
@@ -100,9 +101,13 @@ def detection_evaluation_batches(
       ValueError: as `detection_train_batches`.
     """
     _check(size, max_boxes, max_proposals)
-    limits = {"max_boxes": max_boxes, "max_proposals": max_proposals}
     read = functools.partial(
-        _evaluation_example, proposals=proposals, size=size, short_side=short_side, **limits
+        _evaluation_example,
+        proposals=proposals,
+        size=size,
+        short_side=short_side,
+        max_boxes=max_boxes,
+        max_proposals=max_proposals,
     )
     nothing = {
         "image": np.zeros((*size, 3), np.uint8),
@@ -115,7 +120,7 @@ def detection_evaluation_batches(
     return stream.ordered_batches(
         source,
         read,
-        _padded(nothing, unlabelled, **limits),
+        _padded(nothing, unlabelled, max_boxes=max_boxes, max_proposals=max_proposals),
         batch_size=batch_size,
         shard_index=shard_index,
         shard_count=shard_count,
@@ -173,8 +178,8 @@ def _padded(shown: dict, record: dict, *, max_boxes: int, max_proposals: int) ->
         )
     boxes, proposals = _rows(shown["boxes"], max_boxes), _rows(shown["proposals"], max_proposals)
     # Sides of no length, where a corner was clipped away, have no logarithm to regress to.
-    boxes_where = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-    proposals_where = (proposals[:, 2:] > proposals[:, :2]).all(-1)
+    boxes_where = np.all(boxes[:, 2:] > boxes[:, :2], axis=-1)
+    proposals_where = np.all(proposals[:, 2:] > proposals[:, :2], axis=-1)
     return {
         "image": shown["image"],
         "image_size": shown["image_size"],

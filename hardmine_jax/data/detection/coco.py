@@ -119,7 +119,7 @@ def _pictures(
         things = objects.pop(image_id, [])
         file_name = image.get("file_name")
         path = listing.inside(file.folder, file_name)
-        if path is None:
+        if path is None or not isinstance(file_name, str):
             report.skip("file_name missing, no path or outside the image folder", title(file_name))
             continue
         yield ObjectPicture(

@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import cv2
@@ -25,6 +25,7 @@ from hardmine_jax.data import cache, prepared
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
+from hardmine_jax.data.records import Records
 from hardmine_jax.detection import proposals as search
 
 
@@ -47,7 +48,7 @@ class SearchConfig:
     base_k: int = 150
     scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale={self.scale} must be above 0 and at most 1")
 
@@ -60,9 +61,7 @@ class SourceProposals:
       skipped: what was noted: images with no proposal, and such as cannot be read (they have none either).
     """
 
-    def __init__(
-        self, source: Sequence[dict], config: SearchConfig, folder: pathlib.Path, hashes: np.ndarray
-    ):
+    def __init__(self, source: Records, config: SearchConfig, folder: pathlib.Path, hashes: np.ndarray):
         self._source = source
         self._config = config
         self._folder = folder
@@ -86,7 +85,7 @@ class SourceProposals:
 
 
 def prepare(
-    source: Sequence[dict],
+    source: Records,
     config: SearchConfig = SearchConfig(),  # noqa: B008 (frozen)
     *,
     cache_dir: str | os.PathLike | None = None,
@@ -129,7 +128,7 @@ def prepare(
     return found
 
 
-def _record(source: Sequence[dict], index: int) -> dict:
+def _record(source: Records, index: int) -> dict:
     """A record; without a picture where it cannot be read, so that it has no proposals."""
     try:
         return source[index]
@@ -173,7 +172,7 @@ def _read(file: pathlib.Path) -> np.ndarray | None:
 
 
 def _make_indexed(
-    index: int, *, source: Sequence[dict], folder: pathlib.Path, hashes: np.ndarray, config: SearchConfig
+    index: int, *, source: Records, folder: pathlib.Path, hashes: np.ndarray, config: SearchConfig
 ) -> None:
     _make(_record(source, index)["image"], _file(folder, hashes[index]), config)
 
@@ -207,7 +206,7 @@ def search_image(encoded: bytes, config: SearchConfig) -> np.ndarray:
         min_size=config.min_size * config.scale,
         base_k=config.base_k,
     )
-    return boxes * np.tile(np.float32([width / small[0], height / small[1]]), 2)
+    return boxes * np.tile(np.array([width / small[0], height / small[1]], np.float32), 2)
 
 
 @contextlib.contextmanager

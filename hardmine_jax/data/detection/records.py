@@ -205,7 +205,7 @@ def _check(picture: ObjectPicture) -> tuple[ObjectPicture | None, Report]:
     encoded, size = opened
     given = np.asarray(picture.boxes, np.float64).reshape(-1, 4)
     clipped = _clip(given, size)
-    keep = []
+    keep: list[bool] = []
     for place, title in enumerate(picture.names):
         problem = box_problem(given[place], clipped[place])
         if problem:
@@ -213,14 +213,14 @@ def _check(picture: ObjectPicture) -> tuple[ObjectPicture | None, Report]:
         elif (given[place] != clipped[place]).any():
             report.note("box reaches out of the image (clipped)", f"{picture.name}#{title}")
         keep.append(not problem)
-    keep = np.array(keep, bool)
-    if not keep.any():
+    kept = np.array(keep, bool)
+    if not kept.any():
         report.note("image with no object (all background)", picture.name)
     usable = picture._replace(
         image=encoded,
-        boxes=np.float32(clipped[keep]),
-        labels=np.asarray(picture.labels, np.int32)[keep],
-        difficult=np.asarray(picture.difficult, bool)[keep],
+        boxes=np.asarray(clipped[kept], np.float32),
+        labels=np.asarray(picture.labels, np.int32)[kept],
+        difficult=np.asarray(picture.difficult, bool)[kept],
     )
     return usable, report
 

@@ -50,7 +50,9 @@ def render(rng: np.random.Generator, *, size: int = 160) -> Shapes:
         labels.append(label + 1)
     if rng.random() < 0.5:
         _bar(rng, image)
-    return Shapes(_develop(rng, image), np.float32(boxes).reshape(-1, 4), np.int32(labels))
+    return Shapes(
+        _develop(rng, image), np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int32)
+    )
 
 
 def _place(rng: np.random.Generator, size: int, taken: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -106,7 +108,7 @@ def _disc(cover: np.ndarray, centre: np.ndarray, radius: float, value: int) -> N
 
 
 def _polygon(cover: np.ndarray, corners: np.ndarray, value: int) -> None:
-    cv2.fillPoly(cover, [np.int32(np.rint(corners * 2**_SHIFT))], value, cv2.LINE_AA, _SHIFT)
+    cv2.fillPoly(cover, [np.rint(corners * 2**_SHIFT).astype(np.int32)], value, cv2.LINE_AA, _SHIFT)
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray) -> None:
@@ -150,7 +152,7 @@ def _clutter(rng: np.random.Generator, image: np.ndarray) -> None:
 def _scribble(rng: np.random.Generator, size: int) -> np.ndarray:
     cover = np.zeros((size, size), np.uint8)
     steps = rng.normal(0, 0.07 * size, (rng.integers(6, 20), 2)).cumsum(0) + rng.uniform(0, size, 2)
-    cv2.polylines(cover, [np.int32(steps)], False, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
+    cv2.polylines(cover, [steps.astype(np.int32)], False, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
     return cover
 
 
@@ -188,7 +190,7 @@ def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
     along = np.array([np.cos(angle), np.sin(angle)]) * size * rng.uniform(0.08, 0.25)
     across = np.array([-np.sin(angle), np.cos(angle)]) * rng.uniform(5, 10)
     for number in range(rng.integers(2, 6)):
-        ends = np.int32(np.rint([centre + number * across - along, centre + number * across + along]))
+        ends = np.rint([centre + number * across - along, centre + number * across + along]).astype(np.int32)
         cv2.line(cover, ends[0].tolist(), ends[1].tolist(), 255, int(rng.integers(1, 4)), cv2.LINE_AA)
     return cover
 
@@ -199,7 +201,7 @@ def _bar(rng: np.random.Generator, image: np.ndarray) -> None:
     cover = np.zeros((size, size), np.uint8)
     angle, middle = rng.uniform(0, np.pi), rng.uniform(0.2 * size, 0.8 * size, 2)
     far = np.array([np.cos(angle), np.sin(angle)]) * 2 * size
-    ends = np.int32(np.rint([middle - far, middle + far]))
+    ends = np.rint([middle - far, middle + far]).astype(np.int32)
     cv2.line(cover, ends[0].tolist(), ends[1].tolist(), 255, int(rng.integers(2, 7)), cv2.LINE_AA)
     _paint(rng, image, cover)
 

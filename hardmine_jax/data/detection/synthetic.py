@@ -51,7 +51,7 @@ def load(
         "code": code_hash(__file__),
     }
 
-    def read(report):
+    def read(report: records.Report) -> tuple[tuple[str, ...], records.Splits]:
         del report  # Every picture drawn here is usable.
         splits = {split: _pictures(seed, split, count) for split, count in counts.items()}
         return shapes.CLASSES, splits

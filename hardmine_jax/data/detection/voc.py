@@ -17,7 +17,7 @@ import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 from xml.parsers import expat
 
 import numpy as np
@@ -133,7 +133,7 @@ def _read(
     images = _images(folder / "JPEGImages")
     splits = {}
     for split, listed in zip(("train", "validation"), names, strict=True):
-        readable = [annotations[name] for name in listed if annotations[name] is not None]
+        readable = [one for name in listed if (one := annotations[name]) is not None]
         splits[split] = _pictures(folder / "JPEGImages", images, readable, numbers, classes, report)
     return tuple(classes), splits
 
@@ -189,7 +189,7 @@ def _annotation(folder: pathlib.Path, name: str, report: records.Report) -> _Ann
     objects = [_object(node, name, report) for node in root.findall("object")]
     size = tuple(_number(root.find(f"size/{side}")) for side in ("height", "width"))
     # Some tools write no size, or 0.
-    listed = tuple(int(side) for side in size) if all(0 < side < 2**31 for side in size) else None
+    listed = (int(size[0]), int(size[1])) if all(0 < side < 2**31 for side in size) else None
     return _Annotation(name, root.findtext("filename"), listed, tuple(filter(None, objects)))
 
 
@@ -200,7 +200,7 @@ class _Refused(Exception):
 def _parse(content: bytes) -> ElementTree.Element:
     """The root of an XML file that declares nothing: ElementTree's own parser would expand its entities."""
 
-    def refuse(*_):
+    def refuse(*_: object) -> NoReturn:
         raise _Refused
 
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
@@ -222,9 +222,11 @@ def _object(node: ElementTree.Element, name: str, report: records.Report) -> _Ob
 
 
 def _number(node: ElementTree.Element | None) -> float:
+    if node is None or node.text is None:
+        return float("nan")
     try:
         return float(node.text)
-    except (AttributeError, TypeError, ValueError):
+    except ValueError:
         return float("nan")
 
 

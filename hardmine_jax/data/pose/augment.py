@@ -52,7 +52,7 @@ class AugmentConfig:
     colour: float = 0.2
     padding: float = 1.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rotation_probability", "flip_probability", "half_body_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")

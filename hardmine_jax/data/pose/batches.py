@@ -1,18 +1,18 @@
 """From pose records to batches of crops."""
 
 import functools
-from collections.abc import Sequence
 
 import grain
 import numpy as np
 
 from hardmine_jax.data.pose.augment import BORDER, AugmentConfig, augment, evaluate_crop
+from hardmine_jax.data.records import Records
 from hardmine_jax.data.stream import TrainBatches, endless_batches, ordered_batches
 from hardmine_jax.pose import Skeleton
 
 
 def train_batches(
-    source: Sequence[dict],
+    source: Records,
     *,
     batch_size: int,
     size: tuple[int, int],
@@ -53,7 +53,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    source: Sequence[dict],
+    source: Records,
     *,
     batch_size: int,
     size: tuple[int, int],
@@ -74,7 +74,7 @@ def evaluation_batches(
       ValueError: an empty source, or a number out of its range.
     """
     padding_example = {
-        "image": np.broadcast_to(np.uint8(BORDER), (*size, 3)),
+        "image": np.broadcast_to(np.asarray(BORDER, np.uint8), (*size, 3)),
         "keypoints": np.zeros((skeleton.num_keypoints, 2), np.float32),
         "visibility": np.zeros(skeleton.num_keypoints, np.int32),
         "index": np.int32(-1),

@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ def _read_file(file: coco_json.File, options: dict, skip: records.Skip) -> tuple
             skip("annotation of an image that is not listed", f"image {image_id}#{person.annotation_id}")
     if pictures and not any(os.path.isfile(picture.image) for picture in pictures):
         raise DataError(
-            f"none of the {len(pictures)} images that {path} lists is there: expected {pictures[0].image}"
+            f"none of the {len(pictures)} images that {path} lists is there: expected {pictures[0].image!s}"
         )
     return skeleton, pictures
 
@@ -231,7 +232,7 @@ def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
         names = tuple(printable(title(name)) for name in category["keypoints"])
         bones = category.get("skeleton") or []
         first = 0 if any(0 in bone for bone in bones) else 1
-        edges = [[end - first for end in bone] for bone in bones]
+        edges = tuple(tuple(end - first for end in bone) for bone in bones)
         if options["edges"] is not None:
             edges = _indices(options["edges"], names)
         flip_pairs = infer_flip_pairs(names)
@@ -243,11 +244,16 @@ def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
         raise DataError(f"category {title(category.get('name'))} of {path}: {error}") from error
 
 
-def _indices(pairs: list, names: tuple[str, ...]) -> list[list[int]]:
+def _indices(pairs: list, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     unknown = [end for pair in pairs for end in pair if isinstance(end, str) and end not in names]
     if unknown:
         raise ValueError(f"no keypoints {unknown} among {names}")
-    return [[names.index(end) if isinstance(end, str) else end for end in pair] for pair in pairs]
+
+    def index(end: Any) -> Any:
+        return names.index(end) if isinstance(end, str) else end
+
+    # What is no pair of indices, the skeleton refuses.
+    return tuple(tuple(index(end) for end in pair) for pair in pairs)
 
 
 def of_category(annotations: list, category: dict, path: pathlib.Path) -> list[tuple[int, dict]]:

@@ -79,13 +79,13 @@ def sample_pose(rng: np.random.Generator) -> Pose:
     swap = rng.random() < 0.5
     noise = rng.normal(size=(6, 2))
     angles = []
-    for (left, right, spread), deviation in zip(joints, noise, strict=True):
+    for (left, right, width), deviation in zip(joints, noise, strict=True):
         left, right = (right, left) if swap else (left, right)
-        angles.append((left + spread * deviation[0], right + spread * deviation[1]))
+        angles.append((left + width * deviation[0], right + width * deviation[1]))
     hip, spread, knee, shoulder, raised, elbow = angles
     if rng.random() < 0.2:  # One arm does something else, as arms do.
-        arm = rng.integers(2)
-        raised = tuple(rng.uniform(20, 165) if side == arm else value for side, value in enumerate(raised))
+        arm, angle = rng.integers(2), rng.uniform(20, 165)
+        raised = (raised[0], angle) if arm else (angle, raised[1])
     bent = [tuple(min(max(value, 0.0), 140.0) for value in pair) for pair in (knee, elbow)]
     return Pose(hip, spread, bent[0], shoulder, raised, bent[1], rng.normal(*lean))
 

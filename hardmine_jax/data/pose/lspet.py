@@ -156,7 +156,7 @@ def _load_matrix(path: pathlib.Path) -> np.ndarray:
 
 def _numbered_images(folder: pathlib.Path) -> dict[int, str]:
     """Number in the name -> file name; LSP counts with 4 digits, its extension with 5."""
-    names = {}
+    names: dict[int, str] = {}
     for name in sorted(os.listdir(folder)):
         if match := re.fullmatch(r"im(\d+)\.(jpg|jpeg|png)", name, re.IGNORECASE):
             names.setdefault(int(match[1]), name)

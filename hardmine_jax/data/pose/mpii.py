@@ -127,17 +127,20 @@ def _names(people: list[dict]) -> list[str]:
 def _pictures(people: list[dict], folder: pathlib.Path, file: str, skip: records.Skip) -> Iterator[Picture]:
     """One an image, in the order of first appearance."""
     shown: dict[str, list[Person]] = {}
+    paths: dict[str, pathlib.Path] = {}
     for place, entry in enumerate(people):
         name, person = entry.get("image"), _person(entry, place)
-        if listing.inside(folder, name) is None:
+        path = listing.inside(folder, name)
+        if path is None or not isinstance(name, str):
             skip("image missing, no path or outside the image folder", f"{file} entry {place}")
         elif isinstance(person, str):
             skip(person, f"{name}#{place}")
         else:
             shown.setdefault(name, []).append(person)
+            paths[name] = path
     for name, found in shown.items():
         number = listing.id_number(pathlib.PurePath(name).stem.lstrip("0") or "0")
-        yield Picture(name, number, listing.inside(folder, name), tuple(found))
+        yield Picture(name, number, paths[name], tuple(found))
 
 
 def _person(entry: dict, place: int) -> Person | str:
@@ -212,12 +215,14 @@ def _truth_of_matrix(path: pathlib.Path, count: int) -> Truth:
     wanted = {"headboxes_src": (2, 2, count), "pos_gt_src": (16, 2, count), "jnt_missing": (16, count)}
     content = matlab.load(path, list(wanted), where=_WHERE)
     # MATLAB drops the last axis when it is 1.
-    shapes = {name: np.shape(content.get(name)) for name in wanted}
+    shapes = {name: content[name].shape if name in content else () for name in wanted}
     if any(_longer(shapes[name]) != _longer(shape) for name, shape in wanted.items()):
         raise DataError(
             f"{path} does not belong to valid.json and its {count} people: expected {wanted}, found {shapes}"
         )
-    heads, joints, missing = (np.float64(content[name]).reshape(shape) for name, shape in wanted.items())
+    heads, joints, missing = (
+        np.asarray(content[name], np.float64).reshape(shape) for name, shape in wanted.items()
+    )
     return Truth(joints.transpose(2, 0, 1) - 1, missing.T == 0, _head_sizes(heads.transpose(2, 0, 1)))
 
 

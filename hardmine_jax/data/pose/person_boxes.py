@@ -12,7 +12,7 @@ import json
 import operator
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from hardmine_jax.data import coco_json, listing
 from hardmine_jax.data.coco_json import id_number
 from hardmine_jax.data.images import read_file
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
+from hardmine_jax.data.records import Records
 
 _SHAPE = '[{"image_id": 139, "category_id": 1, "bbox": [x, y, width, height], "score": 0.98}, ...]'
 
@@ -37,7 +38,7 @@ class Images(Protocol):
 class SourceImages:
     """The pictures of a source of records: those that show somebody labelled. Reads it once for the ids."""
 
-    def __init__(self, source: Sequence[dict]):
+    def __init__(self, source: Records):
         self._source = source
         self._rows = {int(source[row]["image_id"]): row for row in reversed(range(len(source)))}
         self.ids = self._rows.keys()
@@ -133,9 +134,9 @@ def load(
     Raises:
       DataError: no such file, no JSON of that shape, or no box left.
     """
-    path = pathlib.Path(path).expanduser()
+    file = pathlib.Path(path).expanduser()
     found, problems = [], []
-    for position, entry in enumerate(_entries(path)):
+    for position, entry in enumerate(_entries(file)):
         box = _box(entry, category_id=category_id, images=images, min_score=min_score)
         if isinstance(box, str):
             problems.append((box, f"box {position}"))
@@ -143,11 +144,10 @@ def load(
             found.append(box)
     skipped = gather(problems)
     if not found:
-        raise DataError(f"no box of {path} can be used ({skipped.report()}): expected {_SHAPE}")
+        raise DataError(f"no box of {file} can be used ({skipped.report()}): expected {_SHAPE}")
     image_ids, corners, scores = zip(*found, strict=True)
-    return PersonBoxes(
-        np.int64(image_ids), np.float32(corners), np.float32(scores), images, num_keypoints, skipped
-    )
+    arrays = np.asarray(image_ids, np.int64), np.asarray(corners, np.float32), np.asarray(scores, np.float32)
+    return PersonBoxes(*arrays, images, num_keypoints, skipped)
 
 
 def _entries(path: pathlib.Path) -> list:
@@ -181,7 +181,7 @@ def _box(
     corners = [x, y, x + width, y + height]
     # In float32, as records have it: a box far out may lose its sides there, or be too large for it.
     with np.errstate(over="ignore", invalid="ignore"):
-        single = np.float32(corners)
+        single = np.asarray(corners, np.float32)
         sides = single[2:] - single[:2]
         finite = np.isfinite([*single, np.prod(sides), np.float32(score)]).all()
     if not finite:

@@ -1,6 +1,8 @@
 """Draws a figure of limbs and ellipsoids, each pixel by the nearest surface that its ray meets."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -47,20 +49,22 @@ def draw_figure(canvas: Canvas, figure: Figure, camera: Camera) -> np.ndarray:
     points = [
         figure.keypoints,
         *(limb.ends for limb in figure.limbs),
-        [solid.centre for solid in figure.ellipsoids],
+        np.asarray([solid.centre for solid in figure.ellipsoids]),
     ]
     places, scales = camera.place(np.concatenate(points))
     ends, end_scales = (array[joints : joints + 2 * num_limbs] for array in (places, scales))
     centres, centre_scales = (array[joints + 2 * num_limbs :] for array in (places, scales))
-    tasks = []
+    tasks: list[tuple[float, Callable[[], None]]] = []
     for i, limb in enumerate(figure.limbs):
         pair = slice(2 * i, 2 * i + 2)
-        tasks.append((ends[pair, 2].mean(), _draw_limb, limb, ends[pair], end_scales[pair]))
+        drawn = functools.partial(_draw_limb, canvas, figure, camera, limb, ends[pair], end_scales[pair])
+        tasks.append((ends[pair, 2].mean(), drawn))
     for solid, centre, scale in zip(figure.ellipsoids, centres, centre_scales, strict=True):
-        tasks.append((centre[2], _draw_ellipsoid, solid, centre, scale))
+        drawn = functools.partial(_draw_ellipsoid, canvas, figure, camera, solid, centre, scale)
+        tasks.append((centre[2], drawn))
     # The depth map decides what hides what; the order only makes soft edges blend over what lies behind.
-    for _, draw, solid, place, scale in sorted(tasks, key=lambda task: task[0]):
-        draw(canvas, figure, camera, solid, place, scale)
+    for _, draw in sorted(tasks, key=lambda task: task[0]):
+        draw()
     return places[:joints]
 
 
@@ -81,7 +85,7 @@ def _window(
 
 def _draw_limb(
     canvas: Canvas, figure: Figure, camera: Camera, limb: _Limb, ends: np.ndarray, scales: np.ndarray
-):
+) -> None:
     radii = np.asarray(limb.radii) * scales
     window = _window(canvas, (ends[:, :2] - radii[:, None]).min(0), (ends[:, :2] + radii[:, None]).max(0))
     if window is None:
@@ -113,7 +117,7 @@ def _draw_limb(
 
 def _draw_ellipsoid(
     canvas: Canvas, figure: Figure, camera: Camera, solid: _Ellipsoid, centre: np.ndarray, scale: np.ndarray
-):
+) -> None:
     frame = camera.view @ solid.frame
     radii = solid.radii * scale
     half = np.sqrt((frame**2) @ radii**2)
@@ -154,7 +158,7 @@ def _blend(
     colours: np.ndarray,
     shade: np.ndarray,
     part: int,
-):
+) -> None:
     seen = canvas.depth[rows, columns]
     front = depth > seen
     opacity = (coverage * front)[..., None]

@@ -245,8 +245,9 @@ def _complete(person: Person, height: int, width: int) -> Person:
         area = person.area
         if area is None or not 0 < area < np.inf:
             area = (box[2] - box[0]) * (box[3] - box[1])
-        box, area = np.float32(box), float(np.float32(area))
-    return Person(np.float32(keypoints), np.int32(visibility), box, area, person.annotation_id)
+        box, area = np.asarray(box, np.float32), float(np.float32(area))
+    keypoints, visibility = np.asarray(keypoints, np.float32), np.asarray(visibility, np.int32)
+    return Person(keypoints, visibility, box, area, person.annotation_id)
 
 
 def tight_box(keypoints: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -263,7 +264,7 @@ def tight_box(keypoints: np.ndarray, where: np.ndarray) -> np.ndarray:
 def _problem(person: Person, *, boxed: bool) -> str | None:
     if not person.visibility.any():
         return "no labelled joint inside the image"
-    if not np.isfinite([*person.box, person.area]).all():
+    if person.box is None or person.area is None or not np.isfinite([*person.box, person.area]).all():
         return "box or area that is no finite number"
     if (person.box[2:] <= person.box[:2]).any():
         return "box of no area" if boxed else "joints span no area and there is no bbox"

@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,7 +63,7 @@ def examples(seed: int, split: int, count: int, *, processes: int | None = None)
         ]
         for index in range(count):
             try:
-                yield _receive(workers[index % processes].stdout)
+                yield _receive(workers[index % processes])
             except EOFError as error:
                 raise RuntimeError(
                     f"a process rendering example {index} of {count} died: see above"
@@ -71,13 +71,14 @@ def examples(seed: int, split: int, count: int, *, processes: int | None = None)
 
 
 @contextlib.contextmanager
-def _worker(*arguments: int) -> Iterator[subprocess.Popen]:
+def _worker(*arguments: int) -> Iterator[IO[bytes]]:
     root = str(pathlib.Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
     command = [sys.executable, "-c", f"from {__name__} import serve; serve(*{arguments})"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None, "a pipe was asked for"
         try:
-            yield process
+            yield process.stdout
         finally:
             process.kill()
 
@@ -94,7 +95,7 @@ def serve(seed: int, split: int, first: int, count: int, step: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _send(example: Example, stream: BinaryIO) -> None:
+def _send(example: Example, stream: IO[bytes]) -> None:
     """The number of bytes that follow, in 8 bytes; the parts as `np.save` writes arrays."""
     buffer = io.BytesIO()
     for part in (np.frombuffer(example.image, np.uint8), *example[1:]):
@@ -103,12 +104,12 @@ def _send(example: Example, stream: BinaryIO) -> None:
     stream.write(buffer.getvalue())
 
 
-def _receive(stream: BinaryIO) -> Example:
+def _receive(stream: IO[bytes]) -> Example:
     """Raises EOFError where the sender is gone."""
     size = stream.read(8)
     content = stream.read(int.from_bytes(size))
     if len(size) < 8 or len(content) < int.from_bytes(size):
         raise EOFError
     buffer = io.BytesIO(content)
-    image, *arrays, area = (np.load(buffer, allow_pickle=False) for _ in Example._fields)
-    return Example(image.tobytes(), *arrays, float(area))
+    image, keypoints, visibility, box, area = (np.load(buffer, allow_pickle=False) for _ in Example._fields)
+    return Example(image.tobytes(), keypoints, visibility, box, float(area))

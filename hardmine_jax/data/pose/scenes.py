@@ -106,7 +106,7 @@ def _background(rng: np.random.Generator, outfit: outfits.Outfit, size: int) -> 
     walls = np.stack([outfits.muted_colour(rng, chroma=22) for _ in range(8)])
     apart = np.abs(walls[:, None] - worn).sum(-1).min(1)
     wall = walls[np.argmax(np.minimum(apart, 130))]  # The first that is far enough, else the farthest.
-    image = np.empty((size, size, 3), np.float32)
+    image: np.ndarray = np.empty((size, size, 3), np.float32)
     image[:] = wall
     if rng.random() < 0.6:
         image[int(rng.uniform(0.45, 0.9) * size) :] = np.clip(wall * rng.uniform(0.6, 1.35), 0, 255)
@@ -114,7 +114,8 @@ def _background(rng: np.random.Generator, outfit: outfits.Outfit, size: int) -> 
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.6, 2.2))
     cells = int(rng.integers(3, 14))
-    waves = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32) * np.float32(rng.uniform(2, 10))
+    waves: np.ndarray = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
+    waves *= np.float32(rng.uniform(2, 10))
     waves += waves.mean(-1, keepdims=True) * np.float32(1.5)
     waves = cv2.resize(waves, (size // 4, size // 4), interpolation=cv2.INTER_CUBIC)
     return image + cv2.resize(waves, (size, size))
@@ -194,5 +195,7 @@ def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     strength = rng.uniform(0.01, 0.08)
     noise = noise * np.float32(strength) + np.float32(rng.uniform(-10, 12) - 127.5 * strength)
     gain = rng.uniform(0.8, 1.15) * rng.uniform(0.95, 1.05, 3)
-    image = cv2.add(cv2.multiply(image, (*gain, 0.0)), cv2.merge((noise, noise, noise)))
-    return cv2.convertScaleAbs(cv2.max(image, 0.0))
+    # OpenCV's stubs know no scalars.
+    image = cv2.multiply(image, (*gain, 0.0))  # type: ignore[call-overload]
+    image = cv2.max(cv2.add(image, cv2.merge((noise, noise, noise))), 0.0)  # type: ignore[call-overload]
+    return cv2.convertScaleAbs(image)
