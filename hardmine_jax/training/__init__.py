@@ -1,7 +1,8 @@
 """Training that knows no task: state, step, devices, optimizer, checkpoints and the loop over them."""
 
 from hardmine_jax.job.ending import NonFiniteError
-from hardmine_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load_variables, set_aside
+from hardmine_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load_variables
+from hardmine_jax.training.checkpoint_folder import set_aside
 from hardmine_jax.training.loop import FitResult, fit
 from hardmine_jax.training.metrics_log import MetricsLog, read_metrics
 from hardmine_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule

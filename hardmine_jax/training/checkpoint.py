@@ -23,11 +23,11 @@ import orbax.checkpoint as ocp
 from hardmine_jax.job.ending import is_passing
 from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
+from hardmine_jax.training.checkpoint_folder import FOLDER
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
 
-_FOLDER = "checkpoints"
 # Bytes of a disk that is full.
 _LITTLE = 2**16
 
@@ -63,7 +63,7 @@ class Checkpoints:
     def __init__(self, workdir, *, keep_last: int = 2, best_metric: str | None = None):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
-        self.directory = pathlib.Path(workdir).resolve() / _FOLDER
+        self.directory = pathlib.Path(workdir).resolve() / FOLDER
         self._best_metric, self._keep_last, self._opened = best_metric, keep_last, None
         # Steps: being written, known to be whole. And what became of the last one to be written.
         self._writing, self._whole, self._failed = None, None, None
@@ -87,7 +87,7 @@ class Checkpoints:
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                target = self.directory.with_name(f"{_FOLDER}.damaged") / f"score of {path.parent.name}"
+                target = self.directory.with_name(f"{FOLDER}.damaged") / f"score of {path.parent.name}"
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
@@ -250,7 +250,7 @@ class Checkpoints:
         return {"score": score} if np.isfinite(score) else None
 
     def _move_damaged(self, step: int, error: Exception) -> None:
-        target = self.directory.with_name(f"{_FOLDER}.damaged") / str(step)
+        target = self.directory.with_name(f"{FOLDER}.damaged") / str(step)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         (self.directory / str(step)).rename(target)
@@ -276,22 +276,6 @@ def _shared(find: Callable[[TrainState], Restored | None], template: TrainState)
     return Restored(said[0], from_tree(template, tree), said[1])
 
 
-def set_aside(workdir) -> pathlib.Path | None:
-    """Moves a run's checkpoints to `<workdir>/checkpoints.previous`, so that a new run starts without them.
-
-    Call it before `Checkpoints(workdir)`. What was set aside the time before is deleted.
-
-    Returns:
-      Where they are now; None when there were none.
-    """
-    directory = pathlib.Path(workdir).resolve() / _FOLDER
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return None
-    previous = directory.with_name(f"{_FOLDER}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    return directory.rename(previous)
-
-
 def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
     """Reads what prediction needs, without the model's code or optimizer.
 
@@ -309,9 +293,9 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
         raise ValueError(f"which={which!r}: use best or latest")
     path = pathlib.Path(path).resolve()
     # A run's folder may be called by a number too: its seed, say.
-    is_step = path.name.isdecimal() and not (path / _FOLDER).is_dir()
+    is_step = path.name.isdecimal() and not (path / FOLDER).is_dir()
     directory, step = (path.parent, int(path.name)) if is_step else (path, None)
-    directory = directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
+    directory = directory / FOLDER if (directory / FOLDER).is_dir() else directory
     if not directory.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a workdir or a checkpoint in it")
     manager = _open(directory)

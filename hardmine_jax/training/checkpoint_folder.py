@@ -1,0 +1,22 @@
+"""The folder of a run's checkpoints, and how a new run starts without those of the last one."""
+
+import pathlib
+import shutil
+
+FOLDER = "checkpoints"
+
+
+def set_aside(workdir) -> pathlib.Path | None:
+    """Moves a run's checkpoints to `<workdir>/checkpoints.previous`, so that a new run starts without them.
+
+    Call it before `Checkpoints(workdir)`. What was set aside the time before is deleted.
+
+    Returns:
+      Where they are now; None when there were none.
+    """
+    directory = pathlib.Path(workdir).resolve() / FOLDER
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    previous = directory.with_name(f"{FOLDER}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    return directory.rename(previous)
