@@ -11,27 +11,22 @@ import dataclasses
 import pathlib
 import statistics
 import sys
-import time
 
 import jax
-import jax.numpy as jnp
 import rich
 import rich.table
 import timing
 import tyro
+from pose_parts import Loop, drain, mining_alone, seconds
 
 from hardmine_jax.data.problems import DataError
-from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train
-from hardmine_jax.tasks.pose.loss import mined_loss
 from hardmine_jax.tasks.trainer import make_trainer
 
 SEGMENTS = 4
-# Untimed at the head of a segment: what the segment before left in the buffers is used up by then.
-LEAD_IN = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,70 +40,6 @@ class Config:
 
     data_dir: pathlib.Path | None = None
     steps: int = 48
-
-
-class Loop:
-    """The order of things of `training.fit`: the next batch is fetched while the step runs."""
-
-    def __init__(self, parallel, state):
-        self._parallel, self._state = parallel, parallel.put_state(state)
-
-    def run(self, take, steps: int) -> tuple[float, float]:
-        """(seconds a step, of these spent in `take()`)."""
-        started = waited = 0.0
-        batch = self._parallel.put_batch(take())
-        metrics = [None, None]
-        for step in range(LEAD_IN + steps):
-            if step == LEAD_IN:
-                jax.block_until_ready(metrics)
-                started, waited = time.perf_counter(), 0.0
-            self._state, new = self._parallel.train_step(self._state, batch)
-            before = time.perf_counter()
-            following = take()
-            waited += time.perf_counter() - before
-            batch = self._parallel.put_batch(following)
-            jax.block_until_ready(metrics[0])
-            metrics = [metrics[1], new]
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - started) / steps, waited / steps
-
-
-def mining_alone(config: pose_config.Config, batch: dict, rows: int):
-    """A call of encoding, losses, choice, metrics and the gradient to the heatmaps, for a device's rows."""
-    part = {name: jnp.asarray(value[:rows]) for name, value in batch.items()}
-    # Heatmaps of the laptop preset.
-    height, width = (side // 4 for side in config.image_size)
-    num_keypoints = batch["visibility"].shape[-1]
-    heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, num_keypoints))
-    mining, supervision = pose_config.mining_of(config, num_keypoints), pose_config.supervision_of(config)
-
-    def loss(heatmaps, batch, key):
-        return mined_loss(heatmaps, batch, key, jnp.int32(0), mining, supervision)
-
-    # Arguments, or the compiler would work out the targets once and for all.
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    key = jax.random.key(1)
-    return lambda: jax.block_until_ready(run(heatmaps, part, key))
-
-
-def seconds(function, repeats: int) -> float:
-    """Median time of a call, after a few that do not count."""
-    times = []
-    for _ in range(LEAD_IN + repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[LEAD_IN:])
-
-
-def drain(batches: TrainBatches, steps: int) -> float:
-    """Seconds a batch of the pipeline with nothing beside it."""
-    for _ in range(LEAD_IN):
-        next(batches)
-    start = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    return (time.perf_counter() - start) / steps
 
 
 def measure(config: pose_config.Config, dataset, steps: int) -> tuple[dict[str, float], int]:
