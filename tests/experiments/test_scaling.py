@@ -13,8 +13,17 @@ from rich.console import Console
 from experiments.benchmarks import scaling as benchmark
 
 # The modules that the script itself imported.
-collectives, model = benchmark.collectives, benchmark.scaling_model
-claims, steps = benchmark.scaling_claims, benchmark.scaling_steps
+collectives, claims, hardware, measure, model, steps = (
+    sys.modules[name]
+    for name in (
+        "collectives",
+        "scaling_claims",
+        "scaling_hardware",
+        "scaling_measure",
+        "scaling_model",
+        "scaling_steps",
+    )
+)
 
 HLO = """
   %psum.1 = f32[2,16]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add, metadata={op_name="jit(step)/shard_map/jvp(Net)/stem/bn/norm/psum" stack_frame_id=7}
@@ -24,7 +33,7 @@ HLO = """
   %user = f32[7]{0} get-tuple-element(%all-reduce.2), index=0, metadata={op_name="jit(step)/shard_map/psum"}
 """  # noqa: E501
 TINY = steps.Sizes(image_size=32, images=1, k=8, proposals=16, rounds=0)
-FAST = model.Hardware(
+FAST = hardware.Hardware(
     name="by hand", peak=2.0, utilisation=0.5, memory=1.0, group=4, fast=1.0, slow=0.5, torus=False,
     wraps_from=0, fast_hop=1.0, slow_hop=2.0, start=3.0,
 )  # fmt: skip
@@ -128,7 +137,7 @@ def test_gradient_and_metrics_of_one_size_are_told_apart_by_company():
 
 def _measure(name: str, variation: str = "", **sizes) -> claims.Measurement:
     sizes = dataclasses.replace(TINY, **sizes)
-    return benchmark.measure(name, steps.PROGRAMS[name](sizes), sizes, variation)
+    return measure.measure(name, steps.PROGRAMS[name](sizes), sizes, variation)
 
 
 @pytest.fixture(scope="module")
@@ -234,35 +243,35 @@ def test_a_failed_claim_ends_with_one_line(measured, wrong, monkeypatch, capsys)
     [(1, (1, 1, 1)), (8, (2, 2, 2)), (32, (2, 4, 4)), (12, (2, 2, 3)), (4096, (16, 16, 16))],
 )
 def test_sides_of_a_block(count, expected):
-    assert model.sides(count) == expected
+    assert hardware.sides(count) == expected
 
 
 def test_all_reduce_by_hand():
     # 3 us to start, 3 hops of 1 us there and back, 2 x 3/4 of 4 MB at 1 GB/s.
-    assert model.all_reduce(4e6, 4, FAST) == pytest.approx(3e-6 + 6e-6 + 6e-3)
+    assert hardware.all_reduce(4e6, 4, FAST) == pytest.approx(3e-6 + 6e-6 + 6e-3)
     # And between 2 groups a hop of 2 us, 2 x 1/2 of a quarter each at 0.5 GB/s.
-    assert model.all_reduce(4e6, 8, FAST) == pytest.approx(3e-6 + 2 * 5e-6 + 6e-3 + 2e-3)
-    assert model.all_reduce(4e6, 1, FAST) == model.all_gather(4e6, 1, FAST) == 0.0
+    assert hardware.all_reduce(4e6, 8, FAST) == pytest.approx(3e-6 + 2 * 5e-6 + 6e-3 + 2e-3)
+    assert hardware.all_reduce(4e6, 1, FAST) == hardware.all_gather(4e6, 1, FAST) == 0.0
 
 
 def test_all_gather_by_hand():
-    assert model.all_gather(1e6, 4, FAST) == pytest.approx(3e-6 + 3e-6 + 3e-3)
+    assert hardware.all_gather(1e6, 4, FAST) == pytest.approx(3e-6 + 3e-6 + 3e-3)
     # Both groups' megabytes over 3 fast links, the other group's over the slow one.
-    assert model.all_gather(1e6, 8, FAST) == pytest.approx(3e-6 + 5e-6 + 6e-3 + 2e-3)
+    assert hardware.all_gather(1e6, 8, FAST) == pytest.approx(3e-6 + 5e-6 + 6e-3 + 2e-3)
 
 
 def test_a_torus_by_hand():
     # Half a side is the way to the farthest once it is closed; before, half of the links lead nowhere.
-    assert model.hops(8, TORUS) == pytest.approx(3e-6)
-    assert model.hops(512, TORUS) == pytest.approx(12e-6)
-    assert model.all_reduce(8e6, 8, TORUS) == pytest.approx(3e-6 + 6e-6 + 2 * 7 / 8 * 8e6 / 0.5e9)
-    assert model.all_reduce(64e6, 64, TORUS) == pytest.approx(3e-6 + 12e-6 + 2 * 63e6 / 1e9)
+    assert hardware.hops(8, TORUS) == pytest.approx(3e-6)
+    assert hardware.hops(512, TORUS) == pytest.approx(12e-6)
+    assert hardware.all_reduce(8e6, 8, TORUS) == pytest.approx(3e-6 + 6e-6 + 2 * 7 / 8 * 8e6 / 0.5e9)
+    assert hardware.all_reduce(64e6, 64, TORUS) == pytest.approx(3e-6 + 12e-6 + 2 * 63e6 / 1e9)
 
 
 def test_mining_by_hand():
     small = model.mine(3, 10, 4, FAST)
     assert (small.sent, small.received) == (12, 48)
-    assert small.moving == model.all_gather(12, 4, FAST)
+    assert small.moving == hardware.all_gather(12, 4, FAST)
     assert small.choosing == pytest.approx(model.TOP_K_BYTES * (12 + 20) / 1e9)
     # Beyond a device's units it sends what it has.
     assert model.mine(30, 10, 4, FAST).sent == model.mine(10, 10, 4, FAST).sent == 40
@@ -273,9 +282,11 @@ def test_costs_by_hand():
     work = model.Work("small", 10**9, 4000, (8, 16), (4, 8), units=10, hard=2)
     cost = model.costs(work, 4, 3, FAST)
     assert cost.compute == pytest.approx(2e9 / 1e12)
-    assert cost.gradient == model.all_reduce(4000, 4, FAST)
-    assert cost.metrics == pytest.approx(model.all_reduce(4, 4, FAST) + model.all_reduce(8, 4, FAST))
-    assert cost.norms == pytest.approx(2 * (model.all_reduce(8, 4, FAST) + model.all_reduce(16, 4, FAST)))
+    assert cost.gradient == hardware.all_reduce(4000, 4, FAST)
+    assert cost.metrics == pytest.approx(hardware.all_reduce(4, 4, FAST) + hardware.all_reduce(8, 4, FAST))
+    assert cost.norms == pytest.approx(
+        2 * (hardware.all_reduce(8, 4, FAST) + hardware.all_reduce(16, 4, FAST))
+    )
     assert cost.mining == model.mine(8, 10, 4, FAST) and cost.fixed == model.mine(3, 10, 4, FAST)
 
 
