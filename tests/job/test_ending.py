@@ -1,4 +1,4 @@
-"""Ending at once, whatever the interpreter was given to write to. Failures of whole jobs: test_distributed."""
+"""Ending at once, whatever there is to write to. Failures of whole jobs are in test_distributed."""
 
 import os
 import sys
