@@ -21,9 +21,10 @@ import tyro
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import lspet, synthetic
 from hardmine_jax.data.pose.augment import AugmentConfig, augment, evaluate_crop
-from hardmine_jax.data.pose.batches import evaluation_batches, train_batches
+from hardmine_jax.data.pose.batches import evaluation_crops, train_crops
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.stream import endless_batches, ordered_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +86,20 @@ def stages(dataset: PoseDataset, size: tuple[int, int]) -> dict[str, float]:
 
 def pipelines(dataset: PoseDataset, config: Config) -> dict[str, float]:
     """Images a second of whole batches."""
-    options = {"batch_size": config.batch_size, "size": config.image_size, "skeleton": dataset.skeleton}
+    crops = train_crops(config.image_size, dataset.skeleton, AugmentConfig())
     rates = {}
     for workers in config.num_workers:
-        batches = train_batches(dataset.train, config=AugmentConfig(), seed=0, num_workers=workers, **options)
+        options = {"batch_size": config.batch_size, "num_workers": workers}
+        batches = endless_batches(dataset.train, crops, seed=0, **options)
         name = f"training, {workers} processes" if workers else "training, threads (num_workers 0)"
         rates[name] = rate(
             lambda batches=batches: next(batches), images=config.batch_size, seconds=config.seconds
         )
         batches.close()
     start = time.perf_counter()
-    count = sum(int(batch["where"].sum()) for batch in evaluation_batches(dataset.validation, **options))
+    reading = evaluation_crops(config.image_size, dataset.skeleton)
+    batches = ordered_batches(dataset.validation, reading, batch_size=config.batch_size)
+    count = sum(int(batch["where"].sum()) for batch in batches)
     rates["evaluation, threads"] = count / (time.perf_counter() - start)
     return rates
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import grain
@@ -21,9 +22,20 @@ from hardmine_jax.data.records import Records
 _logger = logging.getLogger(__name__)
 # Reading threads build a batch each; two keep ahead of a step and leave the cores to it.
 _READ_THREADS = 2
-# (record, rng) -> example, and record -> example: dictionaries of numpy arrays of one shape for all records.
+# (record, rng) -> example, a dictionary of numpy arrays of one shape for all records.
 Augment = Callable[[dict, np.random.Generator], dict]
-Read = Callable[[dict], dict]
+
+
+class Reading(NamedTuple):
+    """How records become examples that are not varied.
+
+    Attributes:
+      read: record -> example; raises UnreadableImage for a record whose place is to be padding.
+      padding: what stands where there is no record, without "where".
+    """
+
+    read: Callable[[dict], dict]
+    padding: dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +161,22 @@ def endless_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> TrainBatches:
-    """What `train_batches` does, with any `augment`; it raises UnreadableImage where the next record goes in.
+    """Endless batches, shuffled anew each epoch, each example augmented from (seed, its place in the stream).
 
-    Args and raises: as for `train_batches`. `augment` must be picklable where `num_workers` > 0.
+    Args:
+      source: records by position; picklable, as `augment`, where `num_workers` > 0.
+      augment: `pose.batches.train_crops(...)`, `detection.batches.train_images(...)` or any function; where it
+        raises UnreadableImage the next record takes the place.
+      batch_size: examples a batch, in this process; always whole, also where the source is smaller than that.
+      seed: 0 to 2**32 - 1.
+      num_workers: 0 reads in two threads of this process; else so many processes do it (the script then needs
+        an `if __name__ == "__main__":` guard). The batches are the same.
+      prefetch: batches made ahead, 1 or more.
+      shard_index: which of `shard_count` processes this is. Their batches, one after another, are that of one
+        process with `shard_count` times the batch: no example twice, none lost.
+
+    Raises:
+      ValueError: an empty source, or a number out of its range.
     """
     _check(source, batch_size, shard_index, shard_count)
     if not 0 <= seed < 2**32 or num_workers < 0 or prefetch < 1:
@@ -168,22 +193,27 @@ def endless_batches(
 
 def ordered_batches(
     source: Records,
-    read: Read,
-    padding_example: dict,
+    reading: Reading,
     *,
     batch_size: int,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.IterDataset:
-    """What `evaluation_batches` does, with any `read`.
+    """The whole source once, in order; iterate it as often as wanted.
+
+    The last batch is filled up with "where" False, as is the place of an image that turns out unreadable.
+    Every shard gets the same number of batches.
 
     Args:
-      read: raises UnreadableImage for a record whose place is to be padding.
-      padding_example: what stands where there is no record, without "where".
+      reading: `pose.batches.evaluation_crops(...)`, `detection.batches.evaluation_images(...)` or another.
+      batch_size, shard_index, shard_count: as for `endless_batches`.
+
+    Raises:
+      ValueError: an empty source, or a number out of its range.
     """
     _check(source, batch_size, shard_index, shard_count)
     a_step = batch_size * shard_count
-    read = functools.partial(_read_or_pad, source=source, read=read, padding_example=padding_example)
+    read = functools.partial(_read_or_pad, source=source, reading=reading)
     examples = grain.MapDataset.range(-(-len(source) // a_step) * a_step).map(read)
     batches = _shard(examples, batch_size, shard_index, shard_count).batch(batch_size, drop_remainder=True)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=4))
@@ -205,11 +235,11 @@ def _keep_opencv_to_one_thread() -> None:
     cv2.setNumThreads(0)
 
 
-def _read_or_pad(index: int, *, source: Records, read: Read, padding_example: dict) -> dict:
+def _read_or_pad(index: int, *, source: Records, reading: Reading) -> dict:
     _keep_opencv_to_one_thread()
     if index < len(source):
         try:
-            return {**read(source[index]), "where": np.True_}
+            return {**reading.read(source[index]), "where": np.True_}
         except UnreadableImage as error:
             _logger.warning("left out of the evaluation: %s", error)
-    return {**padding_example, "where": np.False_}
+    return {**reading.padding, "where": np.False_}

@@ -10,9 +10,9 @@ import pytest
 
 from hardmine_jax.data.pose import rendering
 from hardmine_jax.data.pose.augment import BORDER, AugmentConfig
-from hardmine_jax.data.pose.batches import evaluation_batches, train_batches
+from hardmine_jax.data.pose.batches import evaluation_crops, train_crops
 from hardmine_jax.data.pose.coco import COCO_SKELETON
-from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.data.stream import TrainBatches, endless_batches, ordered_batches
 
 NUM_RECORDS = 11
 
@@ -40,7 +40,9 @@ def source() -> ListSource:
 
 def start(source, **options) -> TrainBatches:
     defaults = dict(batch_size=4, size=(48, 32), skeleton=COCO_SKELETON, config=AugmentConfig(), seed=3)
-    return train_batches(source, **{**defaults, **options})
+    options = {**defaults, **options}
+    crops = train_crops(*(options.pop(name) for name in ("size", "skeleton", "config")))
+    return endless_batches(source, crops, **options)
 
 
 def take(batches, count: int) -> list[dict]:
@@ -176,7 +178,7 @@ def test_nothing_readable_is_an_error(source):
 
 
 def test_evaluation_is_ordered_finite_and_padded(source):
-    batches = evaluation_batches(source, batch_size=4, size=(48, 32), skeleton=COCO_SKELETON)
+    batches = ordered_batches(source, evaluation_crops((48, 32), COCO_SKELETON), batch_size=4)
     taken = list(batches)
     assert [batch["image"].shape for batch in taken] == [(4, 48, 32, 3)] * 3
     where = np.concatenate([batch["where"] for batch in taken])
@@ -192,8 +194,12 @@ def test_evaluation_is_ordered_finite_and_padded(source):
 def test_evaluation_shards_have_as_many_batches_each(source):
     shards = [
         list(
-            evaluation_batches(
-                source, batch_size=2, size=(32, 32), skeleton=COCO_SKELETON, shard_index=i, shard_count=4
+            ordered_batches(
+                source,
+                evaluation_crops((32, 32), COCO_SKELETON),
+                batch_size=2,
+                shard_index=i,
+                shard_count=4,
             )
         )
         for i in range(4)
@@ -208,7 +214,7 @@ def test_evaluation_shards_have_as_many_batches_each(source):
 def test_an_unreadable_image_is_left_out_of_the_evaluation(source, caplog):
     broken = ListSource([{**source[i], "image": b"gone"} if i == 1 else source[i] for i in range(3)])
     with caplog.at_level(logging.WARNING):
-        (batch,) = evaluation_batches(broken, batch_size=3, size=(32, 32), skeleton=COCO_SKELETON)
+        (batch,) = ordered_batches(broken, evaluation_crops((32, 32), COCO_SKELETON), batch_size=3)
     np.testing.assert_array_equal(batch["where"], [True, False, True])
     np.testing.assert_array_equal(batch["index"], [0, -1, 2])
     assert "record 01.jpg" in caplog.text
@@ -233,4 +239,4 @@ def test_an_empty_source_is_refused():
     with pytest.raises(ValueError, match="no records"):
         start(ListSource([]))
     with pytest.raises(ValueError, match="no records"):
-        evaluation_batches(ListSource([]), batch_size=1, size=(8, 8), skeleton=COCO_SKELETON)
+        ordered_batches(ListSource([]), evaluation_crops((8, 8), COCO_SKELETON), batch_size=1)

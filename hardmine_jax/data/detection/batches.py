@@ -1,4 +1,5 @@
-"""From a source of detection records and their proposals to batches of static shape.
+"""How detection records and their proposals become images of static shape, for `stream.endless_batches` and
+`stream.ordered_batches`.
 
 A batch is a dictionary of numpy arrays; boxes are xyxy in pixels of "image":
   image u8 [B, H, W, 3] RGB, the picture in the top left corner, 0 beside it
@@ -12,93 +13,56 @@ Where a `where` is False the boxes, labels and difficult are 0.
 import functools
 from collections.abc import Callable, Sequence
 
-import grain
 import numpy as np
 
-from hardmine_jax.data import stream
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig, augment_image, evaluate_image
-from hardmine_jax.data.records import Records
+from hardmine_jax.data.stream import Augment, Reading
 
 # Position in the source (a record's "index") -> proposals f32 [P, 4] xyxy in pixels of the original image.
 Proposals = Sequence[np.ndarray] | Callable[[int], np.ndarray]
 
 
-def detection_train_batches(
-    source: Records,
+def train_images(
     proposals: Proposals,
     *,
-    batch_size: int,
     size: tuple[int, int],
     config: DetectionAugmentConfig,
-    seed: int,
     max_boxes: int,
     max_proposals: int,
-    num_workers: int = 0,
-    prefetch: int = 4,
-    shard_index: int = 0,
-    shard_count: int = 1,
-) -> stream.TrainBatches:
-    """Endless batches, shuffled anew each epoch, each image augmented from (seed, its place in the stream).
+) -> Augment:
+    """`(record, rng) -> example`, varied as `config` says.
 
     Args:
-      source: records by position (`len`, `[i]`), see `data/detection/records.py`.
-      proposals: of a record, by its "index"; both picklable where `num_workers` > 0.
-      batch_size: images a batch, in this process.
+      proposals: of a record, by its "index"; picklable where several processes read.
       size: (H, W) of the canvas all images fit on.
-      seed: 0 to 2**32 - 1.
       max_boxes: M; at least `source.objects_per_image.max()`: an object that is not told would be trained as
         background, so none is cut.
       max_proposals: P; of more, the first are kept.
-      num_workers, prefetch, shard_index, shard_count: as for `stream.endless_batches`.
 
     Raises:
-      ValueError: an empty source, a number out of its range; while reading, an image with more objects than
-        `max_boxes`.
+      ValueError: a number out of its range; while reading, an image with more objects than `max_boxes`.
     """
     _check(size, max_boxes, max_proposals)
-    augment = functools.partial(
-        _train_example,
-        proposals=proposals,
-        size=size,
-        config=config,
-        max_boxes=max_boxes,
-        max_proposals=max_proposals,
-    )
-    return stream.endless_batches(
-        source,
-        augment,
-        batch_size=batch_size,
-        seed=seed,
-        num_workers=num_workers,
-        prefetch=prefetch,
-        shard_index=shard_index,
-        shard_count=shard_count,
-    )
+    limits = {"max_boxes": max_boxes, "max_proposals": max_proposals}
+    return functools.partial(_train_example, proposals=proposals, size=size, config=config, **limits)
 
 
-def detection_evaluation_batches(
-    source: Records,
+def evaluation_images(
     proposals: Proposals,
     *,
-    batch_size: int,
     size: tuple[int, int],
     max_boxes: int,
     max_proposals: int,
     short_side: int | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
-) -> grain.IterDataset:
-    """The whole source once, in order; iterate it as often as wanted.
-
-    The last batch is filled up with "where" False, as is the place of an image that turns out unreadable.
-    Every shard gets the same number of batches.
+) -> Reading:
+    """Images that are not varied.
 
     Args:
       short_side: see `augment.evaluate_image`.
-      others: as for `detection_train_batches`.
+      others: as for `train_images`.
 
     Raises:
-      ValueError: as `detection_train_batches`.
+      ValueError: as `train_images`.
     """
     _check(size, max_boxes, max_proposals)
     read = functools.partial(
@@ -117,14 +81,7 @@ def detection_evaluation_batches(
         "proposals": np.zeros((0, 4), np.float32),
     }
     unlabelled = {"labels": np.zeros(0, np.int32), "difficult": np.zeros(0, bool), "index": -1}
-    return stream.ordered_batches(
-        source,
-        read,
-        _padded(nothing, unlabelled, max_boxes=max_boxes, max_proposals=max_proposals),
-        batch_size=batch_size,
-        shard_index=shard_index,
-        shard_count=shard_count,
-    )
+    return Reading(read, _padded(nothing, unlabelled, max_boxes=max_boxes, max_proposals=max_proposals))
 
 
 def _check(size: tuple[int, int], max_boxes: int, max_proposals: int) -> None:

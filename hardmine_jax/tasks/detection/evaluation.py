@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from hardmine_jax.data.detection.batches import detection_evaluation_batches
+from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import SourceProposals
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.images import decode_image
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
 from hardmine_jax.detection.metrics import overlaps
@@ -53,7 +54,7 @@ class Batching:
                 return every[int(rows[index])]
 
         sizes = {name: getattr(self, name) for name in ("size", "max_boxes", "max_proposals", "short_side")}
-        return detection_evaluation_batches(source, proposals, **sizes, **self.shard._asdict())
+        return ordered_batches(source, evaluation_images(proposals, **sizes), **self.shard._asdict())
 
 
 class Evaluator:

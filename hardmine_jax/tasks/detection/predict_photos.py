@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import tyro
 
-from hardmine_jax.data.detection.batches import detection_evaluation_batches
+from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import search_image
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import Detections
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
@@ -61,15 +62,15 @@ class Photo(NamedTuple):
 def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detections]:
     """What is found on each photo, best first, boxes in its pixels."""
     config, predict = run.config, jax.jit(run.predict)
-    batches = detection_evaluation_batches(
-        [_record(photo, index) for index, photo in enumerate(photos)],
+    images = evaluation_images(
         lambda index: search_image(photos[index].encoded, config.search),
-        batch_size=min(_BATCH, len(photos)),
         size=config.image_size,
         max_boxes=1,
         max_proposals=config.search.max_proposals,
         short_side=max(config.augment.short_sides, default=None),
     )
+    records = [_record(photo, index) for index, photo in enumerate(photos)]
+    batches = ordered_batches(records, images, batch_size=min(_BATCH, len(photos)))
     for batch in batches:
         outputs = jax.device_get(predict(run.variables, {name: batch[name] for name in PREDICTED_FROM}))
         for place in np.flatnonzero(batch["where"]):

@@ -11,8 +11,9 @@ import rich
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.detection.batches import detection_train_batches
+from hardmine_jax.data.detection.batches import train_images
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.stream import endless_batches
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.detection import bootstrap, pictures, report
@@ -113,17 +114,15 @@ def make_batching(config: Config) -> Batching:
 
 def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProposals):
     """The training stream, at its beginning; with a pool of backgrounds where --mining is bootstrap."""
-    batches = detection_train_batches(
-        dataset.train,
+    images = train_images(
         proposals.train,
         size=config.image_size,
         config=config.augment,
-        seed=config.run.seed,
         max_boxes=config.max_boxes,
         max_proposals=config.search.max_proposals,
-        num_workers=config.run.num_workers,
-        **shard_of(config.run)._asdict(),
     )
+    workers, shard = config.run.num_workers, shard_of(config.run)._asdict()
+    batches = endless_batches(dataset.train, images, seed=config.run.seed, num_workers=workers, **shard)
     if config.mining != "bootstrap":
         return batches
     pool = bootstrap.first_pool(

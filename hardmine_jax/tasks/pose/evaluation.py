@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hardmine_jax.data.pose.augment import evaluate_crop
-from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.batches import evaluation_crops
 from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.pose.affine import apply_affine, invert_affine
@@ -74,13 +75,8 @@ class Evaluator:
 
     def _batches(self, source: Sequence[dict]):
         """Batches with this process's images, and what everybody needs to know of all images."""
-        batches = evaluation_batches(
-            source,
-            size=self._size,
-            skeleton=self._dataset.skeleton,
-            padding=self._padding,
-            **self._shard._asdict(),
-        )
+        crops = evaluation_crops(self._size, self._dataset.skeleton, self._padding)
+        batches = ordered_batches(source, crops, **self._shard._asdict())
         for batch in batches:
             known = {name: batch[name] for name in ("index", "where", "inverse")}
             yield {"image": batch["image"], **all_rows(known)}

@@ -10,10 +10,10 @@ import rich
 import tyro
 
 from hardmine_jax import training
-from hardmine_jax.data.pose.batches import train_batches
+from hardmine_jax.data.pose.batches import train_crops
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
-from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.data.stream import TrainBatches, endless_batches
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
@@ -77,11 +77,9 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
 
 def make_batches(config: Config, dataset: PoseDataset) -> TrainBatches:
     """The training stream, at its beginning."""
-    return train_batches(
+    return endless_batches(
         dataset.train,
-        size=config.image_size,
-        skeleton=dataset.skeleton,
-        config=config.augment,
+        train_crops(config.image_size, dataset.skeleton, config.augment),
         seed=config.run.seed,
         num_workers=config.run.num_workers,
         **shard_of(config.run)._asdict(),

@@ -9,7 +9,8 @@ import pytest
 
 from hardmine_jax.data.detection import synthetic
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig
-from hardmine_jax.data.detection.batches import detection_evaluation_batches, detection_train_batches
+from hardmine_jax.data.detection.batches import evaluation_images, train_images
+from hardmine_jax.data.stream import endless_batches, ordered_batches
 
 NUM_RECORDS = 7
 LIMITS = dict(size=(96, 128), max_boxes=6, max_proposals=10)
@@ -49,7 +50,20 @@ def found(index: int) -> np.ndarray:
 
 def start(source, **options):
     defaults = dict(batch_size=3, config=DetectionAugmentConfig(short_sides=(64, 80)), seed=3, **LIMITS)
-    return detection_train_batches(source, found, **{**defaults, **options})
+    return _train(source, found, **{**defaults, **options})
+
+
+_OF_STREAM = ("batch_size", "seed", "num_workers", "prefetch", "shard_index", "shard_count")
+
+
+def _train(source, proposals, **options):
+    of_stream = {name: options.pop(name) for name in _OF_STREAM if name in options}
+    return endless_batches(source, train_images(proposals, **options), **of_stream)
+
+
+def _evaluation(source, proposals, **options):
+    of_stream = {name: options.pop(name) for name in _OF_STREAM if name in options}
+    return ordered_batches(source, evaluation_images(proposals, **options), **of_stream)
 
 
 def take(batches, count: int) -> list[dict]:
@@ -94,7 +108,7 @@ def test_shapes_types_and_rows(source):
 
 
 def test_of_more_proposals_the_best_stay_in_their_places(source):
-    batches = detection_evaluation_batches(source, found, batch_size=NUM_RECORDS, **LIMITS)
+    batches = _evaluation(source, found, batch_size=NUM_RECORDS, **LIMITS)
     (batch,) = batches
     np.testing.assert_allclose(
         batch["proposals"][6] / batch["scale"][6], found(6)[:10], rtol=1e-5
@@ -105,9 +119,7 @@ def test_of_more_proposals_the_best_stay_in_their_places(source):
 def test_proposals_may_be_a_sequence_and_empty(source):
     sequence = [found(index) for index in range(NUM_RECORDS)]
     by_place = start(source, config=DetectionAugmentConfig())
-    batches = detection_train_batches(
-        source, sequence, batch_size=3, config=DetectionAugmentConfig(), seed=3, **LIMITS
-    )
+    batches = _train(source, sequence, batch_size=3, config=DetectionAugmentConfig(), seed=3, **LIMITS)
     assert_same(take(by_place, 3), take(batches, 3))
 
 
@@ -116,7 +128,7 @@ def test_more_objects_than_room_is_an_error_that_names_the_picture(source):
     count = len(source[index]["labels"])
     message = f"shows {count} objects > max_boxes={count - 1}: give max_boxes={count} or more"
     with pytest.raises(ValueError, match=f"{source[index]['name']} {message}"):
-        list(detection_evaluation_batches(source, found, batch_size=1, **{**LIMITS, "max_boxes": count - 1}))
+        list(_evaluation(source, found, batch_size=1, **{**LIMITS, "max_boxes": count - 1}))
 
 
 def test_difficult_stays_with_its_object(source):
@@ -124,14 +136,14 @@ def test_difficult_stays_with_its_object(source):
     difficult = np.zeros(len(source[index]["labels"]), bool)
     difficult[1] = True
     changed = source.changed(index, difficult=difficult)
-    (batch,) = detection_evaluation_batches(changed, found, batch_size=NUM_RECORDS, **LIMITS)
+    (batch,) = _evaluation(changed, found, batch_size=NUM_RECORDS, **LIMITS)
     assert np.argwhere(batch["difficult"]).tolist() == [[index, 1]]
 
 
 def test_a_box_that_clipping_leaves_no_side_takes_no_part(source):
     thin = np.float32([[10, 10, 20, 20], [159.9999999, 5, 160, 9]])
     changed = source.changed(0, boxes=thin, labels=np.int32([1, 2]), difficult=np.ones(2, bool))
-    (batch,) = detection_evaluation_batches(changed, found, batch_size=NUM_RECORDS, **LIMITS)
+    (batch,) = _evaluation(changed, found, batch_size=NUM_RECORDS, **LIMITS)
     check_batch(batch, NUM_RECORDS)
     assert batch["boxes_where"][0].tolist() == [True] + [False] * 5
 
@@ -161,13 +173,13 @@ def test_an_unreadable_image_is_counted_and_replaced(source, caplog):
     with caplog.at_level(logging.WARNING):
         (batch,) = take(batches, 1)
     assert sorted(batch["index"]) == [0, 1, 2, 3, 5, 5, 6] and batches.unreadable == {4}
-    (batch,) = detection_evaluation_batches(broken, found, batch_size=NUM_RECORDS, **LIMITS)
+    (batch,) = _evaluation(broken, found, batch_size=NUM_RECORDS, **LIMITS)
     np.testing.assert_array_equal(batch["where"], np.arange(NUM_RECORDS) != 4)
     assert batch["index"][4] == -1 and not batch["image"][4].any() and not batch["boxes_where"][4].any()
 
 
 def test_evaluation_is_ordered_finite_padded_and_repeatable(source):
-    batches = detection_evaluation_batches(source, found, batch_size=3, short_side=48, **LIMITS)
+    batches = _evaluation(source, found, batch_size=3, short_side=48, **LIMITS)
     taken = list(batches)
     for batch in taken:
         check_batch(batch, 3)

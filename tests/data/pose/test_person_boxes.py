@@ -9,9 +9,10 @@ import pytest
 from hardmine_jax.data import coco_json
 from hardmine_jax.data.pose import person_boxes
 from hardmine_jax.data.pose.augment import evaluate_crop
-from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.batches import evaluation_crops
 from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.data.problems import DataError, UnreadableImage
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.pose.affine import affine_matrix
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.9}
@@ -61,7 +62,7 @@ def test_boxes_are_records_that_are_cropped_unchanged(tmp_path, coco):
     crop = evaluate_crop(record, size=(64, 48), skeleton=COCO_SKELETON)
     expected = affine_matrix((25, 40), (1.25 * 30, 1.25 * 40), 0, size=(64, 48))
     np.testing.assert_allclose(crop["inverse"] @ np.vstack([expected, [0, 0, 1]]), np.eye(2, 3), atol=1e-5)
-    (batch,) = evaluation_batches(boxes, batch_size=4, size=(64, 48), skeleton=COCO_SKELETON)
+    (batch,) = ordered_batches(boxes, evaluation_crops((64, 48), COCO_SKELETON), batch_size=4)
     assert batch["where"].tolist() == [True, True, True, False]
     np.testing.assert_array_equal(batch["image"][0], crop["image"])
     # The third is 80 wide: its height grows to the aspect.
@@ -141,7 +142,7 @@ def test_a_listed_image_that_is_gone_is_padding_in_a_batch(tmp_path, coco, caplo
     )
     with pytest.raises(UnreadableImage, match="10.png: No such file"):
         boxes[0]
-    (batch,) = evaluation_batches(boxes, batch_size=2, size=(64, 48), skeleton=COCO_SKELETON)
+    (batch,) = ordered_batches(boxes, evaluation_crops((64, 48), COCO_SKELETON), batch_size=2)
     assert batch["where"].tolist() == [False, True]
 
 

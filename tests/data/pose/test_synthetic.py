@@ -10,9 +10,10 @@ import pytest
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import figures, outfits, raycast, rendering, scenes, synthetic
 from hardmine_jax.data.pose.augment import AugmentConfig
-from hardmine_jax.data.pose.batches import train_batches
+from hardmine_jax.data.pose.batches import train_crops
 from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.data.problems import UnreadableImage
+from hardmine_jax.data.stream import endless_batches
 
 SIZE = 160
 
@@ -253,9 +254,8 @@ def test_a_damaged_example_is_passed_over_in_training_and_named_elsewhere(tmp_pa
         UnreadableImage, match=rf"{folder} is damaged: delete that folder .*: example {lost} of train"
     ):
         load().train[lost]
-    batches = train_batches(
-        load().train, batch_size=12, size=(32, 32), skeleton=COCO_SKELETON, config=AugmentConfig(), seed=0
-    )
+    crops = train_crops((32, 32), COCO_SKELETON, AugmentConfig())
+    batches = endless_batches(load().train, crops, batch_size=12, seed=0)
     expected = sorted([*({*range(12)} - {lost}), (lost + 1) % 12])
     assert sorted(next(batches)["index"].tolist()) == expected
     assert batches.unreadable == {lost} and f"record {lost} cannot be read any more" in caplog.text

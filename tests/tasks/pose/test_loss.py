@@ -14,10 +14,11 @@ import hardmine_jax.pose
 from hardmine_jax.data import coco_json
 from hardmine_jax.data.pose import coco_truth, person_boxes
 from hardmine_jax.data.pose.augment import evaluate_crop
-from hardmine_jax.data.pose.batches import evaluation_batches
+from hardmine_jax.data.pose.batches import evaluation_crops
 from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.data.pose.person_boxes import PersonBoxes
 from hardmine_jax.data.problems import Skipped
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine, invert_affine
 from hardmine_jax.tasks.pose.loss import Mining, Supervision, mined_loss
@@ -578,7 +579,7 @@ def test_from_a_detectors_file_to_ap(tmp_path):
         to_crop = invert_affine(batch["inverse"].astype(np.float64))
         return {"keypoints": apply_affine(to_crop, poses[batch["index"]]), "scores": np.ones((3, 17))}
 
-    batches = evaluation_batches(source, batch_size=3, size=size, skeleton=COCO_SKELETON)
+    batches = ordered_batches(source, evaluation_crops(size, COCO_SKELETON), batch_size=3)
     found = predict_people(oracle, batches)
     options = dict(size=size, padding=1.25)
     result = score_boxes(*found, source, truth, COCO_SKELETON, **options)
