@@ -165,7 +165,7 @@ def endless_batches(
 
     Args:
       source: records by position; picklable, as `augment`, where `num_workers` > 0.
-      augment: `pose.batches.train_crops(...)`, `detection.batches.train_images(...)` or any function; where it
+      augment: `pose.batches.train_crops(...)`, `detection.batches.train_images(...)` or another; where it
         raises UnreadableImage the next record takes the place.
       batch_size: examples a batch, in this process; always whole, also where the source is smaller than that.
       seed: 0 to 2**32 - 1.
