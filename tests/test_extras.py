@@ -37,7 +37,15 @@ def _run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("layer, missing, extra", [("models", "flax", "models")])
+@pytest.mark.parametrize(
+    "layer, missing, extra",
+    [
+        ("models", "flax", "models"),
+        ("training", "flax", "train"),
+        ("training", "optax", "train"),
+        ("training", "orbax", "train"),
+    ],
+)
 def test_who_lacks_an_extra_is_told_which(layer, missing, extra):
     code = f"""
 try:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from hardmine_jax.job.ending import is_passing
 from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
-from hardmine_jax.training.checkpoint_folder import FOLDER
+from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
@@ -60,13 +60,16 @@ class Checkpoints:
         None keeps no best.
     """
 
-    def __init__(self, workdir, *, keep_last: int = 2, best_metric: str | None = None):
+    def __init__(self, workdir: AnyPath, *, keep_last: int = 2, best_metric: str | None = None):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
         self.directory = pathlib.Path(workdir).resolve() / FOLDER
-        self._best_metric, self._keep_last, self._opened = best_metric, keep_last, None
+        self._best_metric, self._keep_last = best_metric, keep_last
+        self._opened: ocp.CheckpointManager | None = None
         # Steps: being written, known to be whole. And what became of the last one to be written.
-        self._writing, self._whole, self._failed = None, None, None
+        self._writing: int | None = None
+        self._whole: int | None = None
+        self._failed: CheckpointError | None = None
         if is_main():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._whole = max(self._manager.all_steps(), default=None)
@@ -94,7 +97,9 @@ class Checkpoints:
                 what = f"the score of checkpoint {path.parent} is damaged ({_reason(error)})"
                 print(f"{what}: moved to {target}", file=sys.stderr)
 
-    def save(self, step: int, state: TrainState, iterator_state=None, metrics: dict | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, iterator_state: Any = None, metrics: dict | None = None
+    ) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.
 
         Where that fails, for a full disk or a storage that is away, a line on stderr says so, at the next
@@ -160,11 +165,12 @@ class Checkpoints:
             kept = f"the last one saved is of step {self._whole}"
             if self._whole is None:
                 kept = "none was saved before"
-            self._failed = CheckpointError(f"{path} could not be written ({self._why(error)}): {kept}")
-            self._failed.__cause__ = error
+            failed = CheckpointError(f"{path} could not be written ({self._why(error)}): {kept}")
+            failed.__cause__ = error
+            self._failed = failed
             if self._whole is None:
-                raise self._failed from error
-            print(f"warning: {self._failed}; training goes on", file=sys.stderr, flush=True)
+                raise failed from error
+            print(f"warning: {failed}; training goes on", file=sys.stderr, flush=True)
 
     def _why(self, error: Exception) -> str:
         # What failed first is not always what is raised.
@@ -202,8 +208,8 @@ class Checkpoints:
                     raise
                 damaged[step] = error
             else:
-                for bad, error in damaged.items():
-                    self._move_damaged(bad, error)
+                for bad, reason in damaged.items():
+                    self._move_damaged(bad, reason)
                 return restored
         if damaged:
             # Left where they are: the next start must not take an empty folder for a new run.
@@ -264,7 +270,7 @@ def _shared(find: Callable[[TrainState], Restored | None], template: TrainState)
         return find(template)
     restored = find(template) if is_main() else None
 
-    def tell():
+    def tell() -> tuple[int, Any] | None:
         return None if restored is None else (restored.step, restored.iterator_state)
 
     said = from_main(tell, "restored")
@@ -276,7 +282,7 @@ def _shared(find: Callable[[TrainState], Restored | None], template: TrainState)
     return Restored(said[0], from_tree(template, tree), said[1])
 
 
-def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
+def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> dict[str, Any]:
     """Reads what prediction needs, without the model's code or optimizer.
 
     Args:
@@ -291,24 +297,24 @@ def load_variables(path, *, which: Literal["best", "latest"] = "best") -> dict:
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which={which!r}: use best or latest")
-    path = pathlib.Path(path).resolve()
+    folder = pathlib.Path(path).resolve()
     # A run's folder may be called by a number too: its seed, say.
-    is_step = path.name.isdecimal() and not (path / FOLDER).is_dir()
-    directory, step = (path.parent, int(path.name)) if is_step else (path, None)
+    is_step = folder.name.isdecimal() and not (folder / FOLDER).is_dir()
+    directory, step = (folder.parent, int(folder.name)) if is_step else (folder, None)
     directory = directory / FOLDER if (directory / FOLDER).is_dir() else directory
     if not directory.is_dir():
-        raise CheckpointError(f"{path}: no such folder; give a workdir or a checkpoint in it")
+        raise CheckpointError(f"{folder}: no such folder; give a workdir or a checkpoint in it")
     manager = _open(directory)
     try:
         if step is None:
             step = _choose(manager, which)
-        if step not in manager.all_steps():
-            raise CheckpointError(f"{path}: no checkpoint there; give a workdir that was trained in")
+        if step is None or step not in manager.all_steps():
+            raise CheckpointError(f"{folder}: no checkpoint there; give a workdir that was trained in")
         return _read_variables(manager, step)
     except Exception as error:
         if not _is_damage(error):
             raise
-        raise CheckpointError(_damaged(path if step is None else directory / str(step), error)) from error
+        raise CheckpointError(_damaged(folder if step is None else directory / str(step), error)) from error
     finally:
         manager.close()
 

@@ -1,12 +1,15 @@
 """The folder of a run's checkpoints, and how a new run starts without those of the last one."""
 
+import os
 import pathlib
 import shutil
+from typing import TypeAlias
 
 FOLDER = "checkpoints"
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 
-def set_aside(workdir) -> pathlib.Path | None:
+def set_aside(workdir: AnyPath) -> pathlib.Path | None:
     """Moves a run's checkpoints to `<workdir>/checkpoints.previous`, so that a new run starts without them.
 
     Call it before `Checkpoints(workdir)`. What was set aside the time before is deleted.

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -39,7 +40,7 @@ class FitResult:
     step: int
     stopped: bool
     images_per_second: float
-    scores: dict
+    scores: dict[str, float]
 
 
 def fit(
@@ -49,9 +50,9 @@ def fit(
     batches: Batches,
     batch_size: int,
     steps: int,
-    workdir,
+    workdir: str | os.PathLike[str],
     checkpoints: Checkpoints | None = None,
-    evaluate: Callable[[TrainState], dict] | None = None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     learning_rate: Callable[[int], Any] | None = None,
     log_every: int = 50,
     evaluate_every: int | None = None,
@@ -86,7 +87,8 @@ def fit(
         saved. Looked for before anything is saved.
       CheckpointError: the state that training ended with could not be saved.
     """
-    step, stopped, compiled, scores = int(state.step), False, False, {}
+    step, stopped, compiled = int(state.step), False, False
+    scores: dict[str, float] = {}
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
     try:
         watching = _watching(workdir, step, steps, batch_size)
@@ -117,16 +119,16 @@ def fit(
                 if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
                     continue
                 with waiting():
-                    line = window.flush()
+                    line: dict[str, Any] = window.flush()
                 if learning_rate is not None:
                     line["learning_rate"] = float(learning_rate(step - 1))
                 tell.progress(step, line)
-                if evaluating:
+                if evaluate is not None and evaluating:
                     with working("an evaluation"):
                         scores = evaluate(state)
                     line |= {f"validation/{name}": value for name, value in scores.items()}
                 tell.log(step, line)
-                if saving:
+                if checkpoints is not None and saving:
                     with working("saving a checkpoint", slack=_SAVE_SLACK):
                         tell.keep()
                         one = parallel.get(state)
@@ -151,7 +153,7 @@ class _Tell(NamedTuple):
 
 
 @contextlib.contextmanager
-def _watching(workdir, step: int, steps: int, batch_size: int) -> Iterator[_Tell]:
+def _watching(workdir: str | os.PathLike[str], step: int, steps: int, batch_size: int) -> Iterator[_Tell]:
     if not is_main():
         yield _Tell(lambda step, values: None, lambda step, values: None, lambda: None)
         return

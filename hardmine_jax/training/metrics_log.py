@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 from tensorboardX import summary
@@ -34,10 +35,10 @@ class MetricsLog:
         so is a line that was cut off.
     """
 
-    def __init__(self, workdir, *, after: int = 0):
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: str | os.PathLike[str], *, after: int = 0):
+        folder = pathlib.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
         lines = [line for line in read_metrics(self._path) if line["step"] <= after]
         # Written beside and renamed: killed here, the old file is still whole.
         new = self._path.with_suffix(".jsonl.new")
@@ -47,7 +48,7 @@ class MetricsLog:
         self._file, self._waiting = self._path.open("ab", buffering=0), b""
         self._told: set[pathlib.Path] = set()
         self._started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-        self._board = _Board(workdir / "tensorboard", after=after)
+        self._board = _Board(folder / "tensorboard", after=after)
 
     def write(self, step: int, values: dict) -> None:
         line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
@@ -82,10 +83,10 @@ class MetricsLog:
         else:
             self._told.discard(path)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.keep()
         with self._told_of_errors(self._path, "its last lines are lost"):
             self._file.close()
@@ -99,36 +100,33 @@ class _Board:
 
     def __init__(self, folder: pathlib.Path, *, after: int):
         self.folder, self._after, self._count = folder, after, 0
-        self._path, self._writer, self._flushed = None, None, -math.inf
+        self._path: pathlib.Path | None = None
+        self._writer: RecordWriter | None = None
+        self._flushed = -math.inf
 
     def write(self, step: int, values: dict) -> None:
         events = [Event(step=step, summary=summary.scalar(name, float(x))) for name, x in values.items()]
         try:
-            if self._writer is None:
-                self._open()
-            self._add(events)
+            writer = self._open() if self._writer is None else self._writer
+            _add(writer, events)
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flushed = time.monotonic()
-                self._writer.flush()
+                writer.flush()
         except OSError:
             # What follows half an event would not be read: the next time a file of its own.
             self._abandon()
             raise
 
-    def _open(self) -> None:
+    def _open(self) -> RecordWriter:
         self.folder.mkdir(exist_ok=True)
         self._count += 1
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{self._count}"
         self._path = self.folder / name
-        self._writer = RecordWriter(os.fspath(self._path))
+        self._writer = writer = RecordWriter(os.fspath(self._path))
         # TensorBoard then hides what the run before wrote beyond `after`.
         start = Event(step=self._after + 1, session_log=SessionLog(status=SessionLog.START))
-        self._add([Event(file_version="brain.Event:2"), start])
-
-    def _add(self, events: list[Event]) -> None:
-        for event in events:
-            event.wall_time = time.time()
-            self._writer.write(event.SerializeToString())
+        _add(writer, [Event(file_version="brain.Event:2"), start])
+        return writer
 
     def _abandon(self) -> None:
         writer, self._writer = self._writer, None
@@ -144,29 +142,35 @@ class _Board:
             self._writer.close()
 
 
-def _plain(value):
+def _add(writer: RecordWriter, events: list[Event]) -> None:
+    for event in events:
+        event.wall_time = time.time()
+        writer.write(event.SerializeToString())
+
+
+def _plain(value: Any) -> Any:
     # NaN is no JSON, and a browser refuses the whole line.
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(path) -> list[dict]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Lines of a `metrics.jsonl`, without one that was cut off; none when there is no file."""
-    path = pathlib.Path(path)
+    file = pathlib.Path(path)
     lines = []
-    for text in path.read_bytes().splitlines() if path.exists() else ():
+    for text in file.read_bytes().splitlines() if file.exists() else ():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):  # Cut off, no UTF-8, nested deeper than Python's stack ...
             break
         if not _is_line(line):
-            raise ValueError(f"{path} is no metrics.jsonl of a training run: move it out of the way")
+            raise ValueError(f"{file} is no metrics.jsonl of a training run: move it out of the way")
         lines.append(line)
     return lines
 
 
-def _is_line(line) -> bool:
+def _is_line(line: object) -> bool:
     """A step, seconds, and beside them nothing but numbers, lists of numbers, and None."""
     if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
         return False
@@ -174,7 +178,7 @@ def _is_line(line) -> bool:
     return _is_number(line.get("seconds")) and all(one is None or _is_number(one) for one in values)
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < 2.0**1000
 
 

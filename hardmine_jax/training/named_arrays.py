@@ -9,6 +9,7 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.training.state import TrainState
@@ -63,8 +64,8 @@ def check_whole(entries: dict[str, list], arrays: dict[str, Any]) -> None:
 
 
 def _crc(x: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
-def _is_typed(key) -> bool:
-    return jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+def _is_typed(key: jax.Array) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

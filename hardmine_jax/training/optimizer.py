@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule from plain fields. Time is counted in steps (optimizer updates)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"name": ("adam", "adamw", "sgd"), "schedule": ("constant", "step", "cosine")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -71,17 +71,15 @@ def make_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
     if warmup and warmup >= steps:
         raise ValueError(f"warmup_steps={warmup} >= steps={steps}: shorten the warm-up or train longer")
 
-    def rate(step):
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
+        decay: float | jax.Array = 1.0
         if config.schedule == "cosine":
             progress = jnp.clip((t - warmup) / (steps - warmup), 0.0, 1.0)
             decay = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         elif config.schedule == "step":
-            decay = 1.0
             for milestone in config.milestones:
                 decay *= jnp.where(t >= round(milestone * steps), config.factor, 1.0)
-        else:
-            decay = 1.0
         return config.learning_rate * jnp.minimum(1.0, (t + 1.0) / max(warmup, 1)) * decay
 
     return rate
@@ -101,5 +99,5 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
     return optax.chain(clip, inner, optax.scale_by_learning_rate(make_schedule(config, steps=steps)))
 
 
-def _kernels(params):
+def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)

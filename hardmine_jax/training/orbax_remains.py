@@ -8,6 +8,7 @@ import functools
 import logging
 import pathlib
 import sys
+from collections.abc import Callable
 
 # In the name of what orbax has not finished, and so in the errors about it.
 _UNFINISHED = "orbax-checkpoint-tmp"
@@ -32,7 +33,9 @@ def _is_of_others(record: logging.LogRecord) -> bool:
     return not (record.exc_info and _UNFINISHED in str(record.exc_info[1]))
 
 
-def _tell_of_others(tell, unraisable) -> None:
+def _tell_of_others(
+    tell: "Callable[[sys.UnraisableHookArgs], object]", unraisable: "sys.UnraisableHookArgs"
+) -> None:
     # Answers of tensorstore to an event loop that orbax has closed.
     if str(unraisable.exc_value) != "Event loop is closed":
         tell(unraisable)

@@ -7,7 +7,7 @@ are replicated. The batch of a job of several processes is theirs one after anot
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hardmine_jax.job.activity import waiting, working
 from hardmine_jax.job.exchange import all_rows
+from hardmine_jax.training.state import TrainState
 from hardmine_jax.training.step import Step
 
 AXIS = "devices"
 Kind = Literal["auto", "jit", "pmap", "shard_map"]
+_Tree = TypeVar("_Tree")
+
+
+class CompiledStep(Protocol):
+    """What jit and pmap make of a `Step`."""
+
+    def __call__(self, state: TrainState, batch: Any, /) -> tuple[TrainState, dict[str, jax.Array]]: ...
+
+    def lower(self, state: Any, batch: Any, /) -> jax.stages.Lowered: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Parallel:
 
     kind: str
     mesh: Mesh
-    train_step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    train_step: CompiledStep
 
     @property
     def axis_name(self) -> str | None:
@@ -46,11 +56,11 @@ class Parallel:
     def num_devices(self) -> int:
         return self.mesh.size
 
-    def put_state(self, state):
+    def put_state(self, state: _Tree) -> _Tree:
         """Copies a host or one-device state onto the devices, laid out as the step returns it."""
         return jax.tree.map(self._put_leaf, state)
 
-    def put_batch(self, batch):
+    def put_batch(self, batch: Any) -> Any:
         """Sends a batch of numpy arrays `[B, ...]` on its way to the devices and returns at once.
 
         Raises:
@@ -68,7 +78,7 @@ class Parallel:
         split = self._split()
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
 
-    def get(self, tree):
+    def get(self, tree: _Tree) -> _Tree:
         """The one-device view of a replicated state or of metrics; copies nothing."""
         one = jax.tree.map(lambda x: x.addressable_data(0), tree)
         return jax.tree.map(lambda x: x[0], one) if self.kind == "pmap" else one
@@ -81,7 +91,7 @@ class Parallel:
           in every process those of all processes' batches, one after another.
         """
         if self.kind == "pmap":
-            run = jax.pmap(fn, axis_name=AXIS, devices=self.mesh.devices.flat)
+            run = jax.pmap(fn, axis_name=AXIS, devices=list(self.mesh.devices.flat))
             gather = _merge_devices
         else:
             body = fn if self.kind == "jit" else _shard_map(fn, self.mesh, out_specs=PartitionSpec(AXIS))
@@ -91,7 +101,7 @@ class Parallel:
 
         compiled = False
 
-        def evaluate(state, batch):
+        def evaluate(state: Any, batch: Any) -> Any:
             nonlocal compiled
             with waiting("an evaluation") if compiled else working("compiling", slack=math.inf):
                 outputs = jax.tree.map(gather, run(state, self.put_batch(batch)))
@@ -108,14 +118,14 @@ class Parallel:
         mesh = Mesh(np.array(self.mesh.local_devices), (AXIS,)) if self.kind == "pmap" else self.mesh
         return NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def _put_leaf(self, x):
+    def _put_leaf(self, leaf: jax.typing.ArrayLike) -> jax.Array:
         # An explicit dtype takes off the weak type, which would cost a second compilation; the copy keeps
         # the caller's own buffers out of the donation.
-        dtype = jnp.result_type(x)
-        x = jnp.copy(x) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(x, dtype)
+        dtype = jnp.result_type(leaf)
+        x = jnp.copy(leaf) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.array(leaf, dtype)
         if self.kind == "pmap":
-            copies = jnp.broadcast_to(x, (len(self.mesh.local_devices), *x.shape))
-            return jax.device_put(copies, self._split())
+            stacked = jnp.broadcast_to(x, (len(self.mesh.local_devices), *x.shape))
+            return jax.device_put(stacked, self._split())
         if jax.process_count() == 1:
             return jax.device_put(x, self._everywhere())
         # device_put would compare every leaf with the other processes'.
@@ -155,7 +165,9 @@ def parallelise(
     return Parallel(kind, mesh, step)
 
 
-def _shard_map(fn, mesh: Mesh, *, out_specs: PartitionSpec):
+def _shard_map(
+    fn: Callable[[Any, Any], Any], mesh: Mesh, *, out_specs: PartitionSpec
+) -> Callable[[Any, Any], Any]:
     # check_vma=True would sum the gradients of replicated parameters by itself, and the step's own pmean
     # would then average sums: without it, shard_map differentiates as pmap does.
     return jax.shard_map(
@@ -174,5 +186,5 @@ def _first_copy(x: jax.Array) -> np.ndarray:
 
 
 def _merge_devices(x: jax.Array) -> np.ndarray:
-    x = np.asarray(x)
-    return all_rows(x.reshape(-1, *x.shape[2:]))
+    rows = np.asarray(x)
+    return all_rows(rows.reshape(-1, *rows.shape[2:]))

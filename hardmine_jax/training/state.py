@@ -3,6 +3,7 @@
 All leaves are arrays, so that a state can be donated, sharded and saved as it is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.training.train_state
@@ -28,7 +29,7 @@ class TrainState(flax.training.train_state.TrainState):
 def create_state(
     variables: dict,
     *,
-    apply_fn,
+    apply_fn: Callable[..., Any] | None,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     ema_decay: float | None = None,
@@ -54,7 +55,7 @@ def create_state(
     return TrainState(
         # flax starts from the Python integer 0: weakly typed, so the second step would compile again.
         step=jnp.zeros((), jnp.int32),
-        apply_fn=apply_fn,
+        apply_fn=apply_fn,  # type: ignore[arg-type]  # None does where nobody calls it; flax only keeps it.
         params=params,
         tx=optimizer,
         opt_state=optimizer.init(params),

@@ -53,7 +53,7 @@ def make_train_step(
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate} < 1: 1 takes the gradient of the whole batch at once")
 
-    def step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         grads, batch_stats, metrics = _gradients(loss_fn, state, batch, key, accumulate)
         if axis_name is not None:
@@ -69,18 +69,22 @@ def make_train_step(
     return step
 
 
-def ema_update(average, params, step: jax.Array, *, decay: float):
+def ema_update(average: Any, params: Any, step: int | jax.Array, *, decay: float) -> Any:
     """`average <- d * average + (1 - d) * params` with `d = min(decay, (1 + step) / (10 + step))`.
 
     `step` counts updates including this one. The warm-up forgets the random initial weights quickly.
     """
-    step = step.astype(jnp.float32)
-    d = jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
+    t = jnp.asarray(step, jnp.float32)
+    d = jnp.minimum(jnp.float32(decay), (1.0 + t) / (10.0 + t))
     return jax.tree.map(lambda a, p: (a + (1.0 - d) * (p - a)).astype(a.dtype), average, params)
 
 
-def _gradients(loss_fn: LossFunction, state: TrainState, batch, key: jax.Array, accumulate: int):
-    def one(batch_stats, part):
+def _gradients(
+    loss_fn: LossFunction, state: TrainState, batch: Any, key: jax.Array, accumulate: int
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """(mean gradient, batch statistics, mean metrics)."""
+
+    def one(batch_stats: Any, part: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
         (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, batch_stats, part, key, state.step
         )
@@ -90,7 +94,7 @@ def _gradients(loss_fn: LossFunction, state: TrainState, batch, key: jax.Array, 
     if accumulate == 1:
         return one(state.batch_stats, batch)
 
-    def body(carry, part):
+    def body(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         total, batch_stats = carry
         grads, batch_stats, metrics = one(batch_stats, part)
         return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics

@@ -1,6 +1,8 @@
 """Metrics between two log points: left on the device until asked for, so that no step waits for the host."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ class Window:
       get: takes metrics off the devices (`Parallel.get`).
     """
 
-    def __init__(self, batch_size: int, get):
+    def __init__(self, batch_size: int, get: Callable[[Any], Any]):
         self._batch_size, self._get = batch_size, get
         self._metrics: list[tuple[int, dict]] = []
         self._timed, self._compiled = 0, False
@@ -83,5 +85,5 @@ def check_state(step: int, state: TrainState) -> None:
 
 
 @jax.jit
-def _all_finite(tree):
+def _all_finite(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
