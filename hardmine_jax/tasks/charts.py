@@ -6,16 +6,19 @@ so no window, backend or figure outlives a call; `png(figure)` gives its bytes.
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hardmine_jax.data.problems import printable
 
 BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
 INK, FAINT = "#1f2933", "#9aa5b1"
-STYLE = {
+# The names of the settings have a type of matplotlib's own only in late versions.
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
@@ -87,7 +90,7 @@ def montage(
         return figure
 
 
-def loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
+def loss_panel(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     line_panel(
         axes,
         steps,
@@ -106,7 +109,15 @@ def loss_panel(axes, steps: np.ndarray, losses: np.ndarray) -> None:
 
 
 def line_panel(
-    axes, steps, values, *, colour: str, title: str, label: str, line_label: str | None = None, **style
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    *,
+    colour: str,
+    title: str,
+    label: str,
+    line_label: str | None = None,
+    **style: Any,
 ) -> None:
     if len(steps):
         axes.plot(steps, values, color=colour, linewidth=1.8, label=line_label, **style)

@@ -99,7 +99,7 @@ def flatten(content: Mapping, prefix: str = "") -> dict[str, Any]:
     >>> flatten({"k": 8, "optimizer": {"name": "adam"}})
     {'k': 8, 'optimizer.name': 'adam'}
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in content.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
@@ -121,9 +121,10 @@ def different(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def value(result: Mapping, path: Sequence[str]) -> float | None:
     """The number at a path of names; None where there is none."""
+    found: Any = result
     for name in path:
-        result = result.get(name) if isinstance(result, Mapping) else None
-    return result
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def written(values: Sequence[float | None], *, share: bool) -> str:

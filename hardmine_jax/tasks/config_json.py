@@ -6,13 +6,23 @@ import pathlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.job import exchange
 
 
-def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list:
+class Dataclass(Protocol):
+    """An instance of any."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+_Config = TypeVar("_Config", bound=Dataclass)
+_Kind = TypeVar("_Kind")
+
+
+def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list[Any]:
     """The parts of a run's config.json.
 
     Args:
@@ -51,13 +61,13 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 _FLAT = "run"
 
 
-def plain(value) -> dict:
+def plain(value: Dataclass) -> dict[str, Any]:
     """A dataclass as what JSON gives back; the fields of its `run` beside its own."""
     content = json.loads(json.dumps(dataclasses.asdict(value), default=str))
     return {**content.pop(_FLAT, {}), **content}
 
 
-def from_plain(kind: type, content: Mapping):
+def from_plain(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
     """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
     hints = typing.get_type_hints(kind)
     content = dict(content)
@@ -71,7 +81,7 @@ def from_plain(kind: type, content: Mapping):
     return kind(**values)
 
 
-def change(config, **fields):
+def change(config: _Config, **fields: Any) -> _Config:
     """The config with other values in some fields, its own or those of its `run`."""
     own = {field.name for field in dataclasses.fields(config)}
     run = {name: value for name, value in fields.items() if name not in own}
@@ -101,11 +111,13 @@ def _from_plain(hint: Any, value: Any) -> Any:
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if pathlib.Path in choices and value is not None:
         return pathlib.Path(value)
-    nested = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+    nested = next(
+        (kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None
+    )
     return from_plain(nested, value) if nested and value is not None else _tuples(value)
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

@@ -4,12 +4,13 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hardmine_jax.data.problems import Skipped
-from hardmine_jax.tasks.config_json import plain
+from hardmine_jax.tasks.config_json import Dataclass, plain
 
 
-def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The flags that the defaults of the others follow from; of each the first choice where it is not given.
 
     >>> first_flags(["--steps", "3", "--preset", "big"], {"preset": ("small", "big"), "dataset": ("lspet",)})
@@ -21,14 +22,14 @@ def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[
     return vars(parser.parse_known_args(arguments)[0])
 
 
-def check_counts(config, least: Mapping[str, int]) -> None:
+def check_counts(config: object, least: Mapping[str, int]) -> None:
     """Raises ValueError for a flag below its least value."""
     for name, low in least.items():
         if getattr(config, name) < low:
             raise ValueError(f"{flag(name)} {getattr(config, name)} must be at least {low}")
 
 
-def check_data_flags(config, used: Mapping[str, tuple[str, ...]], kind: str, advice: str) -> None:
+def check_data_flags(config: object, used: Mapping[str, tuple[str, ...]], kind: str, advice: str) -> None:
     """Raises ValueError for a flag that is given and means nothing to the dataset.
 
     Args:
@@ -61,9 +62,9 @@ FREE = (
 )  # fmt: skip
 
 
-def tell_changes(workdir: pathlib.Path, old, new) -> None:
+def tell_changes(workdir: pathlib.Path, old: Dataclass, new: Dataclass) -> None:
     """One line on stderr where a run goes on with another config than it had."""
-    old, new = plain(old), plain(new)
-    changed = [f"{name}={old[name]!r}" for name in new if name not in FREE and old[name] != new[name]]
+    before, now = plain(old), plain(new)
+    changed = [f"{name}={before[name]!r}" for name in now if name not in FREE and before[name] != now[name]]
     if changed:
         print(f"note: {workdir} was trained with {', '.join(changed)} until here", file=sys.stderr)

@@ -6,12 +6,13 @@ and what would break its lines or turn its letters around is written out.
 """
 
 import base64
+import dataclasses
 import html
 import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TypeGuard
 
 from hardmine_jax.data.problems import printable
 
@@ -71,7 +72,8 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-class Row(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Row:
     """A line of a table: a name, shares (or None), and how many there are of it."""
 
     name: str
@@ -135,7 +137,7 @@ def details(heading: str, content: Mapping) -> str:
     return f"<details><summary>{escape(heading)}</summary><pre>{text}</pre></details>"
 
 
-def exists(value: float | None) -> bool:
+def exists(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

@@ -1,20 +1,22 @@
 """Some records of a source: which, and how to read them as a source of their own."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from hardmine_jax.data.records import Records
 
 
 class Rows:
     """Some records of a source, renumbered from 0."""
 
-    def __init__(self, source: Sequence[dict], rows: np.ndarray):
+    def __init__(self, source: Records, rows: np.ndarray):
         self._source, self._rows = source, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._source[int(self._rows[index])], "index": index}
 
 

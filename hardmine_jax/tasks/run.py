@@ -7,8 +7,8 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,14 +16,15 @@ import numpy as np
 from hardmine_jax import training
 from hardmine_jax.job import distributed, exchange
 from hardmine_jax.job.host_memory import keep_freed_memory
-from hardmine_jax.tasks.config_json import plain, write_json
+from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone
+from hardmine_jax.training.loop import Batches
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
 
-def run_training(config, run: RunConfig, body: Callable[[], object]) -> int:
+def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) -> int:
     """`run_to_exit_code(body)`, with --distributed as one of the job's processes, which all end together.
 
     Args:
@@ -31,7 +32,7 @@ def run_training(config, run: RunConfig, body: Callable[[], object]) -> int:
     """
 
     def noted_body() -> None:
-        with noted(run.workdir):
+        with noted(run.folder):
             # It asks JAX for the devices, which have to wait until the processes have found each other.
             keep_freed_memory()
             body()
@@ -82,18 +83,39 @@ _OF_A_PROCESS = (
 )  # fmt: skip
 
 
-def check_processes(config) -> None:
+def check_processes(config: Dataclass) -> None:
     """Raises ValueError where the processes have different flags or numbers of devices."""
     flags = {flag(name): value for name, value in plain(config).items() if name not in _OF_A_PROCESS}
     exchange.check_same({**flags, "number of devices": jax.local_device_count()})
 
 
-def check_data(dataset) -> None:
+class Splits(Protocol):
+    """A dataset, as far as any run knows it."""
+
+    @property
+    def train(self) -> Sized: ...
+
+    @property
+    def validation(self) -> Sized: ...
+
+
+class Stream(Batches, Protocol):
+    """Training batches as `data.stream.TrainBatches` gives them."""
+
+    @property
+    def unreadable(self) -> set[int]: ...
+
+    def set_state(self, state: Any, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_data(dataset: Splits) -> None:
     """Raises ValueError where the processes have read different data."""
     exchange.check_same({"training examples": len(dataset.train), "validation": len(dataset.validation)})
 
 
-def all_unreadable(batches) -> list[int]:
+def all_unreadable(batches: Stream) -> list[int]:
     """Records that some process could not read any more."""
     return sorted(set().union(*exchange.gather(sorted(batches.unreadable), "unreadable")))
 
@@ -111,7 +133,7 @@ class Opened(NamedTuple):
 def open_run(
     run: RunConfig,
     state: training.TrainState,
-    batches,
+    batches: Stream,
     *,
     best_metric: str,
     begin: Callable[[training.TrainState], training.TrainState] = lambda state: state,
@@ -129,10 +151,10 @@ def open_run(
       ValueError: the run is beyond --steps.
     """
     if not (run.resume or run.eval_only):
-        exchange.from_main(lambda: start_anew(run.workdir), "start anew")
+        exchange.from_main(lambda: start_anew(run.folder), "start anew")
     with contextlib.ExitStack() as closing:
         closing.enter_context(contextlib.closing(batches))
-        checkpoints = training.Checkpoints(run.workdir, keep_last=run.keep_last, best_metric=best_metric)
+        checkpoints = training.Checkpoints(run.folder, keep_last=run.keep_last, best_metric=best_metric)
         closing.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore_latest(state)
         if restored is None:
@@ -146,7 +168,7 @@ def open_run(
             yield Opened(begun, 0, False, checkpoints)
             return
         print(f"resuming from step {restored.step} of {run.workdir}")
-        if not run.eval_only and restored.step > run.steps:
+        if not run.eval_only and restored.step > run.length:
             raise ValueError(
                 f"{run.workdir} is at step {restored.step}, beyond --steps {run.steps}: give more "
                 "--steps, --eval-only, or --no-resume to start anew"
@@ -159,7 +181,7 @@ def _fingerprint(state: training.TrainState) -> dict:
     return describe({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
 
 
-def keep_begun(opened: Opened, batches, save_config: Callable[[], None]) -> None:
+def keep_begun(opened: Opened, batches: Stream, save_config: Callable[[], None]) -> None:
     """Makes a run of weights that are evaluated as they came: to predict with, to export, or to train on."""
     if not opened.restored:
         save_config()
@@ -173,7 +195,7 @@ def check_run(run: RunConfig) -> None:
       CheckpointError: --eval-only where nothing was trained, and without --init-from.
       ValueError: --init-from of a file that is not there.
     """
-    begun = exchange.from_main((run.workdir / "config.json").exists, "begun")
+    begun = exchange.from_main((run.folder / "config.json").exists, "begun")
     if run.eval_only and not begun and run.init_from is None:
         raise training.CheckpointError(f"{run.workdir} has no run to evaluate: train there first")
     if run.init_from is not None and not run.init_from.exists() and not (begun and run.resume):

@@ -73,13 +73,25 @@ class RunConfig:
     keep_last: int = 2
     optimizer: OptimizerConfig = OptimizerConfig()
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """`workdir`, once the command line is parsed or config.json read."""
+        assert self.workdir is not None, "no workdir: `parse` fills it in"
+        return self.workdir
+
+    @property
+    def length(self) -> int:
+        """`steps`, likewise."""
+        assert self.steps is not None, "no steps: `parse` fills them in"
+        return self.steps
+
 
 def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
     """The run, its warm-up at most a tenth of it where it is the default's: nobody asked for it."""
     optimizer = run.optimizer
     if optimizer.warmup_steps != default.optimizer.warmup_steps:
         return run
-    warmup = min(optimizer.warmup_steps, max(run.steps, 0) // 10)
+    warmup = min(optimizer.warmup_steps, max(run.length, 0) // 10)
     return dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, warmup_steps=warmup))
 
 

@@ -1,6 +1,6 @@
 """From what a config comes to, to the compiled step, the state it starts from, and the whole training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from hardmine_jax.models.torch_weights import WarmStart
 from hardmine_jax.tasks.run_config import RunConfig
 from hardmine_jax.tasks.warm_start import start_from
 from hardmine_jax.training import LossFunction
+from hardmine_jax.training.loop import Batches
 
 
 class Functions(NamedTuple):
@@ -23,8 +24,8 @@ class Functions(NamedTuple):
       published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
     """
 
-    apply: Callable
-    init: Callable[[jax.Array], dict]
+    apply: Callable[..., Any]
+    init: Callable[[jax.Array], Mapping[str, Any]]
     loss_for: Callable[[str | None], LossFunction]
     predict: Callable[[dict, Any], dict[str, jax.Array]]
     published: Callable[[dict, dict], WarmStart] | None = None
@@ -47,7 +48,7 @@ def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Paralle
     state = training.create_state(
         jax.jit(functions.init)(weights_key),
         apply_fn=functions.apply,
-        optimizer=training.make_optimizer(run.optimizer, steps=run.steps),
+        optimizer=training.make_optimizer(run.optimizer, steps=run.length),
         key=run_key,
         ema_decay=ema_decay,
     )
@@ -64,7 +65,7 @@ def fit(
     state: training.TrainState,
     *,
     parallel: training.Parallel,
-    batches,
+    batches: Batches,
     checkpoints: training.Checkpoints,
     evaluate: Callable[[training.TrainState], dict[str, float]],
     end: int | None = None,
@@ -73,25 +74,25 @@ def fit(
 
     Only the run's last state has to be saved: a part before it is followed by another.
     """
-    end = run.steps if end is None else end
+    last = run.length if end is None else end
     return training.fit(
         state,
         parallel=parallel,
         batches=batches,
         batch_size=run.batch_size,
-        steps=end,
-        workdir=run.workdir,
+        steps=last,
+        workdir=run.folder,
         checkpoints=checkpoints,
         evaluate=evaluate,
-        learning_rate=training.make_schedule(run.optimizer, steps=run.steps),
+        learning_rate=training.make_schedule(run.optimizer, steps=run.length),
         log_every=run.log_every,
         evaluate_every=run.evaluate_every or None,
         checkpoint_every=run.checkpoint_every or None,
-        must_save=end == run.steps,
+        must_save=last == run.length,
     )
 
 
-def step_memory(parallel: training.Parallel, state: training.TrainState, batches) -> float | None:
+def step_memory(parallel: training.Parallel, state: training.TrainState, batches: Batches) -> float | None:
     """MB that the compiled step takes beside its arguments and results, on one device."""
     batch = parallel.put_batch(next(batches))
     # What the training ran is in jit's cache: nothing compiles here.

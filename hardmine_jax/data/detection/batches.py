@@ -11,15 +11,23 @@ Where a `where` is False the boxes, labels and difficult are 0.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig, augment_image, evaluate_image
 from hardmine_jax.data.stream import Augment, Reading
 
-# Position in the source (a record's "index") -> proposals f32 [P, 4] xyxy in pixels of the original image.
-Proposals = Sequence[np.ndarray] | Callable[[int], np.ndarray]
+
+class ProposalsByPosition(Protocol):
+    """`[i]` -> proposals f32 [P, 4] xyxy in pixels of the original image."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+# By a record's "index", its position in the source.
+Proposals = ProposalsByPosition | Callable[[int], np.ndarray]
 
 
 def train_images(

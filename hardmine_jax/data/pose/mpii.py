@@ -183,7 +183,7 @@ class Truth(NamedTuple):
     head_sizes: np.ndarray
 
 
-def load_truth(data_dir: str | os.PathLike) -> Truth:
+def load_truth(data_dir: str | os.PathLike | None) -> Truth:
     """The ground truth of PCKh: annot/gt_valid.mat, or valid.json where its entries carry a "headbox".
 
     Raises:

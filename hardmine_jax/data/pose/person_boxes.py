@@ -41,7 +41,7 @@ class SourceImages:
     def __init__(self, source: Records):
         self._source = source
         self._rows = {int(source[row]["image_id"]): row for row in reversed(range(len(source)))}
-        self.ids = self._rows.keys()
+        self.ids: Collection[int] = self._rows.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
         record = self._source[self._rows[image_id]]
@@ -56,8 +56,12 @@ class CocoImages:
         ids = (id_number(image.get("id")) for image in listed)
         paths = (listing.inside(file.folder, image.get("file_name")) for image in listed)
         self._folder = file.folder
-        self._paths = {number: path for number, path in zip(ids, paths, strict=True) if path is not None}
-        self.ids = self._paths.keys()
+        self._paths = {
+            number: path
+            for number, path in zip(ids, paths, strict=True)
+            if number is not None and path is not None
+        }
+        self.ids: Collection[int] = self._paths.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
         path = self._paths[image_id]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax import training
+from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.job import exchange
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
@@ -78,7 +79,7 @@ class PooledBatches:
       max_proposals: P.
     """
 
-    def __init__(self, batches, pool: hard_pool.HardPool, *, max_proposals: int):
+    def __init__(self, batches: TrainBatches, pool: hard_pool.HardPool, *, max_proposals: int):
         self._batches, self.max_proposals = batches, max_proposals
         self.number = 0
         self.set_pool(pool, number=0)

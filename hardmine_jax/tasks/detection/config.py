@@ -109,8 +109,13 @@ class DetectionFunctions(NamedTuple):
 
 def make_model(config: Config, num_classes: int, axis_name: str | None = None) -> fast_rcnn.FastRCNN:
     """The network that the config asks for; batch statistics over a mapped axis where one is named."""
-    options = dict(dtype=config.run.dtype, axis_name=axis_name, frozen_norm=config.run.init_from is not None)
-    return networks.make_model(config.model, num_classes, **options)
+    return networks.make_model(
+        config.model,
+        num_classes,
+        dtype=config.run.dtype,
+        axis_name=axis_name,
+        frozen_norm=config.run.init_from is not None,
+    )
 
 
 def build(config: Config, num_classes: int) -> DetectionFunctions:
@@ -151,7 +156,7 @@ def settle(config: Config) -> Config:
     for name in ("nms", "test_nms", "min_score"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{flag(name)} {getattr(config, name)} must lie in 0 .. 1")
-    if config.mining == "bootstrap" and config.rounds > config.run.steps:
+    if config.mining == "bootstrap" and config.rounds > config.run.length:
         raise ValueError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
     return config
 
@@ -173,9 +178,15 @@ def settle_with_data(config: Config, dataset: DetectionDataset) -> Config:
     return dataclasses.replace(config, max_boxes=config.max_boxes or max(most, 1))
 
 
+def room_for_boxes(config: Config) -> int:
+    """`max_boxes` of a config that is settled with its data."""
+    assert config.max_boxes is not None, "no max_boxes: `settle_with_data` fills it in"
+    return config.max_boxes
+
+
 def save_config(config: Config, classes: tuple[str, ...]) -> None:
     """config.json: what prediction needs beside the weights."""
-    write_json(config.run.workdir / "config.json", {"config": plain(config), "classes": list(classes)})
+    write_json(config.run.folder / "config.json", {"config": plain(config), "classes": list(classes)})
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:

@@ -5,13 +5,15 @@ Boxes are xyxy in pixels of the original images; labels are 1 .. C.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from hardmine_jax.data.detection.batches import evaluation_images
+from hardmine_jax.data.detection.batches import Proposals, evaluation_images
 from hardmine_jax.data.detection.proposals import SourceProposals
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.images import decode_image
+from hardmine_jax.data.records import Records
 from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import AveragePrecision, Detections, GroundTruth, average_precision
 from hardmine_jax.detection.coco_eval import coco_average_precision
@@ -45,16 +47,16 @@ class Batching:
     max_proposals: int
     short_side: int | None = None
 
-    def batches(self, source: Sequence[dict], proposals: SourceProposals, rows: np.ndarray | None = None):
+    def batches(
+        self, source: Records, proposals: SourceProposals, rows: np.ndarray | None = None
+    ) -> Iterable[dict[str, np.ndarray]]:
         """Batches of a split, or of some rows of it, numbered by their place among these."""
+        shown: Records = source
+        found: Proposals = proposals
         if rows is not None:
-            source, every = Rows(source, rows), proposals
-
-            def proposals(index):
-                return every[int(rows[index])]
-
+            shown, found = Rows(source, rows), lambda index: proposals[int(rows[index])]
         sizes = {name: getattr(self, name) for name in ("size", "max_boxes", "max_proposals", "short_side")}
-        return ordered_batches(source, evaluation_images(proposals, **sizes), **self.shard._asdict())
+        return ordered_batches(shown, evaluation_images(found, **sizes), **self.shard._asdict())
 
 
 class Evaluator:
@@ -74,7 +76,7 @@ class Evaluator:
         self,
         dataset: DetectionDataset,
         proposals: SourceProposals,
-        predict: Callable,
+        predict: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]],
         *,
         batching: Batching,
         num_images: int,
@@ -83,7 +85,7 @@ class Evaluator:
         self._batching = batching
         self._some = evenly_spaced(len(dataset.validation), num_images)
 
-    def run(self, state, rows: np.ndarray | None = None) -> Evaluated:
+    def run(self, state: Any, rows: np.ndarray | None = None) -> Evaluated:
         """Everything found on all of the split, or on some rows of it."""
         source = self._dataset.validation
         rows = np.arange(len(source)) if rows is None else rows
@@ -93,7 +95,9 @@ class Evaluator:
         truth = [read_truth(source[int(row)]) for row in rows]
         return Evaluated(rows, [name for name, _ in truth], found, [objects for _, objects in truth])
 
-    def _predict_all(self, state, batches: Iterable[dict]) -> tuple[list[int], list[Detections]]:
+    def _predict_all(
+        self, state: Any, batches: Iterable[dict[str, np.ndarray]]
+    ) -> tuple[list[int], list[Detections]]:
         """Positions among the images, and what was found on each."""
         seen, found = [], []
         for batch in batches:
@@ -106,7 +110,7 @@ class Evaluator:
                 seen.append(int(index[place]))
         return seen, found
 
-    def quick(self, state) -> dict[str, float]:
+    def quick(self, state: Any) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
         evaluated = self.run(state, self._some)
         measured = voc(evaluated, self._dataset.classes)
@@ -115,22 +119,21 @@ class Evaluator:
 
     def recall(self, evaluated: Evaluated, *, overlap: float = 0.5) -> float | None:
         """Share of the objects that some proposal covers: no detector gets beyond it by much."""
-        covered = []
+        covered: list[bool] = []
         for row, truth in zip(evaluated.rows, evaluated.truth, strict=True):
             boxes = self._proposals[int(row)][: self._batching.max_proposals]
-            covered += (overlaps(truth.boxes[~truth.difficult], boxes) >= overlap).any(1).tolist()
+            wanted = truth.boxes[~np.asarray(truth.difficult, bool)]
+            covered += np.any(overlaps(wanted, boxes) >= overlap, axis=1).tolist()
         return float(np.mean(covered)) if covered else None
 
-    def pictures(self, evaluated: Evaluated, places: Sequence[int]) -> list[pictures.Example]:
-        """Some of the evaluated images with what was found and what is there."""
+    def pictures(self, evaluated: Evaluated, places: Iterable[int]) -> list[pictures.Example]:
+        """Some of the evaluated images with what was found and what is there; those that can be read."""
         examples = []
         for place in places:
             image = decode_image(self._dataset.validation[int(evaluated.rows[place])]["image"])
-            examples.append(
-                pictures.Example(
-                    image, evaluated.found[place], evaluated.truth[place], evaluated.names[place]
-                )
-            )
+            if image is not None:
+                found, truth = evaluated.found[place], evaluated.truth[place]
+                examples.append(pictures.Example(image, found, truth, evaluated.names[place]))
         return examples
 
 

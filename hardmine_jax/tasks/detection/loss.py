@@ -14,13 +14,12 @@ from hardmine_jax.detection import fast_rcnn_losses, focal_losses, smooth_l1
 from hardmine_jax.mining import masked_mean, mine, stats
 from hardmine_jax.mining.fit import fit
 from hardmine_jax.models import normalise_images
-from hardmine_jax.tasks.detection.predict import apply_head
+from hardmine_jax.tasks.detection.predict import apply_head, apply_trunk
 from hardmine_jax.tasks.detection.rois import Mining, Rois, choose_rois, draw_rois, make_rois
+from hardmine_jax.training import LossFunction
 
 
-def make_loss(
-    model: nn.Module, mining: Mining
-) -> Callable[..., tuple[jax.Array, tuple[dict, dict[str, jax.Array]]]]:
+def make_loss(model: nn.Module, mining: Mining) -> LossFunction:
     """The training loss `(params, batch_stats, batch, key, step) -> (loss, (batch_stats, metrics))`.
 
     Every sum over RoIs is divided by a fixed number an image, so that devices average exactly.
@@ -30,7 +29,9 @@ def make_loss(
         the losses of all are known `loss_captured`, the kept ones' part of their sum.
     """
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         variables = {"params": params, "batch_stats": batch_stats}
         images = normalise_images(batch["image"])
         features, updated = model.apply(
@@ -50,17 +51,19 @@ def make_image_loss(model: nn.Module, mining: Mining) -> Callable[..., tuple[jax
     """`(variables, features [h, w, F], rois [N], key) -> (loss [], metrics)` of one image."""
     head_losses = make_head_losses(model, focal=mining.kind == "focal", train=True)
 
-    def choose(losses, rois, *_):
+    def choose(losses: jax.Array, rois: Rois) -> jax.Array:
         return choose_rois(losses, rois, mining)
 
-    def image_loss(variables, features, rois, key):
+    def image_loss(
+        variables: dict, features: jax.Array, rois: Rois, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         sample_key, dropout_key = jax.random.split(key)
         # One key a RoI: found hard under one dropout mask, it is to be learned from under the same.
         keys = jax.random.split(dropout_key, len(rois.boxes)) if model.dropout else None
         if mining.kind == "ohem":
             seen = {}
 
-            def select(losses, rois, *_):
+            def select(losses: jax.Array, rois: Rois, *_: Any) -> jax.Array:
                 # The losses of the read-only pass, for the statistics: nobody else gets to see them.
                 seen["losses"], seen["keep"] = losses, choose(losses, rois)
                 return seen["keep"]
@@ -107,9 +110,9 @@ def make_choice(model: nn.Module, mining: Mining) -> Callable[[dict, dict], dict
     head_losses = make_head_losses(model, focal=mining.kind == "focal", train=False)
 
     def choice(variables: dict, batch: dict) -> dict[str, jax.Array]:
-        features = model.apply(variables, normalise_images(batch["image"]), train=False, method="features")
+        features = apply_trunk(model, variables, batch["image"])
 
-        def one(features, rois, index):
+        def one(features: jax.Array, rois: Rois, index: jax.Array) -> jax.Array:
             if mining.kind in ("random", "bootstrap"):
                 return draw_rois(jax.random.fold_in(jax.random.key(0), index), rois, mining)
             return choose_rois(head_losses(variables, features, rois, None), rois, mining)
@@ -129,11 +132,10 @@ def _own_deltas(deltas: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _describe(rois: Rois, keep: jax.Array, losses: jax.Array | None = None) -> dict[str, Any]:
     """What was kept of one image."""
-    known = losses is not None
-    described = stats(losses if known else keep.astype(jnp.float32), keep, rois.where)
+    described = stats(keep.astype(jnp.float32) if losses is None else losses, keep, rois.where)
     count = jnp.maximum(keep.sum(), 1)
     metrics = {
         "fraction_kept": described.fraction_kept,
         "foreground_share": (keep & (rois.labels > 0)).sum() / count,
     }
-    return {**metrics, "loss_captured": described.loss_captured} if known else metrics
+    return metrics if losses is None else {**metrics, "loss_captured": described.loss_captured}

@@ -1,7 +1,7 @@
 """The detectors by name: how each is built, and whose weights it can start from."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,21 +22,21 @@ def make_model(
     Args:
       frozen_norm: a resnet50 keeps its batch statistics, those that it starts from.
     """
-    common = dict(num_classes=num_classes, dtype=jnp.dtype(dtype))
-    size = dict(dtype=jnp.dtype(dtype), axis_name=axis_name)
+    common: dict[str, Any] = dict(num_classes=num_classes, dtype=jnp.dtype(dtype))
+    size: dict[str, Any] = dict(dtype=jnp.dtype(dtype), axis_name=axis_name)
     if name == "laptop":
-        trunk = VGGTrunk(((16,), (32, 32), (64, 64)), norm="batch", **size)
-        return fast_rcnn.FastRCNN(trunk=trunk, hidden=(256, 256), dropout=0.0, pooling="align", **common)
+        small = VGGTrunk(((16,), (32, 32), (64, 64)), norm="batch", **size)
+        return fast_rcnn.FastRCNN(trunk=small, hidden=(256, 256), dropout=0.0, pooling="align", **common)
     if name == "resnet50":
         trunk = fast_rcnn.ResNetTrunk(50, frozen_norm=frozen_norm, **size)
         return fast_rcnn.FastRCNN(trunk=trunk, hidden=(1024, 1024), dropout=0.0, pooling="align", **common)
     return fast_rcnn.FastRCNN(trunk=VGGTrunk(dtype=jnp.dtype(dtype)), **common)
 
 
-def init_variables(model: fast_rcnn.FastRCNN, size: tuple[int, int], key: jax.Array) -> dict:
+def init_variables(model: fast_rcnn.FastRCNN, size: tuple[int, int], key: jax.Array) -> Mapping[str, Any]:
     """Random weights of trunk and head."""
 
-    def both(module: nn.Module, images: jax.Array):
+    def both(module: nn.Module, images: jax.Array) -> Any:
         features = module.features(images)
         return module.head(jnp.zeros((1, 7, 7, features.shape[-1]), features.dtype))
 

@@ -5,7 +5,7 @@ function of plain numbers and returns a `matplotlib.figure.Figure`, as in `chart
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -107,7 +107,7 @@ def learning_curves(lines: Sequence[dict]) -> Figure:
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         loss_axes, rate_axes, map_axes = figure.subplots(1, 3)
         charts.loss_panel(loss_axes, *series(lines, "loss"))
-        panel = dict(colour=GREEN, title="Learning rate", label="learning rate")
+        panel: dict[str, Any] = dict(colour=GREEN, title="Learning rate", label="learning rate")
         charts.line_panel(rate_axes, *series(lines, "learning_rate"), **panel)
         rate_axes.yaxis.set_major_formatter("{x:g}")
         panel = dict(colour=ORANGE, title="Validation accuracy", label="mAP at IoU 0.5 (area)", marker="o")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.detection import area, clip_boxes, decode_boxes, nms, roi_align, roi_pool
 from hardmine_jax.models import normalise_images
-from hardmine_jax.tasks.detection.rois import make_rois
+from hardmine_jax.tasks.detection.rois import Rois, make_rois
 
 
 def apply_head(
@@ -28,7 +29,14 @@ def apply_head(
     """
     pool = {"pool": roi_pool, "align": roi_align}[model.pooling]
     pooled = pool(features, boxes, stride=model.stride)
-    return model.apply(variables, pooled, train, keys, method="head")
+    outputs: Any = model.apply(variables, pooled, train, keys, method="head")
+    return outputs
+
+
+def apply_trunk(model: nn.Module, variables: dict, images: jax.Array) -> jax.Array:
+    """Features [B, h, w, F] of images uint8 [B, H, W, 3]."""
+    features: Any = model.apply(variables, normalise_images(images), train=False, method="features")
+    return features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +64,12 @@ def make_predict(model: nn.Module, decoding: Decoding) -> Callable[[dict, dict],
     """
 
     def predict(variables: dict, batch: dict) -> dict[str, jax.Array]:
-        features = model.apply(variables, normalise_images(batch["image"]), train=False, method="features")
+        features = apply_trunk(model, variables, batch["image"])
         where = batch["proposals_where"] & (area(batch["proposals"]) > 0)
 
-        def one(features, proposals, where, size):
+        def one(
+            features: jax.Array, proposals: jax.Array, where: jax.Array, size: jax.Array
+        ) -> dict[str, jax.Array]:
             logits, deltas = apply_head(model, variables, features, proposals, train=False)
             scores = jax.nn.sigmoid(logits) if decoding.sigmoid else jax.nn.softmax(logits)
             boxes = clip_boxes(decode_boxes(proposals[:, None], deltas), size=(size[0], size[1]))
@@ -82,7 +92,7 @@ def find_detections(
     num_boxes, num_classes = scores.shape
     kept = min(decoding.max_detections, num_boxes)
 
-    def one_class(boxes, scores):
+    def one_class(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         wanted = where & (scores >= decoding.min_score)
         indices, keep = nms(boxes, scores, threshold=decoding.iou_threshold, max_kept=kept, where=wanted)
         return boxes[indices], jnp.where(keep, scores[indices], -1.0)
@@ -110,11 +120,11 @@ def false_positives(model: nn.Module, *, count: int) -> Callable[[dict, dict], d
     """
 
     def search(variables: dict, batch: dict) -> dict[str, jax.Array]:
-        features = model.apply(variables, normalise_images(batch["image"]), train=False, method="features")
+        features = apply_trunk(model, variables, batch["image"])
         num_proposals = batch["proposals"].shape[1]
         rois = jax.tree.map(lambda x: x[:, :num_proposals], make_rois(batch))
 
-        def one(features, rois):
+        def one(features: jax.Array, rois: Rois) -> dict[str, jax.Array]:
             logits, _ = apply_head(model, variables, features, rois.boxes, train=False)
             scores = jax.nn.softmax(logits)
             wrong = rois.where & (rois.labels == 0)

@@ -1,12 +1,14 @@
 """Writes down what is mined on a few images, early and late."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from hardmine_jax.data.detection.proposals import SourceProposals
 from hardmine_jax.data.images import decode_image
+from hardmine_jax.data.records import Records
 from hardmine_jax.job.exchange import all_rows, is_main
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.evaluation import Batching
@@ -27,9 +29,9 @@ class MinedRecorder:
     def __init__(
         self,
         workdir: pathlib.Path,
-        source: Sequence[dict],
+        source: Records,
         proposals: SourceProposals,
-        choose: Callable,
+        choose: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]],
         *,
         batching: Batching,
     ):
@@ -39,8 +41,8 @@ class MinedRecorder:
         self._known = all_rows({name: self._batch[name] for name in ("index", "where", "scale")})
         self._rows = rows
 
-    def record(self, state, step: int) -> None:
-        chosen = self._choose(state, self._batch)
+    def record(self, state: Any, step: int) -> None:
+        chosen: dict[str, Any] = self._choose(state, self._batch)
         if not is_main():
             return
         path = self._folder / f"{step}.npz"
@@ -66,10 +68,12 @@ class MinedRecorder:
         for place in np.flatnonzero(self._known["where"]):
             record = self._source[int(self._rows[self._known["index"][place]])]
             scale = float(self._known["scale"][place])
-            mined = (
+            first, last = (
                 pictures.MinedRois(step, chosen["boxes"][place][keep] / scale, chosen["labels"][place][keep])
                 for step, chosen in ((steps[0], early), (steps[-1], late))
                 for keep in (chosen["keep"][place],)
             )
-            examples.append(pictures.MinedExample(decode_image(record["image"]), *mined, str(record["name"])))
+            image = decode_image(record["image"])
+            if image is not None:
+                examples.append(pictures.MinedExample(image, first, last, str(record["name"])))
         return examples

@@ -126,5 +126,5 @@ _WORDS = {
 
 
 def _mining_words(config: Mapping) -> str:
-    words = _WORDS.get(config.get("mining"), "learning from the regions that {mining} keeps")
+    words = _WORDS.get(str(config.get("mining")), "learning from the regions that {mining} keeps")
     return words.format(k=config.get("k"), rounds=config.get("rounds"), mining=config.get("mining"))

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import resource
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import rich
@@ -13,7 +14,8 @@ import tyro
 from hardmine_jax import training
 from hardmine_jax.data.detection.batches import train_images
 from hardmine_jax.data.detection.records import DetectionDataset
-from hardmine_jax.data.stream import endless_batches
+from hardmine_jax.data.stream import TrainBatches, endless_batches
+from hardmine_jax.detection import AveragePrecision
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.detection import bootstrap, pictures, report
@@ -21,12 +23,21 @@ from hardmine_jax.tasks.detection.config import (
     Config,
     build,
     load_config,
+    room_for_boxes,
     save_config,
     settle,
     settle_with_data,
 )
 from hardmine_jax.tasks.detection.datasets import DATASETS, SplitProposals, find_proposals, load_dataset
-from hardmine_jax.tasks.detection.evaluation import Batching, Evaluator, count_mistakes, curves, score, voc
+from hardmine_jax.tasks.detection.evaluation import (
+    Batching,
+    Evaluated,
+    Evaluator,
+    count_mistakes,
+    curves,
+    score,
+    voc,
+)
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
@@ -55,15 +66,15 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     batches, batching = make_batches(config, dataset, proposals), make_batching(config)
     starting = functools.partial(begin, run, functions.of_run)
     with open_run(run, state, batches, best_metric="map", begin=starting) as opened:
-        if opened.restored and (run.workdir / "config.json").exists():
-            tell_changes(run.workdir, load_config(run.workdir)[0], config)
+        if opened.restored and (run.folder / "config.json").exists():
+            tell_changes(run.folder, load_config(run.folder)[0], config)
         predict, choose, search = (
             _on_devices(parallel, function)
             for function in (functions.of_run.predict, functions.choose, functions.find_false_positives)
         )
         few = config.evaluate_images
         evaluator = Evaluator(dataset, proposals.validation, predict, batching=batching, num_images=few)
-        recorder = MinedRecorder(run.workdir, dataset.train, proposals.train, choose, batching=batching)
+        recorder = MinedRecorder(run.folder, dataset.train, proposals.train, choose, batching=batching)
         finishing = functools.partial(finish, config, dataset, evaluator, recorder)
         if run.eval_only:
             keep_begun(opened, batches, lambda: save_config(config, dataset.classes))
@@ -74,10 +85,10 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
             recorder.record(state, int(parallel.get(state.step)))
             return evaluator.quick(state)
 
-        def grow(state: training.TrainState, number: int) -> None:
+        def grow(pooled: bootstrap.PooledBatches, state: training.TrainState, number: int) -> None:
             searching = functools.partial(search, parallel.put_state(state))
             images = batching.batches(dataset.train, proposals.train)
-            bootstrap.grow(run.workdir, batches, searching, images, number=number, step=int(state.step))
+            bootstrap.grow(run.folder, pooled, searching, images, number=number, step=int(state.step))
 
         fitting = functools.partial(
             fit,
@@ -87,9 +98,9 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
             checkpoints=opened.checkpoints,
             evaluate=evaluate,
         )
-        if config.mining == "bootstrap":
-            ends = bootstrap.round_ends(run.steps, config.rounds)
-            fitted = bootstrap.fit_in_rounds(fitting, opened, ends, batches, grow, get=parallel.get)
+        if isinstance(batches, bootstrap.PooledBatches):
+            ends, growing = bootstrap.round_ends(run.length, config.rounds), functools.partial(grow, batches)
+            fitted = bootstrap.fit_in_rounds(fitting, opened, ends, batches, growing, get=parallel.get)
         else:
             fitted = fitting(opened.state)
         if fitted.stopped:
@@ -108,17 +119,19 @@ def _on_devices(parallel: training.Parallel, function: Callable) -> Callable:
 def make_batching(config: Config) -> Batching:
     """How both splits become batches that are evaluated."""
     short_side = max(config.augment.short_sides, default=None)
-    limits = config.max_boxes, config.search.max_proposals
-    return Batching(shard_of(config.run), config.image_size, *limits, short_side)
+    shard, size = shard_of(config.run), config.image_size
+    return Batching(shard, size, room_for_boxes(config), config.search.max_proposals, short_side)
 
 
-def make_batches(config: Config, dataset: DetectionDataset, proposals: SplitProposals):
+def make_batches(
+    config: Config, dataset: DetectionDataset, proposals: SplitProposals
+) -> TrainBatches | bootstrap.PooledBatches:
     """The training stream, at its beginning; with a pool of backgrounds where --mining is bootstrap."""
     images = train_images(
         proposals.train,
         size=config.image_size,
         config=config.augment,
-        max_boxes=config.max_boxes,
+        max_boxes=room_for_boxes(config),
         max_proposals=config.search.max_proposals,
     )
     workers, shard = config.run.num_workers, shard_of(config.run)._asdict()
@@ -148,7 +161,7 @@ def finish(
     evaluated = evaluator.run(state)
     if not exchange.is_main():
         return None
-    lines = training.read_metrics(config.run.workdir / "metrics.jsonl")
+    lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     measured = voc(evaluated, dataset.classes)
     result = score(evaluated, measured)
     result |= {
@@ -162,8 +175,8 @@ def finish(
         **memory,
     }
     if config.mining == "bootstrap":
-        result["rounds"] = bootstrap.read_rounds(config.run.workdir)
-    write_json(config.run.workdir / "result.json", result)
+        result["rounds"] = bootstrap.read_rounds(config.run.folder)
+    write_json(config.run.folder / "result.json", result)
     path = write_report(config, dataset, evaluator, recorder, evaluated, measured, result, lines, unreadable)
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
@@ -171,7 +184,15 @@ def finish(
 
 
 def write_report(
-    config, dataset, evaluator, recorder, evaluated, measured, result, lines, unreadable: list[int]
+    config: Config,
+    dataset: DetectionDataset,
+    evaluator: Evaluator,
+    recorder: MinedRecorder,
+    evaluated: Evaluated,
+    measured: AveragePrecision,
+    result: dict[str, Any],
+    lines: list[dict[str, Any]],
+    unreadable: list[int],
 ) -> pathlib.Path:
     """report.html with its pictures."""
     mistakes = [
@@ -189,7 +210,7 @@ def write_report(
             f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
         )
     return report.write_report(
-        config.run.workdir / "report.html",
+        config.run.folder / "report.html",
         title=f"Detection on {dataset.name}: {config.model}, {config.mining}",
         config=plain(config),
         result=result,

@@ -117,8 +117,13 @@ class Config:
 
 def make_model(config: Config, num_keypoints: int, axis_name: str | None = None) -> nn.Module:
     """The network that the config asks for; batch statistics over a mapped axis where one is named."""
-    options = dict(dtype=config.run.dtype, axis_name=axis_name, ablations=config.hrnet)
-    return networks.make_model(config.model, num_keypoints, **options)
+    return networks.make_model(
+        config.model,
+        num_keypoints,
+        dtype=config.run.dtype,
+        axis_name=axis_name,
+        ablations=config.hrnet,
+    )
 
 
 def build(config: Config, skeleton: Skeleton) -> Functions:
@@ -151,12 +156,13 @@ def build(config: Config, skeleton: Skeleton) -> Functions:
 
 def mining_of(config: Config, num_keypoints: int) -> Mining:
     """What --mining and the flags beside it ask for."""
-    steps = max(1, round(config.k_steps * config.run.steps))
+    steps, k = max(1, round(config.k_steps * config.run.length)), config.k
+    assert k is not None, "no k: `settle` fills it in"
 
     def k_at(step: jax.Array) -> int | jax.Array:
         if config.k_schedule == "constant":
-            return config.k
-        return schedule(step, start=num_keypoints, k=config.k, steps=steps, shape=config.k_schedule)
+            return k
+        return schedule(step, start=num_keypoints, k=k, steps=steps, shape=config.k_schedule)
 
     return Mining(config.mining, k_at, config.min_loss, config.easy_weight)
 
@@ -175,11 +181,10 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
     """The config with its `k`; what can be known to fail is found before anything is compiled or moved."""
     num_keypoints = skeleton.num_keypoints
     default_k = min(8, -(-2 * num_keypoints // 3))
-    config = dataclasses.replace(config, k=default_k if config.k is None else config.k)
-    if not 1 <= config.k <= num_keypoints:
-        raise ValueError(
-            f"--k {config.k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k"
-        )
+    k = default_k if config.k is None else config.k
+    config = dataclasses.replace(config, k=k)
+    if not 1 <= k <= num_keypoints:
+        raise ValueError(f"--k {k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
     if config.mining == "none" and config.k_schedule != "constant":
         raise ValueError(
             f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
@@ -245,7 +250,7 @@ def check_heads(config: Config) -> None:
 def save_config(config: Config, skeleton: Skeleton) -> None:
     """config.json: what prediction needs beside the weights."""
     content = {"config": plain(config), "skeleton": plain(skeleton)}
-    write_json(config.run.workdir / "config.json", content)
+    write_json(config.run.folder / "config.json", content)
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:

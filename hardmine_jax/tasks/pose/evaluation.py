@@ -3,13 +3,15 @@
 Everything that is compared with labels is in pixels of the original images; pictures are finer crops.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_crops
 from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.data.records import Records
 from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
@@ -42,7 +44,7 @@ class Evaluator:
     def __init__(
         self,
         dataset: PoseDataset,
-        predict: Callable,
+        predict: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]],
         *,
         shard: Shard,
         size: tuple[int, int],
@@ -53,27 +55,27 @@ class Evaluator:
         self._shard, self._size, self._padding = shard, size, padding
         self._some = evenly_spaced(len(dataset.validation), num_people)
 
-    def run(self, state, rows: np.ndarray | None = None) -> tuple[People, np.ndarray, np.ndarray]:
+    def run(self, state: Any, rows: np.ndarray | None = None) -> tuple[People, np.ndarray, np.ndarray]:
         """(people, keypoints [N, K, 2], scores [N, K]) over all of the split, or some rows of it."""
         source = self._dataset.validation
         found, keypoints, scores = self.run_boxes(state, source if rows is None else Rows(source, rows))
         return read_people(source, found if rows is None else rows[found]), keypoints, scores
 
-    def run_boxes(self, state, boxes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run_boxes(self, state: Any, boxes: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(positions in `boxes`, keypoints [N, K, 2], scores [N, K]) of the people in a detector's boxes."""
         with working("an evaluation"):
             return predict_people(
                 lambda batch: self._predict(state, {"image": batch["image"]}), self._batches(boxes)
             )
 
-    def quick(self, state) -> dict[str, float]:
+    def quick(self, state: Any) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
         people, keypoints, scores = self.run(state, self._some)
         result = score(keypoints, scores, people, self._dataset.skeleton)
         names = ("pck", "pck@0.2", "pck_visible", "ap")
         return {name: result[name] for name in names if result[name] is not None}
 
-    def _batches(self, source: Sequence[dict]):
+    def _batches(self, source: Records) -> Iterator[dict[str, np.ndarray]]:
         """Batches with this process's images, and what everybody needs to know of all images."""
         crops = evaluation_crops(self._size, self._dataset.skeleton, self._padding)
         batches = ordered_batches(source, crops, **self._shard._asdict())
@@ -81,7 +83,7 @@ class Evaluator:
             known = {name: batch[name] for name in ("index", "where", "inverse")}
             yield {"image": batch["image"], **all_rows(known)}
 
-    def pictures(self, people: People, keypoints: np.ndarray, rows: Sequence[int]) -> list[pictures.Example]:
+    def pictures(self, people: People, keypoints: np.ndarray, rows: Iterable[int]) -> list[pictures.Example]:
         """Some of the evaluated people, in the crops that the network saw but finer."""
         correct = correct_keypoints(keypoints, people, fraction=0.1)
         width = round(_PICTURE_HEIGHT * self._size[1] / self._size[0])
@@ -95,7 +97,8 @@ class Evaluator:
             )
             to_crop = invert_affine(crop["inverse"].astype(np.float64))
             predicted, target = (
-                apply_affine(to_crop, np.float64(points[row])) for points in (keypoints, people.keypoints)
+                apply_affine(to_crop, np.asarray(points[row], np.float64))
+                for points in (keypoints, people.keypoints)
             )
             labels = (people.visibility[row], correct[row], people.names[row])
             examples.append(pictures.Example(crop["image"], predicted, target, *labels))

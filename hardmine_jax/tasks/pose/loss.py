@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
@@ -79,7 +80,9 @@ def make_loss(
       `global_loss` is its loss before `early.weight`.
     """
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         variables = {"params": params, "batch_stats": batch_stats}
         images = to_network(batch["image"], inputs)
         heatmaps, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -103,7 +106,9 @@ def mined_loss(
     *first, last = jax.tree.leaves(heatmaps)
     early = supervision.early
 
-    def one(heatmaps, sigma, head, visible_only=False):
+    def one(
+        heatmaps: jax.Array, sigma: float, head: Head, visible_only: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         chosen = mining if head in supervision.mined else Mining("none")
         seen = 2 if visible_only and chosen.kind == "none" else 1
         labelled = (batch["visibility"] >= seen) & batch["where"][:, None]
@@ -115,7 +120,7 @@ def mined_loss(
     if first and "global" in supervision.supervised:
         every = zip(first, early.sigmas, strict=True)
         losses = [one(heatmaps, sigma, "global", early.visible_only)[0] for heatmaps, sigma in every]
-        global_loss = sum(losses) / len(losses)
+        global_loss = jnp.asarray(sum(losses) / len(losses))
         loss += early.weight * global_loss
         metrics["global_loss"] = jax.lax.stop_gradient(global_loss)
     return loss, metrics
@@ -125,10 +130,10 @@ def _losses(
     heatmaps: jax.Array, labelled: jax.Array, batch: dict, sigma: float, origin: float | None
 ) -> jax.Array:
     """[B, K] of one set of heatmaps over the keypoints that count, bool [B, K]."""
-    size = heatmaps.shape[1:3]
-    stride = batch["image"].shape[1] / size[0]
+    height, width = heatmaps.shape[1:3]
+    stride = batch["image"].shape[1] / height
     keypoints = image_to_heatmap(batch["keypoints"], stride=stride, origin=origin)
-    targets = encode_heatmaps(keypoints, size=size, sigma=sigma, where=labelled)
+    targets = encode_heatmaps(keypoints, size=(height, width), sigma=sigma, where=labelled)
     return heatmap_mse(heatmaps, targets, where=labelled)
 
 
@@ -146,8 +151,8 @@ def _mined_mean(
     num_images, num_keypoints = losses.shape
     # One key an image, from its index: the same draw however the batch is split over devices.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index) if mining.kind == "random" else None
-    limits = dict(k=mining.k_at(step), min_loss=mining.min_loss * empty)
-    keep, count = _choose(losses, labelled, keys, mining.kind, **limits)
+    k, min_loss = mining.k_at(step), mining.min_loss * empty
+    keep, count = _choose(losses, labelled, keys, mining.kind, k=k, min_loss=min_loss)
     loss = masked_mean(losses, where=keep, denominator=count * num_images)
     mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
     metrics = {"mse": jax.lax.stop_gradient(mse)}

@@ -7,7 +7,7 @@ last are the prediction.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -56,31 +56,32 @@ class Early(NamedTuple):
 NO_EARLY = Early()
 
 
+_Published: TypeAlias = Callable[[dict, dict], WarmStart]
+
+
 class Network(NamedTuple):
     """A row of NETWORKS.
 
     Attributes:
-      make: the module, of `num_keypoints`, `dtype` and `axis_name`; an HRNet's also of HRNetConfig's fields.
+      make: the module, of `num_keypoints`, `dtype` and `axis_name`.
       early: sigma of the last heatmaps -> how those before it are supervised, as published.
       published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
       side_multiple: what height and width of the crops must be multiples of.
+      is_hrnet: takes HRNetConfig's fields.
     """
 
     make: Callable[..., nn.Module]
     early: Callable[[float], Early] = lambda sigma: NO_EARLY
-    published: Callable[[dict, dict], WarmStart] | None = None
+    published: _Published | None = None
     side_multiple: int = 32
-
-    @property
-    def is_hrnet(self) -> bool:
-        return self.make.func is models.HRNet
+    is_hrnet: bool = False
 
 
-def _hrnet(published=hrnet.warm_start, **size) -> Network:
-    return Network(functools.partial(models.HRNet, **size), published=published)
+def _hrnet(published: _Published | None = hrnet.warm_start, **size: Any) -> Network:
+    return Network(functools.partial(models.HRNet, **size), published=published, is_hrnet=True)
 
 
-def _cpn(published=cpn.warm_start, **size) -> Network:
+def _cpn(published: _Published | None = cpn.warm_start, **size: Any) -> Network:
     """GlobalNet's Gaussians shrink from its coarsest level to the finest, which has RefineNet's; visible
     keypoints only, and half their mean (see `models.cpn.target_sigmas`)."""
 
@@ -91,7 +92,7 @@ def _cpn(published=cpn.warm_start, **size) -> Network:
     return Network(functools.partial(models.CPN, **size), early, published)
 
 
-def _hourglass(side_multiple: int = 64, *, stacks: int, **size) -> Network:
+def _hourglass(side_multiple: int = 64, *, stacks: int, **size: Any) -> Network:
     """All stacks alike."""
 
     def early(sigma: float) -> Early:

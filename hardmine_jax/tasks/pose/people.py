@@ -1,11 +1,12 @@
 """Everybody of a split, without the pictures."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from hardmine_jax.data.problems import UnreadableImage
+from hardmine_jax.data.records import Records
 from hardmine_jax.tasks.rows import evenly_spaced
 
 
@@ -44,7 +45,7 @@ class People:
         return np.where((high > low).any(-1, keepdims=True), tight, self.box)
 
 
-def read_people(source: Sequence[dict], rows: Iterable[int], *, skip_unreadable: bool = False) -> People:
+def read_people(source: Records, rows: Iterable[int], *, skip_unreadable: bool = False) -> People:
     """The labels of some records of a source."""
     names = ("index", "keypoints", "visibility", "box", "area", "image_id", "annotation_id", "name")
     people = []
@@ -58,7 +59,8 @@ def read_people(source: Sequence[dict], rows: Iterable[int], *, skip_unreadable:
             continue
         people.append([record[name] for name in names])
     *columns, labels = zip(*people, strict=True)
-    return People(*(np.stack(column) for column in columns), labels)
+    index, keypoints, visibility, box, area, image_id, annotation_id = map(np.stack, columns)
+    return People(index, keypoints, visibility, box, area, image_id, annotation_id, labels)
 
 
 def mean_pose(people: People) -> np.ndarray:
@@ -75,7 +77,7 @@ def place_pose(pose: np.ndarray, people: People) -> np.ndarray:
     return boxes[..., :2] + pose * (boxes[..., 2:] - boxes[..., :2])
 
 
-def mean_pose_of(source: Sequence[dict], *, num_people: int = 5000) -> np.ndarray:
+def mean_pose_of(source: Records, *, num_people: int = 5000) -> np.ndarray:
     """[K, 2]: the average pose in the box, in shares of its sides, of at most so many people."""
     rows = evenly_spaced(len(source), num_people)
     return mean_pose(read_people(source, rows, skip_unreadable=True))

@@ -7,7 +7,7 @@ Okabe and Ito (2008), which stay apart for colour-blind readers: left orange, ri
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -126,7 +126,7 @@ def mining_curves(lines: Sequence[dict], *, num_keypoints: int) -> Figure:
     with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 3.9), layout="constrained")
         share_axes, number_axes = figure.subplots(1, 2)
-        panel = dict(title="Kept by mining", label="share")
+        panel: dict[str, Any] = dict(title="Kept by mining", label="share")
         kinds = [("loss_captured", "of the loss", ORANGE), ("fraction_kept", "of the labelled joints", BLUE)]
         for key, name, colour in kinds:
             charts.line_panel(share_axes, *series(lines, key), colour=colour, line_label=name, **panel)
@@ -336,7 +336,8 @@ def _true_and_predicted(
     guess = draw_skeleton(image, predicted, np.ones_like(labelled), skeleton)
     wrong = misses & labelled & ~np.asarray(example.correct, dtype=bool)
     for index in np.flatnonzero(wrong):
-        cv2.line(guess, *_fixed(target[index], predicted[index]), (220, 20, 60), 2, cv2.LINE_AA, _BITS)
+        start, end = _fixed(target[index], predicted[index])
+        cv2.line(guess, start, end, (220, 20, 60), 2, cv2.LINE_AA, _BITS)
     return [true, guess]
 
 
@@ -345,18 +346,16 @@ _BITS = 4
 
 def _fixed(*points: np.ndarray) -> list[tuple[int, int]]:
     """OpenCV's fixed-point coordinates, kept in the range where they do not overflow."""
-    return [
-        tuple(int(value) for value in np.clip(np.round(point * 2**_BITS), -(2**24), 2**24))
-        for point in points
-    ]
+    clipped = (np.clip(np.round(point * 2**_BITS), -(2**24), 2**24) for point in points)
+    return [(int(x), int(y)) for x, y in clipped]
 
 
 def _limb(
     canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple[int, int, int], thickness: int
 ) -> None:
-    start, end = _fixed(start, end)
-    cv2.line(canvas, start, end, (0, 0, 0), thickness + 2, cv2.LINE_AA, _BITS)
-    cv2.line(canvas, start, end, colour, thickness, cv2.LINE_AA, _BITS)
+    first, last = _fixed(start, end)
+    cv2.line(canvas, first, last, (0, 0, 0), thickness + 2, cv2.LINE_AA, _BITS)
+    cv2.line(canvas, first, last, colour, thickness, cv2.LINE_AA, _BITS)
 
 
 def _joint(

@@ -1,6 +1,7 @@
 """From images to keypoints in pixels of the originals."""
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ def make_predict(
     skeleton: Skeleton,
     *,
     sigma: float,
-    decode: str,
+    decode: Literal["dark", "quarter", "argmax"],
     flip_test: bool,
     inputs: Inputs = OWN_INPUTS,
 ) -> Callable[[dict, jax.Array], dict[str, jax.Array]]:

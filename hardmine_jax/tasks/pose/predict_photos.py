@@ -86,7 +86,7 @@ def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None) -> list[Phot
     photos = []
     for position, path in enumerate(paths, start=1):
         encoded, image = _read_image(path, upright=boxes is None)
-        image_id = photo_id(path, position)
+        image_id: int | str = photo_id(path, position)
         if boxes is None:
             height, width = image.shape[:2]
             whole = Box((-0.5, -0.5, width - 0.5, height - 0.5))
@@ -152,7 +152,7 @@ def predict_photos(run: TrainedRun, photos: Sequence[Photo]) -> list[np.ndarray]
         filled = part + [part[-1]] * (batch - len(part))
         outputs = jax.device_get(predict(run.variables, np.stack([crop["image"] for crop in filled])))
         for crop, points, scores in zip(part, outputs["keypoints"], outputs["scores"], strict=False):
-            original = apply_affine(np.float64(crop["inverse"]), np.float64(points))
+            original = apply_affine(np.asarray(crop["inverse"], np.float64), np.asarray(points, np.float64))
             found.append(np.column_stack([original, scores]))
     ends = np.cumsum([len(photo.boxes) for photo in photos])[:-1]
     return np.split(np.reshape(found, (len(found), skeleton.num_keypoints, 3)), ends)
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray]:
     encoded, image = read_photo(path)
     turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if not upright or np.array_equal(turned, image[..., ::-1]):
+    if not upright or turned is None or np.array_equal(turned, image[..., ::-1]):
         return encoded, image
     # Crops are made from the bytes, and without regard to EXIF, as in training.
     return cv2.imencode(".png", turned)[1].tobytes(), cv2.cvtColor(turned, cv2.COLOR_BGR2RGB)

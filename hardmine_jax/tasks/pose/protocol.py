@@ -5,7 +5,7 @@ Keypoints and boxes are in pixels of the original images.
 
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from hardmine_jax.data.pose import coco_truth, mpii, person_boxes
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.pose import pck_correct
+from hardmine_jax.tasks.pose.config import Config
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.people import People
 from hardmine_jax.tasks.pose.score import coco_annotations, mean_where, score_boxes
 
 # The joints of each group that MPII's published tables have; pelvis and thorax are in none, nor in the mean.
@@ -39,7 +41,7 @@ class Protocol(NamedTuple):
     heads: mpii.Truth | None = None
 
 
-def prepare_protocol(config, dataset: PoseDataset) -> Protocol:
+def prepare_protocol(config: Config, dataset: PoseDataset) -> Protocol:
     """Reads what `config.boxes` and MPII's files hold, before anything is trained for it.
 
     Raises:
@@ -60,33 +62,43 @@ def prepare_protocol(config, dataset: PoseDataset) -> Protocol:
 
 
 def score_protocol(
-    protocol: Protocol, config, dataset: PoseDataset, evaluator: Evaluator, state, evaluated
-) -> dict:
+    protocol: Protocol,
+    config: Config,
+    dataset: PoseDataset,
+    evaluator: Evaluator,
+    state: Any,
+    evaluated: tuple[People, np.ndarray, np.ndarray],
+) -> dict[str, Any]:
     """What goes into result.json: `detections`, COCO's ten numbers on the boxes, and `pckh`.
 
     Args:
       evaluated: what `evaluator.run(state)` gave.
     """
     people, keypoints, _ = evaluated
-    result = {}
+    result: dict[str, Any] = {}
     if protocol.heads is not None:
         result["pckh"] = score_heads(keypoints, people.annotation_id, protocol.heads)
     if protocol.boxes is not None:
         found = evaluator.run_boxes(state, protocol.boxes)
         annotations = protocol.annotations or coco_annotations(people)
-        sides = dict(size=config.image_size, padding=config.augment.padding)
-        skeleton = dataset.skeleton
-        result["detections"] = score_boxes(*found, protocol.boxes, annotations, skeleton, **sides)
+        result["detections"] = score_boxes(
+            *found,
+            protocol.boxes,
+            annotations,
+            dataset.skeleton,
+            size=config.image_size,
+            padding=config.augment.padding,
+        )
     return result
 
 
-def _truth(config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict]]:
+def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict]]:
     """The pictures that boxes may lie on, and all that COCO annotates there; nothing where it is not COCO."""
     shown = person_boxes.SourceImages(dataset.validation)
     if config.dataset != "coco":
         return shown, []
     file, apart = _validation_file(config)
-    images = person_boxes.CocoImages(file) if apart else shown
+    images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
     annotations, skipped = coco_truth.annotations(
         file,
         num_keypoints=dataset.skeleton.num_keypoints,
@@ -97,7 +109,7 @@ def _truth(config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict
     return images, annotations
 
 
-def _validation_file(config) -> tuple[coco_json.File, bool]:
+def _validation_file(config: Config) -> tuple[coco_json.File, bool]:
     """The COCO file with the validation images, and whether it has only these."""
     if config.annotations is None:
         folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)
@@ -105,8 +117,8 @@ def _validation_file(config) -> tuple[coco_json.File, bool]:
         path = folder / "annotations" / "person_keypoints_val2017.json"
         return coco_json.load_file(path, folder / "val2017"), True
     if config.validation_annotations is not None:
-        folder = config.validation_images or config.images
-        return coco_json.load_file(config.validation_annotations, folder), True
+        images = config.validation_images or config.images
+        return coco_json.load_file(config.validation_annotations, images), True
     return coco_json.load_file(config.annotations, config.images), False
 
 
@@ -133,8 +145,8 @@ def score_heads(
     """
     target, where, head_sizes = (array[annotation_ids] for array in truth)
     with np.errstate(over="ignore"):  # Numbers of a damaged file: infinitely far is wrong, too.
-        predicted, head_sizes = np.float32(predicted), np.float32(head_sizes)
-        target = np.float32(np.where(where[..., None], target, 0.0))
+        predicted, head_sizes = np.asarray(predicted, np.float32), np.asarray(head_sizes, np.float32)
+        target = np.asarray(np.where(where[..., None], target, 0.0), np.float32)
 
     def correct(fraction: float) -> np.ndarray:
         found = pck_correct(predicted, target, reference=head_sizes, fraction=fraction, where=where)
@@ -147,5 +159,6 @@ def score_heads(
     }
     for group, joints in _GROUPS.items():
         shares = [mean_where(half[:, joint], where[:, joint]) for joint in joints]
-        result[group] = None if None in shares else sum(shares) / len(shares)
+        known = [share for share in shares if share is not None]
+        result[group] = sum(known) / len(known) if len(known) == len(shares) else None
     return result

@@ -52,8 +52,8 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
     batches = make_batches(config, dataset)
     starting = functools.partial(begin, run, functions)
     with open_run(run, state, batches, best_metric="pck", begin=starting) as opened:
-        if opened.restored and (run.workdir / "config.json").exists():
-            tell_changes(run.workdir, load_config(run.workdir)[0], config)
+        if opened.restored and (run.folder / "config.json").exists():
+            tell_changes(run.folder, load_config(run.folder)[0], config)
         evaluator = make_evaluator(config, dataset, parallel, functions.predict)
         finishing = functools.partial(finish, config, dataset, protocol, evaluator)
         if run.eval_only:
@@ -121,25 +121,25 @@ def finish(
         return None
     baseline = place_pose(mean_pose_of(dataset.train), people)
     result["mean_pose_pck"] = pck(baseline, people)
-    lines = training.read_metrics(config.run.workdir / "metrics.jsonl")
+    lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     for name, rate in zip(skeleton.names, mean_unit_rates(lines, skeleton.num_keypoints), strict=True):
         result["per_joint"][name]["unit_rate"] = rate
     result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
-    write_json(config.run.workdir / "result.json", result)
+    write_json(config.run.folder / "result.json", result)
     hardest = np.argsort(mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)
-    hardest, typical = (evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical))
+    shown = [evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical)]
     notes = [dataset.skipped.report()] if dataset.skipped.count else []
     if unreadable:
         notes.append(
             f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
         )
     path = report.write_report(
-        config.run.workdir / "report.html",
+        config.run.folder / "report.html",
         title=f"Pose on {dataset.name}: {config.model}, {config.mining}",
         config=plain(config),
         result=result,
-        pictures=pictures.report_pictures(lines, result, skeleton, hardest, typical),
+        pictures=pictures.report_pictures(lines, result, skeleton, *shown),
         notes=notes,
     )
     rich.print(report.result_table(result))
