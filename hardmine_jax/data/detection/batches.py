@@ -51,8 +51,14 @@ def train_images(
       ValueError: a number out of its range; while reading, an image with more objects than `max_boxes`.
     """
     _check(size, max_boxes, max_proposals)
-    limits = {"max_boxes": max_boxes, "max_proposals": max_proposals}
-    return functools.partial(_train_example, proposals=proposals, size=size, config=config, **limits)
+    return functools.partial(
+        _train_example,
+        proposals=proposals,
+        size=size,
+        config=config,
+        max_boxes=max_boxes,
+        max_proposals=max_proposals,
+    )
 
 
 def evaluation_images(
