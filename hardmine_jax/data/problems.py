@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Iterable
 
+from hardmine_jax.errors import UserError
+
 # Marks that join letters into one are part of some languages' words.
 _JOINERS = "\u200c\u200d"
 _MAX_MESSAGE = 2000
 _MAX_NAME = 200
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used at all; one line that names the path and says what to do.
 
     >>> print(DataError("no category\\nof that name"))
@@ -21,7 +23,7 @@ class DataError(ValueError):
         super().__init__(shorten(printable(message), _MAX_MESSAGE))
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UserError):
     """A record's image bytes are no whole JPEG or PNG, or the record itself is damaged."""
 
 

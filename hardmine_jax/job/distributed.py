@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import HEARTBEAT_SECONDS, end_job
 from hardmine_jax.job.exchange import barrier, is_main
 from hardmine_jax.job.lookout import watch
@@ -47,10 +48,10 @@ def joined(
         `ending.restart_may_mend` it; None for a crash, exit code 1 and the traceback.
 
     Raises:
-      ValueError: some of the three are missing or senseless, or no cluster was found.
+      UserError: some of the three are missing or senseless, or no cluster was found.
     """
     if patience < 0:
-        raise ValueError(f"patience={patience} < 0: give seconds, or 0 to wait for ever")
+        raise UserError(f"patience={patience} < 0: give seconds, or 0 to wait for ever")
     _initialise(coordinator, num_processes, process_id)
     over = threading.Event()
     arguments = (over, patience or math.inf, threading.get_ident())
@@ -71,19 +72,19 @@ def joined(
 def _initialise(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = (coordinator, num_processes, process_id)
     if None in given and given != (None, None, None):
-        raise ValueError("give all of --coordinator, --num-processes and --process-id, or none of them")
+        raise UserError("give all of --coordinator, --num-processes and --process-id, or none of them")
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[2].isdecimal():
-            raise ValueError(f"--coordinator {coordinator}: give HOST:PORT of process 0")
+            raise UserError(f"--coordinator {coordinator}: give HOST:PORT of process 0")
         if not 0 <= process_id < num_processes:
-            raise ValueError(f"--process-id {process_id} must lie in 0 .. {num_processes - 1}")
+            raise UserError(f"--process-id {process_id} must lie in 0 .. {num_processes - 1}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM for itself, also where nothing is there to save yet.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"--distributed found no cluster ({error}): give --coordinator HOST:PORT --num-processes N "
             "--process-id I"
         ) from error

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.exchange import client
 
 # A process that is not heard for so many seconds is dead; JAX then ends the others, naming it.
@@ -25,6 +26,8 @@ _HEARD_SECONDS = 10.0
 _FAILED, _HEARD = "hardmine/failed/", "hardmine/heard/"
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED,
             errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)  # fmt: skip
+# How XLA's runtime begins its messages.
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|DATA_LOSS)\b")
 # What JAX says in a process whose peer or coordinator went away.
 _PEER_LOST = ("gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED", "onnection", "eer ")
 
@@ -55,13 +58,21 @@ def is_passing(error: BaseException | None) -> bool:
     return number in _PASSING
 
 
+def is_from_runtime(error: BaseException) -> bool:
+    """Whether XLA's runtime says it, of another process that is gone or of a device: nobody's mistake.
+
+    Gloo's come as ValueErrors. The job can go on when it is started again.
+    """
+    known = isinstance(error, ValueError) and not isinstance(error, UserError)
+    return (known or isinstance(error, jax.errors.JaxRuntimeError)) and bool(_STATUS.match(str(error)))
+
+
 def end_job(error: BaseException, line: str | None) -> NoReturn:
     """Tells the other processes, and ends this one once they know."""
     number = jax.process_index()
     code = 1 if line is None or restart_may_mend(error) else 2
-    # Gloo's come as ValueErrors.
-    from_below = line is None and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    if from_below and any(said in str(error) for said in _PEER_LOST):
+    from_below = isinstance(error, jax.errors.JaxRuntimeError) or is_from_runtime(error)
+    if line is None and from_below and any(said in str(error) for said in _PEER_LOST):
         lost = f"process {number}: lost another process ({_first_line(error)})"
         say(lost)
         # Meanwhile the one that failed is heard, or JAX names the one that died, and ends this process.
@@ -73,7 +84,7 @@ def end_job(error: BaseException, line: str | None) -> NoReturn:
     if not declare(code, said):
         # Another failed first, most often of the same; the watcher ends this process.
         time.sleep(_HEARD_SECONDS)
-    say(said if line else f"{said}\n{''.join(traceback.format_exception(error))}")
+    say(said if line else f"{said}\n{''.join(traceback.format_exception(error))}".rstrip())
     wait_until_heard()
     exit_now(code)
 
@@ -128,7 +139,7 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A metric of a training step, or a weight after it, is NaN or infinite.
 
     Attributes:

@@ -16,6 +16,7 @@ import numpy as np
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.activity import waiting
 from hardmine_jax.job.json_state import decode_json, encode_json
 
@@ -70,12 +71,12 @@ def barrier(what: str) -> None:
 
 
 def check_same(values: dict[str, Any]) -> None:
-    """Raises ValueError naming the first of the values that is not the same in every process."""
+    """Raises UserError naming the first of the values that is not the same in every process."""
     first, *others = gather(values, "check")
     for number, other in enumerate(others, start=1):
         for name in values:
             if other.get(name) != first.get(name):
-                raise ValueError(
+                raise UserError(
                     f"{name}: process 0 has {_short(first.get(name))}, process {number} has "
                     f"{_short(other.get(name))}: start every process with the same flags, code and data"
                 )

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.errors import UserError
+
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -23,7 +25,7 @@ _LEAVES = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be read, or are of another network; one line that says what is wrong."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hardmine_jax.data.problems import Skipped
+from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import Dataclass, plain
 
 
@@ -23,14 +24,14 @@ def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[
 
 
 def check_counts(config: object, least: Mapping[str, int]) -> None:
-    """Raises ValueError for a flag below its least value."""
+    """Raises UserError for a flag below its least value."""
     for name, low in least.items():
         if getattr(config, name) < low:
-            raise ValueError(f"{flag(name)} {getattr(config, name)} must be at least {low}")
+            raise UserError(f"{flag(name)} {getattr(config, name)} must be at least {low}")
 
 
 def check_data_flags(config: object, used: Mapping[str, tuple[str, ...]], kind: str, advice: str) -> None:
-    """Raises ValueError for a flag that is given and means nothing to the dataset.
+    """Raises UserError for a flag that is given and means nothing to the dataset.
 
     Args:
       used: for each kind of dataset the flags that it reads.
@@ -38,7 +39,7 @@ def check_data_flags(config: object, used: Mapping[str, tuple[str, ...]], kind: 
     """
     for name in sorted({name for names in used.values() for name in names} - {*used[kind]}):
         if getattr(config, name) is not None:
-            raise ValueError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
+            raise UserError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
 
 
 def tell_skipped(skipped: Skipped) -> None:

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 
 from hardmine_jax.data.images import decode_image, read_file, why_not_decoded
+from hardmine_jax.errors import UserError
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """Something that was given cannot be used; one line."""
 
 

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from hardmine_jax import training
+from hardmine_jax.errors import UserError
 from hardmine_jax.job import distributed, exchange
 from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
-from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
+from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone
 from hardmine_jax.training.loop import Batches
@@ -39,7 +40,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
 
     def run_joined() -> None:
         where = {name: getattr(run, name) for name in ("coordinator", "num_processes", "process_id")}
-        with distributed.joined(**where, patience=run.patience, explain=explain):
+        with distributed.joined(**where, patience=run.patience, explain=explain), bugs_marked():
             check_processes(config)
             noted_body()
 
@@ -84,7 +85,7 @@ _OF_A_PROCESS = (
 
 
 def check_processes(config: Dataclass) -> None:
-    """Raises ValueError where the processes have different flags or numbers of devices."""
+    """Raises UserError where the processes have different flags or numbers of devices."""
     flags = {flag(name): value for name, value in plain(config).items() if name not in _OF_A_PROCESS}
     exchange.check_same({**flags, "number of devices": jax.local_device_count()})
 
@@ -111,7 +112,7 @@ class Stream(Batches, Protocol):
 
 
 def check_data(dataset: Splits) -> None:
-    """Raises ValueError where the processes have read different data."""
+    """Raises UserError where the processes have read different data."""
     exchange.check_same({"training examples": len(dataset.train), "validation": len(dataset.validation)})
 
 
@@ -148,7 +149,7 @@ def open_run(
 
     Raises:
       CheckpointError: another model's, or --eval-only without a checkpoint and without --init-from.
-      ValueError: the run is beyond --steps.
+      UserError: the run is beyond --steps.
     """
     if not (run.resume or run.eval_only):
         exchange.from_main(lambda: start_anew(run.folder), "start anew")
@@ -169,7 +170,7 @@ def open_run(
             return
         print(f"resuming from step {restored.step} of {run.workdir}")
         if not run.eval_only and restored.step > run.length:
-            raise ValueError(
+            raise UserError(
                 f"{run.workdir} is at step {restored.step}, beyond --steps {run.steps}: give more "
                 "--steps, --eval-only, or --no-resume to start anew"
             )
@@ -193,13 +194,13 @@ def check_run(run: RunConfig) -> None:
 
     Raises:
       CheckpointError: --eval-only where nothing was trained, and without --init-from.
-      ValueError: --init-from of a file that is not there.
+      UserError: --init-from of a file that is not there.
     """
     begun = exchange.from_main((run.folder / "config.json").exists, "begun")
     if run.eval_only and not begun and run.init_from is None:
         raise training.CheckpointError(f"{run.workdir} has no run to evaluate: train there first")
     if run.init_from is not None and not run.init_from.exists() and not (begun and run.resume):
-        raise ValueError(f"--init-from {run.init_from}: no such file or folder")
+        raise UserError(f"--init-from {run.init_from}: no such file or folder")
 
 
 def start_anew(workdir: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.training import OptimizerConfig
@@ -96,29 +97,29 @@ def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
 
 
 def check_run_config(run: RunConfig) -> None:
-    """Raises ValueError for a number out of its range, and for a batch that devices cannot share."""
+    """Raises UserError for a number out of its range, and for a batch that devices cannot share."""
     least = {"accumulate": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
     check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
     if run.seed >= 2**32:
-        raise ValueError(f"--seed {run.seed} must be below 2**32")
+        raise UserError(f"--seed {run.seed} must be below 2**32")
     if not 0 <= run.ema_decay < 1:
-        raise ValueError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+        raise UserError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
     num_devices = jax.device_count()
     parts = num_devices * run.accumulate
     if run.batch_size < 1 or run.batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
             f"--accumulate {run.accumulate}: use a multiple of {parts}"
         )
 
 
 def check_alone(run: RunConfig) -> None:
-    """Raises ValueError for a flag of --distributed without it."""
+    """Raises UserError for a flag of --distributed without it."""
     patience = None if run.patience == PATIENCE_SECONDS else run.patience
     given = {name: getattr(run, name) for name in ("coordinator", "num_processes", "process_id")}
     for name, value in {**given, "patience": patience}.items():
         if value is not None:
-            raise ValueError(f"{flag(name)} means nothing without --distributed: add it")
+            raise UserError(f"{flag(name)} means nothing without --distributed: add it")
 
 
 class Shard(NamedTuple):

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import is_passing
 from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
@@ -32,7 +33,7 @@ from hardmine_jax.training.state import TrainState
 _LITTLE = 2**16
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message is one line and says what to do."""
 
 

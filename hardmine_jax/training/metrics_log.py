@@ -19,6 +19,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
+from hardmine_jax.errors import UserError
+
 # A flush waits for the disk.
 _FLUSH_SECONDS = 10.0
 
@@ -165,7 +167,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):  # Cut off, no UTF-8, nested deeper than Python's stack ...
             break
         if not _is_line(line):
-            raise ValueError(f"{file} is no metrics.jsonl of a training run: move it out of the way")
+            raise UserError(f"{file} is no metrics.jsonl of a training run: move it out of the way")
         lines.append(line)
     return lines
 

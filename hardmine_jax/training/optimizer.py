@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hardmine_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -39,7 +41,7 @@ class OptimizerConfig:
         choices = {"name": ("adam", "adamw", "sgd"), "schedule": ("constant", "step", "cosine")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field}={getattr(self, field)!r}: use one of {', '.join(allowed)}")
+                raise UserError(f"{field}={getattr(self, field)!r}: use one of {', '.join(allowed)}")
         limits = {
             "learning_rate": (self.learning_rate > 0, "> 0"),
             "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
@@ -54,7 +56,7 @@ class OptimizerConfig:
         }
         for field, (fine, wanted) in limits.items():
             if not fine:
-                raise ValueError(f"{field}={getattr(self, field)}: has to be {wanted}")
+                raise UserError(f"{field}={getattr(self, field)}: has to be {wanted}")
 
 
 def make_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
@@ -65,11 +67,11 @@ def make_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
     (1.0, 0.1)
 
     Raises:
-      ValueError: the warm-up is as long as the run.
+      UserError: the warm-up is as long as the run.
     """
     warmup = config.warmup_steps
     if warmup and warmup >= steps:
-        raise ValueError(f"warmup_steps={warmup} >= steps={steps}: shorten the warm-up or train longer")
+        raise UserError(f"warmup_steps={warmup} >= steps={steps}: shorten the warm-up or train longer")
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.job.activity import waiting, working
 from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.training.state import TrainState
@@ -147,7 +148,7 @@ def parallelise(
       devices: all of them by default.
 
     Raises:
-      ValueError: an unknown kind.
+      UserError: an unknown kind.
     """
     devices = _all_devices() if devices is None else list(devices)
     if kind == "auto":
@@ -161,7 +162,7 @@ def parallelise(
     elif kind == "shard_map":
         step = jax.jit(_shard_map(make_step(AXIS), mesh, out_specs=PartitionSpec()), donate_argnums=0)
     else:
-        raise ValueError(f"kind={kind!r}: use one of auto, jit, pmap, shard_map")
+        raise UserError(f"kind={kind!r}: use one of auto, jit, pmap, shard_map")
     return Parallel(kind, mesh, step)
 
 

@@ -1,23 +1,101 @@
-"""What is the user's to mend ends with 2 and one line; what a restart may mend, and bugs, do not."""
+"""What is the user's to mend ends with 2 and one line; a bug with 1, its traceback and a line of its own."""
 
+import json
+import sys
+
+import jax
+import numpy as np
 import pytest
 
+import hardmine_jax
 from hardmine_jax import training
-from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.data.problems import DataError, UnreadableImage
+from hardmine_jax.errors import UserError
+from hardmine_jax.job import distributed, ending
+from hardmine_jax.models.torch_weights import WeightsError
+from hardmine_jax.tasks import run
+from hardmine_jax.tasks.exit_codes import explain, run_to_exit_code
+from hardmine_jax.tasks.photos import InputError
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.run_config import RunConfig
+
+BUG = f"this is a bug in hardmine_jax {hardmine_jax.__version__}: please report it with the lines above"
 
 
 def _raise(error):
     raise error
 
 
-def test_mistakes_are_one_line_and_exit_code_2(capsys):
+@pytest.mark.parametrize("kind", [UserError, DataError, UnreadableImage, WeightsError, InputError,
+                                  training.CheckpointError])  # fmt: skip
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(kind, capsys):
+    def raise_from_another():
+        try:
+            json.loads("{")
+        except ValueError as error:
+            raise kind("a.json is no JSON") from error
+
+    assert issubclass(kind, UserError) and issubclass(kind, ValueError)
+    assert run_to_exit_code(lambda: _raise(kind("--k 0 must be at least 1"))) == 2
+    assert capsys.readouterr().err == "error: --k 0 must be at least 1\n"
+    assert run_to_exit_code(raise_from_another) == 2
+    assert capsys.readouterr().err == "error: a.json is no JSON\n"
+
+
+def test_what_the_system_says_is_one_line_and_exit_code_2(capsys):
     assert run_to_exit_code(lambda: None) == 0
-    assert run_to_exit_code(lambda: _raise(ValueError("--k 0 must be at least 1"))) == 2
     assert run_to_exit_code(lambda: _raise(FileNotFoundError(2, "no such file", "a.json"))) == 2
+    assert run_to_exit_code(lambda: _raise(OSError(28, "No space left on device"))) == 2
     assert run_to_exit_code(lambda: _raise(MemoryError())) == 2
+    assert run_to_exit_code(lambda: _raise(RuntimeError("Unable to initialize backend 'tpu': none"))) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+
+
+def _unpack():
+    first, _ = [1, 2, 3]
+    return first
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (lambda: np.zeros(3) + np.zeros(4), "ValueError: operands could not be broadcast"),
+        (_unpack, "ValueError: too many values to unpack"),
+        (lambda: list(zip([1], [1, 2], strict=True)), "ValueError: zip() argument 2 is longer"),
+        (lambda: {}["a"], "KeyError: 'a'"),
+        (lambda: _raise(OSError("no number: not of the system")), "OSError: no number"),
+    ],
+    ids=["broadcast", "unpack", "zip", "KeyError", "OSError"],
+)
+def test_a_bug_is_its_traceback_and_a_line_that_says_so_and_exit_code_1(body, said, capsys):
+    assert run_to_exit_code(body) == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback") and last == BUG
+    assert run_to_exit_code(body) == 1
+    assert f"\n{said}" in capsys.readouterr().err
+
+
+def test_a_bug_ends_a_whole_job_with_exit_code_1(monkeypatch, capsys, tmp_path):
+    ended = []
+    monkeypatch.setattr(distributed, "_initialise", lambda *given: None)
+    monkeypatch.setattr(distributed, "watch", lambda *given: None)
+    for name, value in {"declare": lambda code, said: ended.append((code, said)) or True, "say": print,
+                        "wait_until_heard": lambda: None}.items():  # fmt: skip
+        monkeypatch.setattr(ending, name, value)
+    monkeypatch.setattr(ending, "exit_now", sys.exit)
+    monkeypatch.setattr(run, "check_processes", lambda config: None)
+    config = RunConfig(workdir=tmp_path, distributed=True)
+    with pytest.raises(SystemExit) as exit_code:
+        run.run_training(config, config, lambda: np.zeros(3) + np.zeros(4))
+    said = capsys.readouterr().out.splitlines()
+    assert exit_code.value.code == 1 and [code for code, _ in ended] == [1]
+    assert said[0].startswith("process 0: ValueError: operands") and said[-1] == BUG
+    assert said[1].startswith("Traceback")
+    with pytest.raises(SystemExit) as exit_code:
+        run.run_training(config, config, lambda: _raise(DataError("no file a.json")))
+    assert exit_code.value.code == 2
+    assert capsys.readouterr().out == "process 0: error: no file a.json\n"
 
 
 def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
@@ -28,8 +106,13 @@ def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "error",
-    [training.NonFiniteError(7, "loss", float("nan")), OSError(116, "Stale file handle", "a.jpg")],
-    ids=["NaN", "storage"],
+    [
+        training.NonFiniteError(7, "loss", float("nan")),
+        OSError(116, "Stale file handle", "a.jpg"),
+        # As tensorstore says it.
+        ValueError("NOT_FOUND: Error reading ... [os_error_code='5'] [source locations='...']"),
+    ],
+    ids=["NaN", "storage", "tensorstore"],
 )
 def test_what_passes_is_one_line_and_exit_code_1_which_launchers_restart(error, capsys):
     assert run_to_exit_code(lambda: _raise(error)) == 1
@@ -43,11 +126,11 @@ def test_what_passes_is_one_line_and_exit_code_1_which_launchers_restart(error, 
         # As gloo says it when another process of the job has died.
         ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4711"),
         ValueError("UNAVAILABLE: failed to connect to all addresses"),
-        KeyError("a bug"),
+        jax.errors.JaxRuntimeError("INTERNAL: the device is gone"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda error: str(error).split(":")[0],
 )
-def test_what_a_restart_may_mend_and_bugs_are_no_mistake_of_the_users(error, capsys):
-    with pytest.raises(type(error)):
-        run_to_exit_code(lambda: _raise(error))
-    assert capsys.readouterr().err == ""
+def test_what_the_runtime_says_of_others_is_nobodys_mistake_and_no_bug(error, capsys):
+    assert explain(error) is None and run_to_exit_code(lambda: _raise(error)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and str(error) in said and BUG not in said

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from hardmine_jax.data.images import decode_smaller, jitter
+from hardmine_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DetectionAugmentConfig:
       colour: strength of brightness, contrast and saturation changes; 0.2 is 80 to 120 %, 0 is off.
 
     Raises:
-      ValueError: a probability outside 0..1, a short side below 1, a colour outside 0..1 (1 excluded).
+      UserError: a probability outside 0..1, a short side below 1, a colour outside 0..1 (1 excluded).
     """
 
     short_sides: tuple[int, ...] = ()
@@ -37,11 +38,11 @@ class DetectionAugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip_probability", "vertical_flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")
+                raise UserError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")
         if any(side < 1 for side in self.short_sides):
-            raise ValueError(f"short_sides={self.short_sides} must be 1 pixel or more each")
+            raise UserError(f"short_sides={self.short_sides} must be 1 pixel or more each")
         if not 0 <= self.colour < 1:
-            raise ValueError(f"colour={self.colour} must be in 0..1, 1 excluded")
+            raise UserError(f"colour={self.colour} must be in 0..1, 1 excluded")
 
 
 def augment_image(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from hardmine_jax.data.images import decode_smaller, jitter
+from hardmine_jax.errors import UserError
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import (
     affine_matrix,
@@ -40,7 +41,7 @@ class AugmentConfig:
       padding: the crop is the person's box times this.
 
     Raises:
-      ValueError: a probability outside 0..1, a scale outside 0..1 (1 excluded), or another negative number.
+      UserError: a probability outside 0..1, a scale outside 0..1 (1 excluded), or another negative number.
     """
 
     scale: float = 0.35
@@ -55,12 +56,12 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("rotation_probability", "flip_probability", "half_body_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")
+                raise UserError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")
         if not (0 <= self.scale < 1 and 0 <= self.colour < 1):
-            raise ValueError(f"scale={self.scale} and colour={self.colour} must be in 0..1, 1 excluded")
+            raise UserError(f"scale={self.scale} and colour={self.colour} must be in 0..1, 1 excluded")
         if not (self.rotation >= 0 and self.padding > 0 and self.half_body_min >= 1):
             wanted = "rotation >= 0, padding > 0 and half_body_min >= 1"
-            raise ValueError(f"{self} must have {wanted}")
+            raise UserError(f"{self} must have {wanted}")
 
 
 def augment(

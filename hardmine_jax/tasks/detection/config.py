@@ -14,6 +14,7 @@ from hardmine_jax.data.detection.augment import DetectionAugmentConfig
 from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.errors import UserError
 from hardmine_jax.models import fast_rcnn
 from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
 from hardmine_jax.tasks.detection import networks
@@ -146,18 +147,18 @@ def settle(config: Config) -> Config:
     check_counts(config, {"evaluate_images": 1, "k": 1, "rounds": 1, "max_detections": 1})
     check_run_config(config.run)
     if config.search.max_proposals < config.k:
-        raise ValueError(
+        raise UserError(
             f"--k {config.k} is more than --search.max-proposals {config.search.max_proposals}: lower --k"
         )
     if any(side < 32 or side % 16 for side in config.image_size):
-        raise ValueError(
+        raise UserError(
             f"--image-size {config.image_size}: height and width must be multiples of 16, and 32 or more"
         )
     for name in ("nms", "test_nms", "min_score"):
         if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{flag(name)} {getattr(config, name)} must lie in 0 .. 1")
+            raise UserError(f"{flag(name)} {getattr(config, name)} must lie in 0 .. 1")
     if config.mining == "bootstrap" and config.rounds > config.run.length:
-        raise ValueError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
+        raise UserError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
     return config
 
 
@@ -169,10 +170,10 @@ def settle_with_data(config: Config, dataset: DetectionDataset) -> Config:
         )
     most = max(int(source.objects_per_image.max()) for source in (dataset.train, dataset.validation))
     if config.max_boxes is not None and config.max_boxes < most:
-        raise ValueError(f"--max-boxes {config.max_boxes}: an image of {dataset.name} has {most}: give more")
+        raise UserError(f"--max-boxes {config.max_boxes}: an image of {dataset.name} has {most}: give more")
     numbers = len(dataset.train) * config.search.max_proposals
     if config.mining == "bootstrap" and numbers >= 2**31:
-        raise ValueError(
+        raise UserError(
             f"--mining bootstrap numbers {numbers} proposals in 31 bits: lower --search.max-proposals"
         )
     return dataclasses.replace(config, max_boxes=config.max_boxes or max(most, 1))

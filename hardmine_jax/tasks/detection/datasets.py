@@ -44,7 +44,7 @@ def load_dataset(config: Config) -> DetectionDataset:
     """The dataset that the flags name, prepared.
 
     Raises:
-      ValueError: a flag that the dataset does not use.
+      UserError: a flag that the dataset does not use.
       DataError: there is no such data.
     """
     used = {name: row.flags for name, row in DATASETS.items()}

@@ -15,6 +15,7 @@ import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.pose.augment import AugmentConfig
+from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
@@ -184,29 +185,27 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
     k = default_k if config.k is None else config.k
     config = dataclasses.replace(config, k=k)
     if not 1 <= k <= num_keypoints:
-        raise ValueError(f"--k {k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
+        raise UserError(f"--k {k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
     if config.mining == "none" and config.k_schedule != "constant":
-        raise ValueError(
+        raise UserError(
             f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
         )
     if not 0 <= config.easy_weight < math.inf:
-        raise ValueError(f"--easy-weight {config.easy_weight} must be at least 0 and finite")
+        raise UserError(f"--easy-weight {config.easy_weight} must be at least 0 and finite")
     if config.mining == "none" and config.easy_weight:
-        raise ValueError(
+        raise UserError(
             f"--easy-weight {config.easy_weight} means nothing to --mining none, which keeps all: drop one"
         )
     if not 0 < config.k_steps <= 1:
-        raise ValueError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
+        raise UserError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
     check_run_config(config.run)
     multiple = networks.NETWORKS[config.model].side_multiple
     if any(side < multiple or side % multiple for side in config.image_size):
-        raise ValueError(
-            f"--image-size {config.image_size}: height and width must be multiples of {multiple}"
-        )
+        raise UserError(f"--image-size {config.image_size}: height and width must be multiples of {multiple}")
     check_heads(config)
     check_counts(config, {"evaluate_people": 1})
     if not (0 < config.heatmap_sigma < math.inf and config.min_loss >= 0):
-        raise ValueError(
+        raise UserError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
         )
     mirrored = config.augment.flip_probability > 0 or config.flip_test
@@ -220,31 +219,37 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
 
 
 def check_heads(config: Config) -> None:
-    """Raises ValueError for heads that the network does not have, or that would leave it untrained."""
+    """Raises UserError for heads that the network does not have, or that would leave it untrained."""
     early = networks.NETWORKS[config.model].early(config.heatmap_sigma)
     default = Config()
     for name in ("mined_heads", "supervised_heads", "global_sigmas"):
         if not early.sigmas and getattr(config, name) != getattr(default, name):
-            raise ValueError(
+            raise UserError(
                 f"{flag(name)} means nothing to {config.model} with its one set of heatmaps: drop it"
             )
     if "refine" not in config.supervised_heads:
-        raise ValueError("--supervised-heads must name refine, which is the prediction: add it")
+        raise UserError("--supervised-heads must name refine, which is the prediction: add it")
     if config.mining != "none" and not set(config.mined_heads) & set(config.supervised_heads):
-        raise ValueError(
+        raise UserError(
             f"--mined-heads {' '.join(config.mined_heads)}: none of these is supervised, so that nothing is "
             "mined: add one, or --mining none"
         )
     sigmas = config.global_sigmas
     if sigmas is not None and (len(sigmas) != len(early.sigmas) or not all(0 < s < math.inf for s in sigmas)):
-        raise ValueError(
+        raise UserError(
             f"--global-sigmas {' '.join(map(str, sigmas))}: {config.model} needs {len(early.sigmas)}, above 0"
         )
     hrnet = config.hrnet
     if hrnet != HRNetConfig() and not networks.NETWORKS[config.model].is_hrnet:
-        raise ValueError(f"--hrnet.* means nothing to {config.model}: drop it, or change --model")
+        raise UserError(f"--hrnet.* means nothing to {config.model}: drop it, or change --model")
     if not 0 <= hrnet.heatmap_branch <= 3:
-        raise ValueError(f"--hrnet.heatmap-branch {hrnet.heatmap_branch} must lie in 0 .. 3")
+        raise UserError(f"--hrnet.heatmap-branch {hrnet.heatmap_branch} must lie in 0 .. 3")
+    width = config.image_size[1] // (4 * 2**hrnet.heatmap_branch)
+    if not 0 <= config.inputs.flip_shift < width:
+        raise UserError(
+            f"--inputs.flip-shift {config.inputs.flip_shift} must lie in 0 .. {width - 1}, less than the "
+            "width of the heatmaps"
+        )
 
 
 def save_config(config: Config, skeleton: Skeleton) -> None:

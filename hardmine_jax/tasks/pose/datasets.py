@@ -64,7 +64,7 @@ def load_dataset(config: Config) -> PoseDataset:
     """The dataset that the flags name, prepared.
 
     Raises:
-      ValueError: a flag that the dataset does not use.
+      UserError: a flag that the dataset does not use.
       DataError: there is no such data.
     """
     official = config.dataset == "coco" and config.annotations is None and config.images is None
