@@ -49,7 +49,7 @@ def selective_search(
     search = _segmentation().createSelectiveSearchSegmentation()
     # OpenCV's images are BGR; its grey and HSV strategies are not the same the other way round.
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
-    _MODES[mode](search, base_k)
+    MODES[mode](search, base_k)
     found = np.asarray(search.process(), np.float32).reshape(-1, 4)
     boxes = np.unique(np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], -1), axis=0)
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= max(min_size, 1)).all(-1)]
@@ -57,7 +57,7 @@ def selective_search(
 
 
 # The smoothing before segmentation, 0.8 pixels, is the published one.
-_MODES = {
+MODES = {
     "single": lambda search, k: search.switchToSingleStrategy(k, 0.8),
     "fast": lambda search, k: search.switchToSelectiveSearchFast(k, k, 0.8),
     "quality": lambda search, k: search.switchToSelectiveSearchQuality(k, k, 0.8),
@@ -67,8 +67,8 @@ _MODES = {
 def _check(image: np.ndarray, mode: str, max_proposals: int, base_k: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"image {image.dtype} {list(image.shape)}: selective_search takes uint8 [H, W, 3]")
-    if mode not in _MODES:
-        raise ValueError(f"mode={mode!r}: choose one of {', '.join(_MODES)}")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
     if max_proposals < 1 or base_k < 1:
         raise ValueError(f"max_proposals={max_proposals} and base_k={base_k} must be 1 or more")
 

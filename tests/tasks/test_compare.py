@@ -53,6 +53,11 @@ def test_the_command_prints_both_kinds_of_table(tmp_path, capsys):
     assert "mAP@0.5" in capsys.readouterr().out
 
 
+def test_what_is_no_number_is_not_averaged(tmp_path):
+    runs = [read_run(_run(tmp_path / "a", result={"map": "high", "coco": {"AP": 0.3}}))]
+    assert rows(runs) == (["seeds", "COCO AP"], [["1", "30.0 %"]])
+
+
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 def test_folders_that_hold_no_finished_run(tmp_path, capsys, name):
     folder = _run(tmp_path / "run")

@@ -27,6 +27,7 @@ from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
 from hardmine_jax.data.records import Records
 from hardmine_jax.detection import proposals as search
+from hardmine_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchConfig:
       min_size: in pixels of the original.
 
     Raises:
-      ValueError: a scale outside 0..1 (0 excluded).
+      UserError: a scale outside 0..1 (0 excluded), an unknown mode, a number below 1.
     """
 
     mode: str = "fast"
@@ -50,7 +51,11 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
-            raise ValueError(f"scale={self.scale} must be above 0 and at most 1")
+            raise UserError(f"scale={self.scale} must be above 0 and at most 1")
+        if self.mode not in search.MODES:
+            raise UserError(f"mode={self.mode!r}: choose one of {', '.join(search.MODES)}")
+        if self.max_proposals < 1 or self.base_k < 1:
+            raise UserError(f"max_proposals={self.max_proposals} and base_k={self.base_k} must be 1 or more")
 
 
 class SourceProposals:
@@ -101,7 +106,7 @@ def prepare(
       threads: images searched at once; by default as many as there are cores.
 
     Raises:
-      ImportError: OpenCV without its contrib modules.
+      UserError: OpenCV without its contrib modules.
       DataError: the cache cannot be written.
     """
     folder = _folder(config, cache_dir)
@@ -191,7 +196,11 @@ def _make(encoded: bytes, file: pathlib.Path, config: SearchConfig) -> np.ndarra
 
 
 def search_image(encoded: bytes, config: SearchConfig) -> np.ndarray:
-    """Encoded image -> proposals float32 [P, 4] in its pixels; none where it cannot be read."""
+    """Encoded image -> proposals float32 [P, 4] in its pixels; none where it cannot be read.
+
+    Raises:
+      UserError: OpenCV without its contrib modules.
+    """
     image = decode_image(encoded)
     if image is None:
         return np.zeros((0, 4), np.float32)

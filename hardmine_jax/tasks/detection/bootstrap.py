@@ -17,6 +17,7 @@ import numpy as np
 
 from hardmine_jax import training
 from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.data.problems import DataError
 from hardmine_jax.job import exchange
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
@@ -181,6 +182,16 @@ def grow(
 
 
 def read_rounds(workdir: pathlib.Path) -> list[dict]:
-    """What was found before each round but the first; see `grow_pool`."""
+    """What was found before each round but the first; see `grow_pool`.
+
+    Raises:
+      DataError: rounds.json is damaged.
+    """
     path = workdir / "rounds.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        rounds = json.loads(path.read_text()) if path.exists() else []
+    except (ValueError, RecursionError):
+        rounds = None
+    if not isinstance(rounds, list) or not all(isinstance(found, dict) for found in rounds):
+        raise DataError(f"{path} is damaged: move it out of the way, what it says of rounds before is lost")
+    return rounds

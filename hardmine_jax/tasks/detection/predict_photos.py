@@ -22,6 +22,7 @@ import tyro
 from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import search_image
 from hardmine_jax.data.stream import ordered_batches
+from hardmine_jax.data.problems import printable
 from hardmine_jax.detection import Detections
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
@@ -113,7 +114,7 @@ def run(config: PredictConfig) -> None:
         picture = config.output / f"{name}_boxes.png"
         write_png(picture, drawn)
         results += coco_results(photo, found, classes)
-        print(f"{photo.path}: {sure.sum()} objects, {picture}")
+        print(f"{printable(str(photo.path))}: {sure.sum()} objects, {picture}")
     (config.output / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {config.output / 'detections.json'}")
 

@@ -1,7 +1,10 @@
 """Writes down what is mined on a few images, early and late."""
 
 import pathlib
-from collections.abc import Callable
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,10 +62,8 @@ class MinedRecorder:
         steps = sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
         if len(steps) < 2:
             return []
-        early, late = (
-            {**np.load(self._folder / f"{step}.npz", allow_pickle=False)} for step in (steps[0], steps[-1])
-        )
-        if early["keep"].shape != late["keep"].shape:
+        early, late = (_read(self._folder / f"{step}.npz") for step in (steps[0], steps[-1]))
+        if early is None or late is None or early["keep"].shape != late["keep"].shape:
             return []
         examples = []
         for place in np.flatnonzero(self._known["where"]):
@@ -77,3 +78,13 @@ class MinedRecorder:
             if image is not None:
                 examples.append(pictures.MinedExample(image, first, last, str(record["name"])))
         return examples
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """What was recorded; None, with a line on stderr, where the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as chosen:
+            return {name: chosen[name] for name in ("keep", "boxes", "labels")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        print(f"warning: {path} cannot be read ({error}): the report goes without it", file=sys.stderr)
+        return None

@@ -26,6 +26,7 @@ import jax.export
 import jax.numpy as jnp
 import tyro
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import write_json
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
@@ -95,8 +96,10 @@ def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) 
 def run(config: ExportConfig) -> None:
     """Reads the run, writes the two files."""
     batch = _batch(config.batch)
+    if not config.output.name:
+        raise UserError(f"--output {config.output} is a folder: name a file")
     if config.output.suffix == ".json":
-        raise ValueError(f"--output {config.output}: the description is written there, give another ending")
+        raise UserError(f"--output {config.output}: the description is written there, give another ending")
     trained = load_run(config.checkpoint)
     exported = export(trained, batch=batch, platforms=config.platforms)
     config.output.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def _batch(given: str) -> int | None:
     if given == "any":
         return None
     if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"--batch {given} must be a number of crops, 1 or more, or any")
+        raise UserError(f"--batch {given} must be a number of crops, 1 or more, or any")
     return int(given)
 
 

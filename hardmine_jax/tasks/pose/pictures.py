@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks import charts
 from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, png, series
@@ -156,7 +157,7 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
       names: the K joint names.
 
     Raises:
-      ValueError: no line carries `unit_rate`, or a line has another number of joints.
+      UserError: no line carries `unit_rate`, or a line has another number of joints.
     """
     steps, shares = _unit_rates(lines, names)
     groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
@@ -309,12 +310,12 @@ def hardest_images(
 def _unit_rates(lines: Sequence[dict], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     found = {int(line["step"]): line["unit_rate"] for line in lines if line.get("unit_rate") is not None}
     if not found:
-        raise ValueError(
+        raise UserError(
             f"none of {len(lines)} metric lines carries 'unit_rate': was the training run without mining?"
         )
     for step, rates in found.items():
         if len(rates) != len(names):
-            raise ValueError(
+            raise UserError(
                 f"step {step} has {len(rates)} unit rates for {len(names)} joints: another run's metrics?"
             )
     steps = sorted(found)

@@ -24,6 +24,7 @@ import tyro
 
 from hardmine_jax.data.coco_json import whole_id
 from hardmine_jax.data.pose.augment import evaluate_crop
+from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
@@ -202,7 +203,7 @@ def run(config: PredictConfig) -> None:
         picture = config.output / f"{name}_pose.png"
         write_png(picture, drawn)
         results += coco_results(photo, found)
-        print(f"{photo.path}: {len(found)} people, {picture}")
+        print(f"{printable(str(photo.path))}: {len(found)} people, {picture}")
     (config.output / "keypoints.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {config.output / 'keypoints.json'}")
 

@@ -14,6 +14,7 @@ from hardmine_jax.data.pose.batches import train_crops
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.stream import TrainBatches, endless_batches
+from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
@@ -152,6 +153,8 @@ def mean_unit_rates(lines: list[dict], num_keypoints: int) -> list[float | None]
     lines = [line for line in lines if line.get("unit_rate") is not None]
     if not lines:
         return [None] * num_keypoints
+    if any(np.shape(line["unit_rate"]) != (num_keypoints,) for line in lines):
+        raise UserError(f"metrics.jsonl is of a run with other keypoints than {num_keypoints}: move it away")
     weights = np.diff([0] + [line["step"] for line in lines])
     return np.average([line["unit_rate"] for line in lines], axis=0, weights=weights).tolist()
 

@@ -9,7 +9,9 @@ import pytest
 from hardmine_jax.data.detection import proposals, synthetic, voc
 from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.data.problems import DataError, UnreadableImage
+from hardmine_jax.detection import proposals as search
 from hardmine_jax.detection.boxes import iou
+from hardmine_jax.errors import UserError
 
 CONFIG = SearchConfig(scale=0.5, max_proposals=40)
 
@@ -108,8 +110,22 @@ def test_an_unwritable_cache_is_one_clear_line(source, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write the cache .*HARDMINE_CACHE"):
         proposals.prepare(source, CONFIG, cache_dir=tmp_path / "file")
-    with pytest.raises(ValueError, match="scale=1.5"):
-        SearchConfig(scale=1.5)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 1.5}, {"mode": "slow"}, {"base_k": 0}, {"max_proposals": 0}])
+def test_senseless_settings_are_named(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}={value!r}"):
+        SearchConfig(**wrong)
+
+
+def test_opencv_without_its_contrib_modules_is_the_users_to_mend(source, monkeypatch):
+    def without(*_, **__):
+        raise ImportError("pip install opencv-contrib-python-headless")
+
+    monkeypatch.setattr(search, "selective_search", without)
+    with pytest.raises(UserError, match="pip install opencv"):
+        proposals.search_image(source[0]["image"], CONFIG)
 
 
 def test_shapes_are_covered(source, tmp_path):

@@ -5,8 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from hardmine_jax.data.problems import DataError
 from hardmine_jax.job.json_state import decode_json, encode_json
-from hardmine_jax.tasks.detection.bootstrap import PooledBatches, first_pool, grow_pool, round_ends
+from hardmine_jax.tasks.detection.bootstrap import (
+    PooledBatches,
+    first_pool,
+    grow_pool,
+    read_rounds,
+    round_ends,
+)
 
 P = 10
 
@@ -93,3 +100,13 @@ def test_the_position_holds_the_pool():
 def test_rounds_fill_the_budget(steps, rounds):
     ends = round_ends(steps, rounds)
     assert ends[-1] == steps and len(ends) == rounds and (np.diff([0, *ends]) >= 1).all()
+
+
+@pytest.mark.parametrize("content", ["{", "3", "[1]", "[" * 100_000])
+def test_damaged_rounds_are_one_line(content, tmp_path):
+    assert read_rounds(tmp_path) == []
+    (tmp_path / "rounds.json").write_text('[{"round": 2}]')
+    assert read_rounds(tmp_path) == [{"round": 2}]
+    (tmp_path / "rounds.json").write_text(content)
+    with pytest.raises(DataError, match="rounds.json is damaged"):
+        read_rounds(tmp_path)

@@ -137,6 +137,7 @@ def test_a_named_checkpoint_is_taken(workdir, tmp_path):
         (["--batch", "0"], "--batch 0 must be a number of crops, 1 or more, or any"),
         (["--batch", "many"], "--batch many must be a number"),
         (["--output", "pose.json"], "give another ending"),
+        (["--output", "."], "--output . is a folder"),
     ],
 )
 def test_wrong_flags_are_one_line(workdir, capsys, arguments, message):

@@ -355,6 +355,8 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--easy-weight", 0.5, "--mining", "none"], "--easy-weight 0.5"),
         (["--easy-weight", -0.5], "--easy-weight -0.5"),
         (["--easy-weight", "nan"], "--easy-weight nan"),
+        (["--inputs.flip-shift", 16], "--inputs.flip-shift 16"),
+        (["--inputs.flip-shift", -1], "--inputs.flip-shift -1"),
         (["--keep-last", 0], "--keep-last 0"),
         (["--accumulate", 0], "--accumulate 0"),
         (["--accumulate", 3], "--accumulate 3"),
