@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,27 @@ def test_the_parent_of_errors_needs_nothing():
 def test_only_the_checkpoint_knows_orbax():
     knows = [path.name for path in FILES if any(name.split(".")[0] == "orbax" for name in _imports(path))]
     assert set(knows) <= {"checkpoint.py"}
+
+
+def _flags(path: pathlib.Path) -> list[str]:
+    """Flags of a command line in the texts of a file."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_library_function_never_names_a_flag(path):
+    if path.relative_to(PACKAGE).parts[0] not in ("tasks", "command.py"):
+        assert _flags(path) == []
+
+
+def test_the_check_itself_finds_a_flag(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        'def f(x):\n    """Not --this-one."""\n    raise ValueError(f"{x}: give --data-dir DIR, a--b")'
+    )
+    assert _flags(path) == ["--this-one", "--data-dir"]
 
 
 @pytest.mark.parametrize(

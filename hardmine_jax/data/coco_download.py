@@ -66,7 +66,7 @@ def _check_reachable(url: str) -> None:
 
 def _cannot_download(url: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
-    by_hand = f"give --data-dir DIR with {', '.join(ARCHIVES)} unpacked in it"
+    by_hand = f"give data_dir, a folder with {', '.join(ARCHIVES)} unpacked in it"
     return DataError(f"cannot download {url} ({reason}): try again, or {by_hand}")
 
 

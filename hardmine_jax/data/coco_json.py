@@ -23,8 +23,8 @@ class File(NamedTuple):
 def load_file(annotations: str | os.PathLike | None, images: str | os.PathLike | None) -> File:
     """Reads the JSON; raises DataError where it, or the folder, is none."""
     if annotations is None or images is None:
-        missing = "--annotations JSON" if annotations is None else "--images DIR"
-        raise DataError(f"coco needs --annotations JSON and --images DIR: {missing} is missing")
+        missing = "annotations" if annotations is None else "images"
+        raise DataError(f"coco needs annotations, a JSON, and images, a folder: {missing} is missing")
     path, folder = (pathlib.Path(given).expanduser().resolve() for given in (annotations, images))
     if not path.is_file():
         raise DataError(f"no file {path}: give a COCO JSON")

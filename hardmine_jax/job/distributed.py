@@ -75,9 +75,9 @@ def _initialise(coordinator: str | None, num_processes: int | None, process_id: 
         raise UserError("give all of --coordinator, --num-processes and --process-id, or none of them")
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[2].isdecimal():
-            raise UserError(f"--coordinator {coordinator}: give HOST:PORT of process 0")
+            raise UserError(f"coordinator={coordinator}: give HOST:PORT of process 0")
         if not 0 <= process_id < num_processes:
-            raise UserError(f"--process-id {process_id} must lie in 0 .. {num_processes - 1}")
+            raise UserError(f"process_id={process_id} must lie in 0 .. {num_processes - 1}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM for itself, also where nothing is there to save yet.
     jax.config.update("jax_enable_preemption_service", False)
@@ -85,8 +85,8 @@ def _initialise(coordinator: str | None, num_processes: int | None, process_id: 
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:
         raise UserError(
-            f"--distributed found no cluster ({error}): give --coordinator HOST:PORT --num-processes N "
-            "--process-id I"
+            f"no cluster was found ({error}): give coordinator, HOST:PORT of process 0, num_processes and "
+            "process_id"
         ) from error
 
 

@@ -112,7 +112,7 @@ class _Lookout:
     def _end(self, said: str) -> None:
         if ending.declare(1, said):
             stack = "".join(traceback.format_stack(sys._current_frames()[self._thread]))
-            where = f"--patience allows more. Process {self._me} is here:\n{stack}"
+            where = f"a larger patience allows more. Process {self._me} is here:\n{stack}"
             ending.say(f"{said}; {where}".rstrip())
             ending.wait_until_heard()
             ending.exit_now(1)

@@ -42,6 +42,20 @@ def check_data_flags(config: object, used: Mapping[str, tuple[str, ...]], kind: 
             raise UserError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
 
 
+def check_needed_flags(config, needed: Mapping[str, str], kind: str) -> None:
+    """Raises UserError where a flag is missing that the dataset cannot be read without.
+
+    Args:
+      needed: those flags, and what each is.
+      kind: which dataset it is.
+    """
+    missing = [name for name in needed if getattr(config, name) is None]
+    if missing:
+        wanted = " and ".join(f"{flag(name)} {what}" for name, what in needed.items())
+        which = f": {' and '.join(map(flag, missing))} missing" if len(needed) > 1 else ""
+        raise UserError(f"{kind} needs {wanted}{which}")
+
+
 def tell_skipped(skipped: Skipped) -> None:
     """One line on stderr, where anything was left out or is odd."""
     if skipped.reasons or skipped.noted:

@@ -20,7 +20,7 @@ from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
-from hardmine_jax.tasks.run_config import RunConfig, check_alone
+from hardmine_jax.tasks.run_config import RunConfig, check_alone, check_joined
 from hardmine_jax.training.loop import Batches
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
@@ -39,6 +39,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
             body()
 
     def run_joined() -> None:
+        check_joined(run)
         where = {name: getattr(run, name) for name in ("coordinator", "num_processes", "process_id")}
         with distributed.joined(**where, patience=run.patience, explain=explain), bugs_marked():
             check_processes(config)

@@ -122,6 +122,13 @@ def check_alone(run: RunConfig) -> None:
             raise UserError(f"{flag(name)} means nothing without --distributed: add it")
 
 
+def check_joined(run: RunConfig) -> None:
+    """Raises UserError where some of the flags that name a process of --distributed are missing."""
+    names = ("coordinator", "num_processes", "process_id")
+    if len({getattr(run, name) is None for name in names}) > 1:
+        raise UserError("give all of --coordinator, --num-processes and --process-id, or none of them")
+
+
 class Shard(NamedTuple):
     """What of a batch one process loads: arguments of the input pipelines."""
 

@@ -214,7 +214,7 @@ class Checkpoints:
                 return restored
         if damaged:
             # Left where they are: the next start must not take an empty folder for a new run.
-            raise CheckpointError(f"{self.directory}: every checkpoint is damaged; --no-resume starts anew")
+            raise CheckpointError(f"{self.directory}: every checkpoint is damaged; {self._anew} starts anew")
         return None
 
     def steps(self) -> tuple[int, ...]:
@@ -242,7 +242,8 @@ class Checkpoints:
         about = _read_about(self._manager, step)
         differing = differences(about["arrays"], named(to_tree(template)))
         if differing:
-            raise CheckpointError(_other_model(self.directory / str(step), differing))
+            problem = _other_model(self.directory / str(step), differing)
+            raise CheckpointError(f"{problem}: take another workdir, or start anew by {self._anew}")
         tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
         check_whole(about["arrays"], named(tree))
         return Restored(step, from_tree(template, tree), decode_json(about["iterator"]))
@@ -380,7 +381,7 @@ def _other_model(path: pathlib.Path, differing: dict[str, str]) -> str:
     weights = any(name.startswith(("params/", "batch_stats/")) for name in differing)
     return (
         f"{path} is a checkpoint of {'another model' if weights else 'another optimizer or EMA setting'}"
-        f" ({shown}{more}): give another --workdir, or --no-resume to start anew"
+        f" ({shown}{more})"
     )
 
 

@@ -213,7 +213,7 @@ def test_a_process_that_is_slow_is_waited_for(tmp_path):
     [
         (("localhost:1", None, None), "give all of"),
         (("localhost", 2, 0), "HOST:PORT"),
-        (("localhost:1", 2, 2), "--process-id 2 must lie in 0 .. 1"),
+        (("localhost:1", 2, 2), "process_id=2 must lie in 0 .. 1"),
     ],
 )
 def test_senseless_arguments_are_named_before_anything_is_tried(arguments, said):

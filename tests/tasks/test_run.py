@@ -104,6 +104,13 @@ def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
     assert said == "error: --patience means nothing without --distributed: add it\n"
 
 
+def test_a_process_of_a_job_is_named_by_all_three_flags(tmp_path, capsys):
+    arguments = ["--distributed", "--coordinator", "localhost:1", "--workdir", str(tmp_path / "run")]
+    assert pose_train.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said == "error: give all of --coordinator, --num-processes and --process-id, or none of them\n"
+
+
 @pytest.mark.parametrize(
     "error",
     [

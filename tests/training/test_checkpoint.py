@@ -192,7 +192,7 @@ def test_all_damaged(tmp_path, checkpoints, tiny, state):
         load_variables(tmp_path)
     # The second start must not take the folder for that of a new run.
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="every checkpoint is damaged; --no-resume"):
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged; set_aside starts anew"):
             checkpoints.restore_latest(tiny.state(20))
 
 

@@ -29,7 +29,7 @@ from hardmine_jax.data.detection.records import DetectionDataset, ObjectPicture
 from hardmine_jax.data.images import read_file
 from hardmine_jax.data.problems import DataError, printable
 
-_LAYOUT = "DIR/JPEGImages/*.jpg, DIR/Annotations/*.xml and DIR/ImageSets/Main/train.txt"
+LAYOUT = "DIR/JPEGImages/*.jpg, DIR/Annotations/*.xml and DIR/ImageSets/Main/train.txt"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -73,20 +73,20 @@ def load(
         "voc",
         made_from=made_from,
         read=lambda report: _read(folder, files, classes, report),
-        expected=f"annotated objects in readable images: {_LAYOUT} in DIR={folder}",
+        expected=f"annotated objects in readable images: {LAYOUT} in DIR={folder}",
         cache_dir=cache_dir,
     )
 
 
 def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
     if data_dir is None:
-        raise DataError(f"voc needs --data-dir DIR with {_LAYOUT}")
+        raise DataError(f"voc needs data_dir, DIR with {LAYOUT}")
     folder = pathlib.Path(data_dir).expanduser().resolve()
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}: give the one that holds {_LAYOUT}")
+        raise DataError(f"no folder {folder}: give the one that holds {LAYOUT}")
     for part in ("JPEGImages", "Annotations"):
         if not (folder / part).is_dir():
-            raise DataError(f"no folder {part} in {folder}: expected {_LAYOUT}")
+            raise DataError(f"no folder {part} in {folder}: expected {LAYOUT}")
     return folder
 
 
@@ -126,7 +126,7 @@ def _read(
         found = report.skipped[0][0] if report.skipped else "nothing"
         raise DataError(
             f"none of the {len(numbers)} annotations in {folder / 'Annotations'} can be read (the first: "
-            f"{found}, {next(iter(numbers))}): expected {_LAYOUT}"
+            f"{found}, {next(iter(numbers))}): expected {LAYOUT}"
         )
     if classes is None:
         classes = sorted({thing.title for read in annotations.values() if read for thing in read.objects})

@@ -37,8 +37,8 @@ LSP_SKELETON = Skeleton(
         (8, 2), (9, 3),
     ),
 )  # fmt: skip
-_LAYOUT = "DIR/joints.mat and DIR/images/im00001.jpg, im00002.jpg, ..."
-_WHERE = "Leeds Sports Pose Extended, sam.johnson.io/research/lspet.html"
+LAYOUT = "DIR/joints.mat and DIR/images/im00001.jpg, im00002.jpg, ..."
+WHERE = "Leeds Sports Pose Extended, sam.johnson.io/research/lspet.html"
 
 
 def load(
@@ -75,21 +75,21 @@ def load(
         "lspet",
         made_from=made_from,
         read=lambda skip: _read(folder, num_validation, skip),
-        expected=f"readable images of people with labelled joints: {_LAYOUT} in DIR={folder}",
+        expected=f"readable images of people with labelled joints: {LAYOUT} in DIR={folder}",
         cache_dir=cache_dir,
     )
 
 
 def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
     if data_dir is None:
-        raise DataError(f"lspet needs --data-dir DIR with {_LAYOUT} (from {_WHERE})")
+        raise DataError(f"lspet needs data_dir, DIR with {LAYOUT} (from {WHERE})")
     folder = pathlib.Path(data_dir).expanduser().resolve()
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}: give the one that holds {_LAYOUT} (from {_WHERE})")
+        raise DataError(f"no folder {folder}: give the one that holds {LAYOUT} (from {WHERE})")
     if not (folder / "joints.mat").is_file():
-        raise DataError(f"no joints.mat in {folder}: expected {_LAYOUT} (from {_WHERE})")
+        raise DataError(f"no joints.mat in {folder}: expected {LAYOUT} (from {WHERE})")
     if not (folder / "images").is_dir():
-        raise DataError(f"no folder images in {folder}: expected {_LAYOUT} (from {_WHERE})")
+        raise DataError(f"no folder images in {folder}: expected {LAYOUT} (from {WHERE})")
     return folder
 
 
@@ -108,7 +108,7 @@ def _read(
     if not any(number in files for number in range(1, len(keypoints) + 1)):
         raise DataError(
             f"none of the {len(keypoints)} images of {folder / 'joints.mat'} is in {folder / 'images'}: "
-            f"expected im00001.jpg ... im{len(keypoints):05d}.jpg (from {_WHERE})"
+            f"expected im00001.jpg ... im{len(keypoints):05d}.jpg (from {WHERE})"
         )
     first_validation = len(keypoints) - num_validation
     everybody = [
@@ -143,9 +143,9 @@ def read_joints(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _load_matrix(path: pathlib.Path) -> np.ndarray:
-    joints = matlab.load(path, ["joints"], where=_WHERE).get("joints")
+    joints = matlab.load(path, ["joints"], where=WHERE).get("joints")
     if joints is None:
-        raise DataError(f"{path} holds no variable joints: expected joints [14, 3, N] (from {_WHERE})")
+        raise DataError(f"{path} holds no variable joints: expected joints [14, 3, N] (from {WHERE})")
     if joints.ndim not in (2, 3) or joints.dtype.kind not in "fiu" or joints.size == 0:
         raise DataError(
             f"joints in {path} is {joints.dtype} of shape {list(joints.shape)}, expected numbers of shape "

@@ -46,8 +46,8 @@ MPII_SKELETON = Skeleton(
     ),
 )  # fmt: skip
 _FILES = {"train": "train.json", "validation": "valid.json"}
-_LAYOUT = "DIR/annot/train.json, DIR/annot/valid.json and DIR/images/*.jpg"
-_WHERE = "images from human-pose.mpi-inf.mpg.de, annot/ as linked by HRNet's and SimpleBaseline's README"
+LAYOUT = "DIR/annot/train.json, DIR/annot/valid.json and DIR/images/*.jpg"
+WHERE = "images from human-pose.mpi-inf.mpg.de, annot/ as linked by HRNet's and SimpleBaseline's README"
 _ENTRY = '[{"image": name, "center": [x, y], "scale": s, "joints": 16 x [x, y], "joints_vis": 16 x v}, ...]'
 
 
@@ -82,7 +82,7 @@ def load(
         if not any(os.path.isfile(path) for path in paths):  # Path's own raises for a name too long.
             raise DataError(
                 f"none of the {len(named)} images that {folder / 'annot'} lists is in {folder / 'images'}: "
-                f"expected {_LAYOUT} ({_WHERE})"
+                f"expected {LAYOUT} ({WHERE})"
             )
         return MPII_SKELETON, {
             split: usable(_pictures(people, folder / "images", _FILES[split], skip), skip)
@@ -93,24 +93,24 @@ def load(
         "mpii",
         made_from=made_from,
         read=read,
-        expected=f"readable images of people with labelled joints: {_LAYOUT} in DIR={folder}",
+        expected=f"readable images of people with labelled joints: {LAYOUT} in DIR={folder}",
         cache_dir=cache_dir,
     )
 
 
 def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
     if data_dir is None:
-        raise DataError(f"mpii needs --data-dir DIR with {_LAYOUT} ({_WHERE})")
+        raise DataError(f"mpii needs data_dir, DIR with {LAYOUT} ({WHERE})")
     folder = pathlib.Path(data_dir).expanduser().resolve()
     for path in (folder, folder / "annot", folder / "images"):
         if not path.is_dir():
-            raise DataError(f"no folder {path}: give DIR with {_LAYOUT} ({_WHERE})")
+            raise DataError(f"no folder {path}: give DIR with {LAYOUT} ({WHERE})")
     return folder
 
 
 def _entries(path: pathlib.Path) -> list[dict]:
     if not path.is_file():
-        raise DataError(f"no file {path}: expected {_LAYOUT} ({_WHERE})")
+        raise DataError(f"no file {path}: expected {LAYOUT} ({WHERE})")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -201,7 +201,7 @@ def load_truth(data_dir: str | os.PathLike | None) -> Truth:
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"PCKh needs the heads: no {path}, and not every entry of {folder / 'valid.json'} has joints and "
-            f'a "headbox" [x1, y1, x2, y2] ({_WHERE})'
+            f'a "headbox" [x1, y1, x2, y2] ({WHERE})'
         ) from error
     return Truth(keypoints, where, _head_sizes(heads))
 
@@ -213,7 +213,7 @@ def _head_sizes(corners: np.ndarray) -> np.ndarray:
 
 def _truth_of_matrix(path: pathlib.Path, count: int) -> Truth:
     wanted = {"headboxes_src": (2, 2, count), "pos_gt_src": (16, 2, count), "jnt_missing": (16, count)}
-    content = matlab.load(path, list(wanted), where=_WHERE)
+    content = matlab.load(path, list(wanted), where=WHERE)
     # MATLAB drops the last axis when it is 1.
     shapes = {name: content[name].shape if name in content else () for name in wanted}
     if any(_longer(shapes[name]) != _longer(shape) for name, shape in wanted.items()):

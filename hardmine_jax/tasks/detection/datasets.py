@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.tasks.detection.config import Config
-from hardmine_jax.tasks.flags import check_data_flags, tell_skipped
+from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags, tell_skipped
 
 
 class Dataset(NamedTuple):
@@ -17,10 +18,12 @@ class Dataset(NamedTuple):
     Attributes:
       load: the dataset that a config's flags name, prepared.
       flags: of a config that it reads.
+      needed: those of them that it cannot do without, and what each is.
     """
 
     load: Callable[[Config], DetectionDataset]
     flags: tuple[str, ...] = ()
+    needed: Mapping[str, str] = MappingProxyType({})
 
 
 def _load_voc(config: Config) -> DetectionDataset:
@@ -35,8 +38,14 @@ def _load_coco(config: Config) -> DetectionDataset:
 
 DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
-    "voc": Dataset(_load_voc, ("data_dir", "train_split", "validation_split")),
-    "coco": Dataset(_load_coco, ("annotations", "images", "validation_annotations", "validation_images")),
+    "voc": Dataset(
+        _load_voc, ("data_dir", "train_split", "validation_split"), {"data_dir": f"DIR with {voc.LAYOUT}"}
+    ),
+    "coco": Dataset(
+        _load_coco,
+        ("annotations", "images", "validation_annotations", "validation_images"),
+        {"annotations": "JSON", "images": "DIR"},
+    ),
 }
 
 
@@ -44,12 +53,14 @@ def load_dataset(config: Config) -> DetectionDataset:
     """The dataset that the flags name, prepared.
 
     Raises:
-      UserError: a flag that the dataset does not use.
+      UserError: a flag that the dataset does not use, or one that it needs is missing.
       DataError: there is no such data.
     """
     used = {name: row.flags for name, row in DATASETS.items()}
     check_data_flags(config, used, config.dataset, "change --dataset")
-    return DATASETS[config.dataset].load(config)
+    row = DATASETS[config.dataset]
+    check_needed_flags(config, row.needed, config.dataset)
+    return row.load(config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The pose datasets by name."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from hardmine_jax.data.pose import coco, lspet, mpii, synthetic
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.flags import check_data_flags
+from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags
 from hardmine_jax.tasks.pose.config import Config
 
 
@@ -16,12 +17,14 @@ class Dataset(NamedTuple):
     Attributes:
       load: the dataset that a config's flags name, prepared.
       flags: of a config that it reads.
+      needed: those of them that it cannot do without, and what each is.
       steps: of the laptop preset: under 5 minutes on 2 CPU cores (made-up people), under 20 (photographs).
       skeleton: where it is known before anything is read.
     """
 
     load: Callable[[Config], PoseDataset]
     flags: tuple[str, ...] = ()
+    needed: Mapping[str, str] = MappingProxyType({})
     steps: int = 3600
     skeleton: Skeleton | None = None
 
@@ -40,6 +43,7 @@ DATASETS: Mapping[str, Dataset] = {
     "lspet": Dataset(
         lambda config: lspet.load(config.data_dir, cache_dir=config.run.cache_dir),
         ("data_dir",),
+        {"data_dir": f"DIR with {lspet.LAYOUT} (from {lspet.WHERE})"},
         skeleton=lspet.LSP_SKELETON,
     ),
     "coco": Dataset(
@@ -48,10 +52,12 @@ DATASETS: Mapping[str, Dataset] = {
             "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
             "flip_pairs", "edges",
         ),
+        {"annotations": "JSON", "images": "DIR"},
     ),
     "mpii": Dataset(
         lambda config: mpii.load(config.data_dir, cache_dir=config.run.cache_dir),
         ("data_dir",),
+        {"data_dir": f"DIR with {mpii.LAYOUT} ({mpii.WHERE})"},
         skeleton=mpii.MPII_SKELETON,
     ),
     "COCO 2017": Dataset(
@@ -64,11 +70,13 @@ def load_dataset(config: Config) -> PoseDataset:
     """The dataset that the flags name, prepared.
 
     Raises:
-      UserError: a flag that the dataset does not use.
+      UserError: a flag that the dataset does not use, or one that it needs is missing.
       DataError: there is no such data.
     """
     official = config.dataset == "coco" and config.annotations is None and config.images is None
     kind = "COCO 2017" if official else config.dataset
     advice = "add --annotations JSON and --images DIR" if official else "change --dataset"
     check_data_flags(config, {name: row.flags for name, row in DATASETS.items()}, kind, advice)
-    return DATASETS[kind].load(config)
+    row = DATASETS[kind]
+    check_needed_flags(config, row.needed, kind)
+    return row.load(config)

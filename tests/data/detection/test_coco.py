@@ -98,7 +98,7 @@ def test_a_second_file_must_mean_the_same_by_its_ids(content, save):
 
 
 def test_unusable_files_are_one_clear_error(content, save, tmp_path):
-    with pytest.raises(DataError, match="--images DIR is missing"):
+    with pytest.raises(DataError, match="images is missing"):
         coco.load(tmp_path / "a.json", None)
     for changes, message in (
         ({"categories": []}, "no category with an id"),

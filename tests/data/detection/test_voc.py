@@ -199,7 +199,7 @@ def test_without_lists_a_hash_of_the_names_splits(folder):
 
 def test_unusable_folders_are_one_clear_error(folder, tmp_path):
     for given, message in (
-        (None, "--data-dir"),
+        (None, "voc needs data_dir"),
         (tmp_path / "absent", "no folder"),
         (folder.root / "JPEGImages", "no folder JPEGImages in"),
     ):

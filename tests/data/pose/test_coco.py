@@ -398,9 +398,9 @@ def test_binary_json_is_a_data_error(tmp_path):
 def test_missing_arguments_and_paths(mice, tmp_path):
     content, save = mice
     path, folder = save(content)
-    with pytest.raises(DataError, match="--annotations JSON is missing"):
+    with pytest.raises(DataError, match="annotations is missing"):
         coco.load(None, folder)
-    with pytest.raises(DataError, match="--images DIR is missing"):
+    with pytest.raises(DataError, match="images is missing"):
         coco.load(path, None)
     with pytest.raises(DataError, match=f"no file {tmp_path / 'no.json'}"):
         coco.load(tmp_path / "no.json", folder)
@@ -497,7 +497,7 @@ def test_download_that_breaks_off_goes_on_where_it_was(server, tmp_path):
     content = last.read_bytes()
     last.unlink()
     with pytest.raises(
-        DataError, match=r"cannot download .*val2017.zip .*404.*give --data-dir DIR"
+        DataError, match=r"cannot download .*val2017.zip .*404.*give data_dir, a folder"
     ) as caught:
         coco.load_official(base_url=base_url, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)

@@ -150,7 +150,9 @@ def test_source_pickles(subset):
 
 
 def test_no_folder_given_says_where_to_get_it():
-    message = "--data-dir DIR with DIR/joints.mat .*Leeds Sports Pose Extended, sam.johnson.io/research/lspet"
+    message = (
+        "needs data_dir, DIR with DIR/joints.mat .*Leeds Sports Pose Extended, sam.johnson.io/research/lspet"
+    )
     with pytest.raises(DataError, match=message):
         lspet.load(None)
 

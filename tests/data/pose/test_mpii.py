@@ -152,7 +152,7 @@ def test_the_same_folder_is_not_prepared_again_and_a_changed_one_is(folder, capf
 
 
 def test_missing_parts_are_named(folder, tmp_path_factory):
-    with pytest.raises(DataError, match="mpii needs --data-dir DIR with DIR/annot/train.json"):
+    with pytest.raises(DataError, match="mpii needs data_dir, DIR with DIR/annot/train.json"):
         mpii.load(None)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(DataError, match=f"no folder {empty / 'annot'}"):

@@ -210,6 +210,11 @@ def _fails(capsys, main, arguments: list[str]) -> str:
         (["--init-from", "w.npz"], "--init-from w.npz"),
         (["--images", "d"], "--images"),
         (["--data-dir", "d"], "--data-dir"),
+        (["--dataset", "voc"], "voc needs --data-dir DIR with"),
+        (
+            ["--dataset", "coco", "--annotations", "a"],
+            "coco needs --annotations JSON and --images DIR: --images missing",
+        ),
     ],
 )
 def test_flags_that_cannot_be_leave_the_run_as_it_was(copied, capsys, flags, named):

@@ -366,6 +366,12 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--seed", 2**32], "--seed 4294967296"),
         (["--images", "d"], "--images"),
         (["--dataset", "coco", "--category", "mouse"], "--category"),
+        (["--dataset", "mpii"], "mpii needs --data-dir DIR with DIR/annot/train.json"),
+        (["--dataset", "lspet"], "lspet needs --data-dir DIR with"),
+        (
+            ["--dataset", "coco", "--images", "d"],
+            "coco needs --annotations JSON and --images DIR: --annotations missing",
+        ),
     ],
 )
 def test_flags_that_cannot_be_leave_the_run_as_it_was(copied, capsys, flags, named):
