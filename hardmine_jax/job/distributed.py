@@ -72,7 +72,7 @@ def joined(
 def _initialise(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = (coordinator, num_processes, process_id)
     if None in given and given != (None, None, None):
-        raise UserError("give all of --coordinator, --num-processes and --process-id, or none of them")
+        raise UserError("give all of coordinator, num_processes and process_id, or none of them")
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[2].isdecimal():
             raise UserError(f"coordinator={coordinator}: give HOST:PORT of process 0")

@@ -124,7 +124,7 @@ def value(result: Mapping, path: Sequence[str]) -> float | None:
     found: Any = result
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+    return found if isinstance(found, int | float) else None
 
 
 def written(values: Sequence[float | None], *, share: bool) -> str:

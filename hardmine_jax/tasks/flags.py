@@ -42,7 +42,7 @@ def check_data_flags(config: object, used: Mapping[str, tuple[str, ...]], kind: 
             raise UserError(f"{flag(name)} means nothing to --dataset {kind}: {advice}, or drop it")
 
 
-def check_needed_flags(config, needed: Mapping[str, str], kind: str) -> None:
+def check_needed_flags(config: object, needed: Mapping[str, str], kind: str) -> None:
     """Raises UserError where a flag is missing that the dataset cannot be read without.
 
     Args:

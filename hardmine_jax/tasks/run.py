@@ -156,7 +156,9 @@ def open_run(
         exchange.from_main(lambda: start_anew(run.folder), "start anew")
     with contextlib.ExitStack() as closing:
         closing.enter_context(contextlib.closing(batches))
-        checkpoints = training.Checkpoints(run.folder, keep_last=run.keep_last, best_metric=best_metric)
+        checkpoints = training.Checkpoints(
+            run.folder, keep_last=run.keep_last, best_metric=best_metric, anew="--no-resume"
+        )
         closing.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore_latest(state)
         if restored is None:

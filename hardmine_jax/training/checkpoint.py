@@ -24,7 +24,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import is_passing
 from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
-from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath
+from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath, set_damaged_aside
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
@@ -59,13 +59,16 @@ class Checkpoints:
       keep_last: how many of the latest stay; two, so that one is left if the last is damaged.
       best_metric: the entry of `save(metrics=...)` whose largest value makes the best one, which stays too;
         None keeps no best.
+      anew: what starts a run anew, for the error of checkpoints that cannot be gone on from.
     """
 
-    def __init__(self, workdir: AnyPath, *, keep_last: int = 2, best_metric: str | None = None):
+    def __init__(
+        self, workdir: AnyPath, *, keep_last: int = 2, best_metric: str | None = None, anew: str = "set_aside"
+    ):
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
         self.directory = pathlib.Path(workdir).resolve() / FOLDER
-        self._best_metric, self._keep_last = best_metric, keep_last
+        self._best_metric, self._keep_last, self._anew = best_metric, keep_last, anew
         self._opened: ocp.CheckpointManager | None = None
         # Steps: being written, known to be whole. And what became of the last one to be written.
         self._writing: int | None = None
@@ -91,10 +94,7 @@ class Checkpoints:
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                target = self.directory.with_name(f"{FOLDER}.damaged") / f"score of {path.parent.name}"
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
-                path.rename(target)
+                target = set_damaged_aside(path, self.directory, f"score of {path.parent.name}")
                 what = f"the score of checkpoint {path.parent} is damaged ({_reason(error)})"
                 print(f"{what}: moved to {target}", file=sys.stderr)
 
@@ -258,10 +258,7 @@ class Checkpoints:
         return {"score": score} if np.isfinite(score) else None
 
     def _move_damaged(self, step: int, error: Exception) -> None:
-        target = self.directory.with_name(f"{FOLDER}.damaged") / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        (self.directory / str(step)).rename(target)
+        target = set_damaged_aside(self.directory / str(step), self.directory, str(step))
         self._manager.reload()
         print(f"{_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
 

@@ -23,3 +23,11 @@ def set_aside(workdir: AnyPath) -> pathlib.Path | None:
     previous = directory.with_name(f"{FOLDER}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     return directory.rename(previous)
+
+
+def set_damaged_aside(path: pathlib.Path, directory: pathlib.Path, name: str) -> pathlib.Path:
+    """Moves what is damaged to `<directory>.damaged/name`, and says where it is now."""
+    target = directory.with_name(f"{directory.name}.damaged") / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    return path.rename(target)

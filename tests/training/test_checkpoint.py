@@ -124,7 +124,7 @@ def test_other_model_is_one_line_with_both_shapes(checkpoints, tiny, state):
         checkpoints.restore_latest(tiny.state(20, width=12))
     message = str(raised.value)
     assert "params/BatchNorm_0/bias: [8] float32 there, [12] float32 here" in message
-    assert "--workdir" in message and "--no-resume" in message and "\n" not in message
+    assert "another workdir" in message and "by set_aside" in message and "\n" not in message
     assert checkpoints.steps() == (1,)
 
 

@@ -208,13 +208,17 @@ def search_image(encoded: bytes, config: SearchConfig) -> np.ndarray:
     small = (max(round(width * config.scale), 1), max(round(height * config.scale), 1))
     if small != (width, height):
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    boxes = search.selective_search(
-        image,
-        mode=config.mode,
-        max_proposals=config.max_proposals,
-        min_size=config.min_size * config.scale,
-        base_k=config.base_k,
-    )
+    try:
+        boxes = search.selective_search(
+            image,
+            mode=config.mode,
+            max_proposals=config.max_proposals,
+            min_size=config.min_size * config.scale,
+            base_k=config.base_k,
+        )
+    except ImportError as error:
+        # It says which package to install.
+        raise UserError(str(error)) from error
     return boxes * np.tile(np.array([width / small[0], height / small[1]], np.float32), 2)
 
 

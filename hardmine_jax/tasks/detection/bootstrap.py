@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax import training
-from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.stream import TrainBatches
 from hardmine_jax.job import exchange
 from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows

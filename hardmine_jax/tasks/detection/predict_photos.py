@@ -21,8 +21,8 @@ import tyro
 
 from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import search_image
-from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.data.problems import printable
+from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import Detections
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
