@@ -88,7 +88,7 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, **cpu, "PYTHONUNBUFFERED": "1"}
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     """One line of the launcher's own, on stderr."""
     write(f"launch: {text}\n".encode(), sys.stderr.fileno())
 
@@ -184,14 +184,14 @@ def end_others(workers: list[Worker], first: Worker, timeout: float) -> float:
         reader.join(SETTLE)
     rest = running(workers)
     names = ", ".join(str(worker.number) for worker in rest)
-    tell(fate(first) + (f": ending process {names}" if rest else ""))
+    log(fate(first) + (f": ending process {names}" if rest else ""))
     send(rest, signal.SIGTERM)
     return time.monotonic() + min(GRACE, timeout)
 
 
 def kill_hanging(workers: list[Worker]) -> None:
     for worker in workers:
-        tell(f"process {worker.number} hangs: killed")
+        log(f"process {worker.number} hangs: killed")
         kill_groups([worker])
         worker.process.wait()
 
@@ -220,7 +220,7 @@ def watch(workers: list[Worker], received: list[int], timeout: float) -> int:
         kill_hanging(running(workers) if late else hanging(running(workers), ended, timeout))
         time.sleep(0.05)
     if first is None and (first := first_failed(workers)):
-        tell(fate(first))
+        log(fate(first))
     return first.process.returncode if first else 0
 
 
@@ -250,9 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
             break
         restart = 1 if time.monotonic() - started > flags.steady else restart + 1
         if restart > flags.retries:
-            tell(f"gave up after {flags.retries} restarts: run the same command to go on")
+            log(f"gave up after {flags.retries} restarts: run the same command to go on")
             break
-        tell(f"starting again from the last checkpoint ({restart} of {flags.retries})")
+        log(f"starting again from the last checkpoint ({restart} of {flags.retries})")
     return 128 - code if code < 0 else code
 
 

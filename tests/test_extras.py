@@ -46,7 +46,7 @@ def _run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedPro
         ("training", "orbax", "train"),
     ],
 )
-def test_who_lacks_an_extra_is_told_which(layer, missing, extra):
+def test_a_missing_extra_is_named(layer, missing, extra):
     code = f"""
 try:
     import hardmine_jax.{layer}

@@ -27,8 +27,8 @@ _EXAMPLES_A_SHARD = 4096
 SPLITS = ("train", "validation")
 # For each split its examples in order, as dictionaries of the features.
 Examples = Mapping[str, Iterable[dict]]
-# Called once a picture; tells who waits how far it is.
-Tell = Callable[[], None]
+# Called once a picture; shows who waits how far it is.
+Advance = Callable[[], None]
 IMAGE_FEATURES = {
     "name": tfds.features.Text(),
     "image_id": tfds.features.Scalar(np.int64),
@@ -133,22 +133,22 @@ def prepare_folder(
     name: str,
     *,
     made_from: dict,
-    build: Callable[[pathlib.Path, Tell], None],
+    build: Callable[[pathlib.Path, Advance], None],
     cache_dir: str | os.PathLike | None,
 ) -> pathlib.Path:
-    """The folder of a dataset in the cache, filled now by `build(temporary folder, tell)` unless it is there.
+    """The folder of a dataset in the cache, filled by `build(temporary folder, advance)` unless it is there.
 
     Args:
       name: of the dataset, and of its folder in the cache.
       made_from: JSON-able; everything the examples follow from: paths, hashes of files, options, and the
         `code_hash` of the module that reads them.
-      build: calls `tell()` once a picture.
+      build: calls `advance()` once a picture.
       cache_dir: see `cache.cache_root`.
     """
     key = cache.fingerprint({"name": name, "code": code_hash(__file__), "made_from": made_from})
     folder = cache.cache_root(cache_dir) / name / key
-    tell = Teller(name, folder)
-    cache.build_once(folder, lambda temporary: build(temporary, tell))
+    advance = Progress(name, folder)
+    cache.build_once(folder, lambda temporary: build(temporary, advance))
     return folder
 
 
@@ -156,7 +156,7 @@ def damaged(folder: pathlib.Path, error: Exception) -> DataError:
     return DataError(f"prepared data {folder} is damaged: delete that folder ({error})")
 
 
-class Teller:
+class Progress:
     """One line to the terminal at the first picture, and one every half minute after it.
 
     Not before the first picture: for data that is none the error is the only line.

@@ -22,8 +22,8 @@ from hardmine_jax.job.exchange import client
 
 # A process that is not heard for so many seconds is dead; JAX then ends the others, naming it.
 HEARTBEAT_SECONDS = 30
-_HEARD_SECONDS = 10.0
-_FAILED, _HEARD = "hardmine/failed/", "hardmine/heard/"
+_ACKNOWLEDGE_SECONDS = 10.0
+_FAILED, _ACKNOWLEDGED = "hardmine/failed/", "hardmine/heard/"
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED,
             errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)  # fmt: skip
 # How XLA's runtime begins its messages.
@@ -79,13 +79,13 @@ def end_job(error: BaseException, line: str | None) -> NoReturn:
         time.sleep(HEARTBEAT_SECONDS + 15)
     if isinstance(error, NonFiniteError) and number:
         # All see the same; process 0 alone knows whether it is the second time.
-        time.sleep(_HEARD_SECONDS)
+        time.sleep(_ACKNOWLEDGE_SECONDS)
     said = f"process {number}: error: {line}" if line else f"process {number}: {_first_line(error)}"
     if not declare(code, said):
         # Another failed first, most often of the same; the watcher ends this process.
-        time.sleep(_HEARD_SECONDS)
+        time.sleep(_ACKNOWLEDGE_SECONDS)
     say(said if line else f"{said}\n{''.join(traceback.format_exception(error))}".rstrip())
-    wait_until_heard()
+    wait_until_acknowledged()
     exit_now(code)
 
 
@@ -105,16 +105,16 @@ def declared() -> Failure | None:
     return Failure(*json.loads(found[0][1])) if found else None
 
 
-def tell_heard() -> None:
+def acknowledge() -> None:
     """For whoever declared the failure."""
-    client().key_value_set(f"{_HEARD}{jax.process_index()}", "")
+    client().key_value_set(f"{_ACKNOWLEDGED}{jax.process_index()}", "")
 
 
-def wait_until_heard(but: int = 0) -> None:
+def wait_until_acknowledged(but: int = 0) -> None:
     """Until all other processes have, `but` so many that cannot; not for long."""
-    deadline, others = time.monotonic() + _HEARD_SECONDS, jax.process_count() - 1 - but
+    deadline, others = time.monotonic() + _ACKNOWLEDGE_SECONDS, jax.process_count() - 1 - but
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        while len(client().key_value_dir_get(_HEARD)) < others and time.monotonic() < deadline:
+        while len(client().key_value_dir_get(_ACKNOWLEDGED)) < others and time.monotonic() < deadline:
             time.sleep(0.1)
 
 

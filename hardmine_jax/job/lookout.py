@@ -35,7 +35,7 @@ def watch(over: threading.Event, patience: float, thread: int) -> None:
             if failure.by == jax.process_index():
                 # Its main thread ends it.
                 return
-            ending.tell_heard()
+            ending.acknowledge()
         except jax.errors.JaxRuntimeError:
             # A call that failed once is made again; if the coordinator is gone, JAX ends this process.
             continue
@@ -59,9 +59,9 @@ class _Lookout:
         self._soon = min(_TICK_SECONDS, patience / 2)
         self._me = jax.process_index()
         self._neighbour = (self._me + 1) % jax.process_count()
-        self._told_waiting, self._told_doing, self._ticks, self._heard = False, "idle", 0, ""
+        self._reported_waiting, self._reported_doing, self._ticks, self._seen = False, "idle", 0, ""
         self._suspect: tuple[Activity, float] | None = None
-        self._called = self._ticked = self._heard_at = time.monotonic()
+        self._called = self._ticked = self._seen_at = time.monotonic()
 
     def __call__(self) -> None:
         if jax.process_count() == 1:
@@ -69,25 +69,25 @@ class _Lookout:
         now = time.monotonic()
         if now - self._called > _TICK_SECONDS:
             # This process itself stood still, perhaps with its whole machine: what it heard last is old.
-            self._heard_at = now
+            self._seen_at = now
         self._called = now
-        self._tell_waiting(now)
+        self._report_waiting(now)
         self._check_myself(now)
         doing = "idle" if activity().what is None else "at work"
         # What it does is told at once: whoever froze soon after would count as idle.
-        if now - self._ticked >= _TICK_SECONDS or doing != self._told_doing:
-            self._ticked, self._ticks, self._told_doing = now, self._ticks + 1, doing
+        if now - self._ticked >= _TICK_SECONDS or doing != self._reported_doing:
+            self._ticked, self._ticks, self._reported_doing = now, self._ticks + 1, doing
             client().key_value_set(f"{_TICKS}{self._me}", f"{self._ticks} {doing}", allow_overwrite=True)
             self._check_neighbour(now)
 
-    def _tell_waiting(self, now: float) -> None:
+    def _report_waiting(self, now: float) -> None:
         current = activity()
         waits = current.waiting and now - current.since > self._soon
-        if waits and not self._told_waiting:
+        if waits and not self._reported_waiting:
             client().key_value_set(f"{_WAITS}{self._me}", "", allow_overwrite=True)
-        if self._told_waiting and not waits:
+        if self._reported_waiting and not waits:
             client().key_value_delete(f"{_WAITS}{self._me}")
-        self._told_waiting = waits
+        self._reported_waiting = waits
 
     def _check_myself(self, now: float) -> None:
         current = activity()
@@ -114,7 +114,7 @@ class _Lookout:
             stack = "".join(traceback.format_stack(sys._current_frames()[self._thread]))
             where = f"a larger patience allows more. Process {self._me} is here:\n{stack}"
             ending.say(f"{said}; {where}".rstrip())
-            ending.wait_until_heard()
+            ending.wait_until_acknowledged()
             ending.exit_now(1)
 
     def _check_neighbour(self, now: float) -> None:
@@ -125,12 +125,12 @@ class _Lookout:
                 raise
             # It has not come so far as to tick.
             tick = "idle"
-        if tick != self._heard or tick.endswith("idle"):
-            self._heard, self._heard_at = tick, now
-        elif now - self._heard_at > max(self._patience, 3 * _TICK_SECONDS):
-            seconds = f"{now - self._heard_at:.0f} s"
+        if tick != self._seen or tick.endswith("idle"):
+            self._seen, self._seen_at = tick, now
+        elif now - self._seen_at > max(self._patience, 3 * _TICK_SECONDS):
+            seconds = f"{now - self._seen_at:.0f} s"
             said = f"process {self._neighbour} hangs or is gone: its Python has stood still for {seconds}"
             if ending.declare(1, said):
                 ending.say(f"process {self._me}: {said}")
-                ending.wait_until_heard(but=1)
+                ending.wait_until_acknowledged(but=1)
                 ending.exit_now(1)

@@ -56,7 +56,7 @@ def check_needed_flags(config: object, needed: Mapping[str, str], kind: str) -> 
         raise UserError(f"{kind} needs {wanted}{which}")
 
 
-def tell_skipped(skipped: Skipped) -> None:
+def warn_skipped(skipped: Skipped) -> None:
     """One line on stderr, where anything was left out or is odd."""
     if skipped.reasons or skipped.noted:
         print(skipped.report(), file=sys.stderr)
@@ -77,7 +77,7 @@ FREE = (
 )  # fmt: skip
 
 
-def tell_changes(workdir: pathlib.Path, old: Dataclass, new: Dataclass) -> None:
+def warn_of_changes(workdir: pathlib.Path, old: Dataclass, new: Dataclass) -> None:
     """One line on stderr where a run goes on with another config than it had."""
     before, now = plain(old), plain(new)
     changed = [f"{name}={before[name]!r}" for name in now if name not in FREE and before[name] != now[name]]

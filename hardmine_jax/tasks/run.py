@@ -71,7 +71,7 @@ def noted(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_of_errors(path: pathlib.Path) -> Iterator[None]:
+def warn_of_errors(path: pathlib.Path) -> Iterator[None]:
     """Within it a file is written that training can do without, on a full disk, say."""
     try:
         yield

@@ -269,10 +269,10 @@ def _shared(find: Callable[[TrainState], Restored | None], template: TrainState)
         return find(template)
     restored = find(template) if is_main() else None
 
-    def tell() -> tuple[int, Any] | None:
+    def about() -> tuple[int, Any] | None:
         return None if restored is None else (restored.step, restored.iterator_state)
 
-    said = from_main(tell, "restored")
+    said = from_main(about, "restored")
     if said is None:
         return None
     state = template if restored is None else restored.state

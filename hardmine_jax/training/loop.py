@@ -92,7 +92,7 @@ def fit(
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
     try:
         watching = _watching(workdir, step, steps, batch_size)
-        with watching as tell, stop_requests() as stop, working("training"):
+        with watching as reports, stop_requests() as stop, working("training"):
             asked_to_stop = StopVotes(stop, parallel.mesh)
             if step < steps:
                 with working("reading the first batch", slack=_FIRST_SLACK):
@@ -122,15 +122,15 @@ def fit(
                     line: dict[str, Any] = window.flush()
                 if learning_rate is not None:
                     line["learning_rate"] = float(learning_rate(step - 1))
-                tell.progress(step, line)
+                reports.progress(step, line)
                 if evaluate is not None and evaluating:
                     with working("an evaluation"):
                         scores = evaluate(state)
                     line |= {f"validation/{name}": value for name, value in scores.items()}
-                tell.log(step, line)
+                reports.log(step, line)
                 if checkpoints is not None and saving:
                     with working("saving a checkpoint", slack=_SAVE_SLACK):
-                        tell.keep()
+                        reports.keep()
                         one = parallel.get(state)
                         check_state(step, one)
                         checkpoints.save(step, one, position, scores if evaluating else None)
@@ -144,7 +144,7 @@ def fit(
     return FitResult(state, step, stopped, window.images_per_second(), scores)
 
 
-class _Tell(NamedTuple):
+class _Reports(NamedTuple):
     """What is called with (step, values), for who watches and for metrics.jsonl; and what keeps that safe."""
 
     progress: Callable[[int, dict], None]
@@ -153,13 +153,13 @@ class _Tell(NamedTuple):
 
 
 @contextlib.contextmanager
-def _watching(workdir: str | os.PathLike[str], step: int, steps: int, batch_size: int) -> Iterator[_Tell]:
+def _watching(workdir: str | os.PathLike[str], step: int, steps: int, batch_size: int) -> Iterator[_Reports]:
     if not is_main():
-        yield _Tell(lambda step, values: None, lambda step, values: None, lambda: None)
+        yield _Reports(lambda step, values: None, lambda step, values: None, lambda: None)
         return
     progress = show_progress(step, steps, batch_size=batch_size)
     with MetricsLog(workdir, after=step) as log, progress as show:
-        yield _Tell(show, log.write, log.keep)
+        yield _Reports(show, log.write, log.keep)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -48,7 +48,7 @@ class MetricsLog:
         new.replace(self._path)
         # Without a buffer of Python's, of which nobody knows what has reached the file.
         self._file, self._waiting = self._path.open("ab", buffering=0), b""
-        self._told: set[pathlib.Path] = set()
+        self._warned: set[pathlib.Path] = set()
         self._started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         self._board = _Board(folder / "tensorboard", after=after)
 
@@ -56,15 +56,15 @@ class MetricsLog:
         line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3)}
         line |= {name: _plain(np.asarray(value).tolist()) for name, value in values.items()}
         self._waiting += f"{json.dumps(line)}\n".encode()
-        with self._told_of_errors(self._path, "its lines wait until it can"):
+        with self._warn_of_errors(self._path, "its lines wait until it can"):
             self._write_waiting()
         scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
-        with self._told_of_errors(self._board.folder, "TensorBoard's curves will have a gap"):
+        with self._warn_of_errors(self._board.folder, "TensorBoard's curves will have a gap"):
             self._board.write(step, scalars)
 
     def keep(self) -> None:
         """Returns when what was written is on the disk, or in the bucket: after it the machine may die."""
-        with self._told_of_errors(self._path, "its lines wait until it can"):
+        with self._warn_of_errors(self._path, "its lines wait until it can"):
             self._write_waiting()
             os.fsync(self._file.fileno())
 
@@ -74,25 +74,25 @@ class MetricsLog:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     @contextlib.contextmanager
-    def _told_of_errors(self, path: pathlib.Path, so: str) -> Iterator[None]:
+    def _warn_of_errors(self, path: pathlib.Path, so: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if path not in self._told:
+            if path not in self._warned:
                 what = f"{path} could not be written ({error.strerror})"
                 print(f"warning: {what}: {so}", file=sys.stderr, flush=True)
-            self._told.add(path)
+            self._warned.add(path)
         else:
-            self._told.discard(path)
+            self._warned.discard(path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.keep()
-        with self._told_of_errors(self._path, "its last lines are lost"):
+        with self._warn_of_errors(self._path, "its last lines are lost"):
             self._file.close()
-        with self._told_of_errors(self._board.folder, "TensorBoard's curves end early"):
+        with self._warn_of_errors(self._board.folder, "TensorBoard's curves end early"):
             self._board.close()
 
 

@@ -19,8 +19,8 @@ def keep_quiet() -> None:
     # Adding them again changes nothing.
     logging.getLogger("absl").addFilter(_is_not_orbax)
     logging.getLogger("asyncio").addFilter(_is_of_others)
-    if getattr(sys.unraisablehook, "func", None) is not _tell_of_others:
-        sys.unraisablehook = functools.partial(_tell_of_others, sys.unraisablehook)
+    if getattr(sys.unraisablehook, "func", None) is not _report_others:
+        sys.unraisablehook = functools.partial(_report_others, sys.unraisablehook)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
@@ -33,9 +33,9 @@ def _is_of_others(record: logging.LogRecord) -> bool:
     return not (record.exc_info and _UNFINISHED in str(record.exc_info[1]))
 
 
-def _tell_of_others(
-    tell: "Callable[[sys.UnraisableHookArgs], object]", unraisable: "sys.UnraisableHookArgs"
+def _report_others(
+    report: "Callable[[sys.UnraisableHookArgs], object]", unraisable: "sys.UnraisableHookArgs"
 ) -> None:
     # Answers of tensorstore to an event loop that orbax has closed.
     if str(unraisable.exc_value) != "Event loop is closed":
-        tell(unraisable)
+        report(unraisable)

@@ -76,7 +76,7 @@ def mined():
     return wrong
 
 
-def told():
+def exchanged():
     number = jax.process_index()
     zeros = {"a": np.float32([-0.0, 1.5, np.nan]), "b": np.bool_([True, False]), "c": np.zeros((2, 0), int)}
     given = zeros if exchange.is_main() else {name: np.zeros_like(x) for name, x in zeros.items()}
@@ -139,7 +139,7 @@ def main(what, workdir, steps):
     """check: all that is told and computed; train: to the end; else what happens to process 1 at batch 6."""
     if what == "check":
         kinds = [losses(kind) for kind in ("jit", "pmap", "auto")]
-        found = {"kinds": kinds, "mined": mined(), "told": told()}
+        found = {"kinds": kinds, "mined": mined(), "exchanged": exchanged()}
         if exchange.is_main():
             pathlib.Path(workdir, "check.json").write_text(json.dumps(found))
     elif what == "train":

@@ -80,7 +80,7 @@ def test_two_processes_compute_what_one_does(tiny, tmp_path):
         np.testing.assert_allclose(one["mean"], images.mean((1, 2, 3)), atol=1e-6)
         assert one["step"] == [20] * tiny.BATCH
     assert found["mined"] == 0
-    assert found["told"] == {
+    assert found["exchanged"] == {
         "gathered": [0, 1],
         "main": 0,
         "bits": [True] * 3,

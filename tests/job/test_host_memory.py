@@ -66,7 +66,7 @@ def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
     assert host_memory.keep_freed_memory() is False
 
 
-def test_a_setting_that_is_refused_is_told(monkeypatch):
+def test_a_setting_that_is_refused_gives_false(monkeypatch):
     class Library:
         asked = []
 

@@ -179,7 +179,7 @@ class Over:
 def test_a_call_that_fails_once_is_made_again(monkeypatch):
     failure = ending.Failure(1, 2, "process 1: error: no such file")
     answers = [jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED"), None, failure]
-    heard = []
+    ended = []
 
     def declared():
         answer = answers.pop(0)
@@ -188,8 +188,8 @@ def test_a_call_that_fails_once_is_made_again(monkeypatch):
         return answer
 
     monkeypatch.setattr(ending, "declared", declared)
-    monkeypatch.setattr(ending, "tell_heard", lambda: heard.append("heard"))
-    monkeypatch.setattr(ending, "exit_now", lambda code: heard.append(code))
+    monkeypatch.setattr(ending, "acknowledge", lambda: ended.append("acknowledged"))
+    monkeypatch.setattr(ending, "exit_now", lambda code: ended.append(code))
     monkeypatch.setattr(lookout, "_LAST_SECONDS", 0.0)
     lookout.watch(Over(3), PATIENCE, thread=0)
-    assert heard == ["heard", 2] and not answers
+    assert ended == ["acknowledged", 2] and not answers

@@ -81,7 +81,7 @@ def test_a_bug_ends_a_whole_job_with_exit_code_1(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(distributed, "_initialise", lambda *given: None)
     monkeypatch.setattr(distributed, "watch", lambda *given: None)
     for name, value in {"declare": lambda code, said: ended.append((code, said)) or True, "say": print,
-                        "wait_until_heard": lambda: None}.items():  # fmt: skip
+                        "wait_until_acknowledged": lambda: None}.items():  # fmt: skip
         monkeypatch.setattr(ending, name, value)
     monkeypatch.setattr(ending, "exit_now", sys.exit)
     monkeypatch.setattr(run, "check_processes", lambda config: None)

@@ -93,7 +93,7 @@ def test_full_disk_delays_the_lines_and_leaves_a_gap_in_the_curves(small_disk, c
     assert "tensorboard could not be written" in said and "a gap" in said
 
 
-def test_every_outage_is_told_once(tmp_path, monkeypatch, capsys):
+def test_every_outage_is_warned_of_once(tmp_path, monkeypatch, capsys):
     with MetricsLog(tmp_path) as log, (tmp_path / "metrics.jsonl").open("rb", buffering=0) as read_only:
         whole = log._file
         for step in range(1, 9):

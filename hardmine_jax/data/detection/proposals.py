@@ -226,7 +226,7 @@ def search_image(encoded: bytes, config: SearchConfig) -> np.ndarray:
 def _progress(total: int, folder: pathlib.Path) -> Iterator[Callable[[], None]]:
     console = rich.console.Console(file=sys.stderr)
     if not total or not console.is_terminal:
-        yield prepared.Teller("proposals", folder)
+        yield prepared.Progress("proposals", folder)
         return
     with rich.progress.Progress(*_columns(), console=console) as bar:
         task = bar.add_task("proposals", total=total)

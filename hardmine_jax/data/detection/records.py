@@ -142,10 +142,10 @@ def prepare(
       DataError: when the training split shows no object, or the cache cannot be written.
     """
 
-    def build(temporary: pathlib.Path, tell: prepared.Tell) -> None:
+    def build(temporary: pathlib.Path, advance: prepared.Advance) -> None:
         report = Report([], [])
         classes, splits = read(report)
-        seen = _write(temporary, splits, report, tell)
+        seen = _write(temporary, splits, report, advance)
         if not seen:
             found = gather(report.skipped, report.noted).report()
             raise DataError(f"{name}: no object to train on ({found}): expected {expected}")
@@ -161,12 +161,13 @@ def prepare(
     return _load(folder, name)
 
 
-def _write(folder: pathlib.Path, splits: Splits, report: Report, tell: prepared.Tell) -> set[int]:
+def _write(folder: pathlib.Path, splits: Splits, report: Report, advance: prepared.Advance) -> set[int]:
     """Fills `folder` but for the summary; gives the labels seen in training."""
     counts: dict[str, list[int]] = {split: [] for split in prepared.SPLITS}
     seen: dict[str, set[int]] = {split: set() for split in prepared.SPLITS}
     examples = {
-        split: _examples(splits.get(split, ()), counts[split], seen[split], report, tell) for split in counts
+        split: _examples(splits.get(split, ()), counts[split], seen[split], report, advance)
+        for split in counts
     }
     prepared.write_examples(folder, _FEATURES, examples)
     for split, objects in counts.items():
@@ -175,14 +176,18 @@ def _write(folder: pathlib.Path, splits: Splits, report: Report, tell: prepared.
 
 
 def _examples(
-    given: Iterable[ObjectPicture], counts: list[int], seen: set[int], report: Report, tell: prepared.Tell
+    given: Iterable[ObjectPicture],
+    counts: list[int],
+    seen: set[int],
+    report: Report,
+    advance: prepared.Advance,
 ) -> Iterator[dict]:
     for picture, found in images.in_threads(_check, given):
         report.skipped.extend(found.skipped)
         report.noted.extend(found.noted)
         if picture is None:
             continue
-        tell()
+        advance()
         counts.append(len(picture.labels))
         seen.update(picture.labels.tolist())
         yield {

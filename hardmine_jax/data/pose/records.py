@@ -151,10 +151,10 @@ def prepare(
       DataError: when nobody usable is in the training split, or the cache cannot be written.
     """
 
-    def build(temporary: pathlib.Path, tell: prepared.Tell) -> None:
+    def build(temporary: pathlib.Path, advance: prepared.Advance) -> None:
         problems: list[tuple[str, str]] = []
         skeleton, splits = read(lambda reason, record: problems.append((reason, record)))
-        _write(temporary, skeleton, splits, problems, tell)
+        _write(temporary, skeleton, splits, problems, advance)
         if not len(PersonSource(temporary, "train")):
             raise DataError(f"{name}: nobody to train on ({gather(problems).report()}): expected {expected}")
 
@@ -169,11 +169,11 @@ def _write(
     skeleton: Skeleton,
     splits: Splits,
     problems: list[tuple[str, str]],
-    tell: prepared.Tell,
+    advance: prepared.Advance,
 ) -> None:
     """Fills `folder`; `problems` grows while the pictures are read."""
     people: dict[str, list[tuple[int, int]]] = {split: [] for split in prepared.SPLITS}
-    examples = {split: _examples(splits.get(split, ()), people[split], tell) for split in people}
+    examples = {split: _examples(splits.get(split, ()), people[split], advance) for split in people}
     prepared.write_examples(folder, _features(skeleton.num_keypoints), examples)
     for split, index in people.items():
         np.save(folder / f"{split}_people.npy", np.array(index, np.int32).reshape(-1, 2), allow_pickle=False)
@@ -182,10 +182,10 @@ def _write(
 
 
 def _examples(
-    pictures: Iterable[Picture], index: list[tuple[int, int]], tell: prepared.Tell
+    pictures: Iterable[Picture], index: list[tuple[int, int]], advance: prepared.Advance
 ) -> Iterator[dict]:
     for example, picture in enumerate(pictures):
-        tell()
+        advance()
         index.extend((example, person) for person in range(len(picture.people)))
         image = {"name": picture.name, "image_id": picture.image_id, "image": picture.image}
         yield {**image, **_columns(picture.people)}

@@ -23,7 +23,7 @@ from hardmine_jax.job.activity import working
 from hardmine_jax.job.exchange import all_rows
 from hardmine_jax.mining import hard_pool
 from hardmine_jax.tasks.config_json import write_json
-from hardmine_jax.tasks.run import Opened, told_of_errors
+from hardmine_jax.tasks.run import Opened, warn_of_errors
 
 # A false positive is a background proposal that some class claims at this score.
 _MIN_SCORE = 0.1
@@ -176,7 +176,7 @@ def grow(
     batches.set_pool(pool, number=number)
     rounds = exchange.from_main(lambda: read_rounds(workdir), "rounds")
     found = {"round": number + 1, "after_step": step, **found}
-    with told_of_errors(workdir / "rounds.json"):
+    with warn_of_errors(workdir / "rounds.json"):
         write_json(workdir / "rounds.json", [*rounds[: number - 1], found])
     print(f"round {number + 1}: {found['false_positives']} false positives, {found['members']} in the pool")
 

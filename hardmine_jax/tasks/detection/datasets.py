@@ -9,7 +9,7 @@ from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.tasks.detection.config import Config
-from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags, tell_skipped
+from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags, warn_skipped
 
 
 class Dataset(NamedTuple):
@@ -80,5 +80,5 @@ def find_proposals(config: Config, dataset: DetectionDataset) -> SplitProposals:
         )
     )
     for split in (found.train, found.validation):
-        tell_skipped(split.skipped)
+        warn_skipped(split.skipped)
     return found

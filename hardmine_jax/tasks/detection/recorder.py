@@ -16,7 +16,7 @@ from hardmine_jax.job.exchange import all_rows, is_main
 from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.evaluation import Batching
 from hardmine_jax.tasks.rows import evenly_spaced
-from hardmine_jax.tasks.run import told_of_errors
+from hardmine_jax.tasks.run import warn_of_errors
 
 
 class MinedRecorder:
@@ -50,7 +50,7 @@ class MinedRecorder:
             return
         path = self._folder / f"{step}.npz"
         new = path.with_suffix(".new")
-        with told_of_errors(path):
+        with warn_of_errors(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             with open(new, "wb") as stream:
                 np.savez_compressed(stream, **chosen)

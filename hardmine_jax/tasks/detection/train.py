@@ -40,7 +40,7 @@ from hardmine_jax.tasks.detection.evaluation import (
 )
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
-from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
+from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import shard_of, shorten_warmup
@@ -67,7 +67,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     starting = functools.partial(begin, run, functions.of_run)
     with open_run(run, state, batches, best_metric="map", begin=starting) as opened:
         if opened.restored and (run.folder / "config.json").exists():
-            tell_changes(run.folder, load_config(run.folder)[0], config)
+            warn_of_changes(run.folder, load_config(run.folder)[0], config)
         predict, choose, search = (
             _on_devices(parallel, function)
             for function in (functions.of_run.predict, functions.choose, functions.find_false_positives)
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None, *, description: str | None = No
         with exchange.first_of_host():
             dataset = load_dataset(settled)
         check_data(dataset)
-        tell_skipped(dataset.skipped)
+        warn_skipped(dataset.skipped)
         train(settled, dataset)
 
     return run_training(config, config.run, body)

@@ -57,7 +57,7 @@ def prepare_protocol(config: Config, dataset: PoseDataset) -> Protocol:
         return Protocol(heads=heads)
     images, annotations = _truth(config, dataset)
     boxes = person_boxes.load(config.boxes, images, num_keypoints=dataset.skeleton.num_keypoints)
-    _tell("boxes", boxes.skipped)
+    _warn_skipped("boxes", boxes.skipped)
     return Protocol(boxes, tuple(annotations), heads)
 
 
@@ -105,7 +105,7 @@ def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, l
         category=config.category or ("person" if config.annotations is None else None),
         image_ids=images.ids,
     )
-    _tell("annotations", skipped)
+    _warn_skipped("annotations", skipped)
     return images, annotations
 
 
@@ -122,7 +122,7 @@ def _validation_file(config: Config) -> tuple[coco_json.File, bool]:
     return coco_json.load_file(config.annotations, config.images), False
 
 
-def _tell(what: str, skipped: Skipped) -> None:
+def _warn_skipped(what: str, skipped: Skipped) -> None:
     if skipped.count:
         print(f"{what}: {skipped.report()}", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from hardmine_jax.data.stream import TrainBatches, endless_batches
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
-from hardmine_jax.tasks.flags import first_flags, tell_changes, tell_skipped
+from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, build, load_config, save_config, settle
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
@@ -54,7 +54,7 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
     starting = functools.partial(begin, run, functions)
     with open_run(run, state, batches, best_metric="pck", begin=starting) as opened:
         if opened.restored and (run.folder / "config.json").exists():
-            tell_changes(run.folder, load_config(run.folder)[0], config)
+            warn_of_changes(run.folder, load_config(run.folder)[0], config)
         evaluator = make_evaluator(config, dataset, parallel, functions.predict)
         finishing = functools.partial(finish, config, dataset, protocol, evaluator)
         if run.eval_only:
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None, *, description: str | None = No
         with exchange.first_of_host():
             dataset = load_dataset(settled)
         check_data(dataset)
-        tell_skipped(dataset.skipped)
+        warn_skipped(dataset.skipped)
         train(settle(config, dataset.skeleton) if known is None else settled, dataset)
 
     return run_training(config, config.run, body)

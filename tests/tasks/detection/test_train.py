@@ -93,7 +93,7 @@ def test_a_run_writes_everything_that_it_promises(trained):
     assert sorted(int(path.stem) for path in (trained / "mined").glob("*.npz")) == [1, 3, 4]
 
 
-def test_every_log_line_tells_what_was_mined(trained):
+def test_every_log_line_has_what_was_mined(trained):
     lines = training.read_metrics(trained / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:

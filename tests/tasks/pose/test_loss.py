@@ -204,7 +204,7 @@ def test_random_mining_does_not_depend_on_how_the_batch_is_split():
 
 
 @pytest.mark.parametrize("mining", ["ohkm", "random", "threshold"])
-def test_what_was_mined_is_told_of_all_devices_together(mining):
+def test_what_was_mined_is_reported_of_all_devices_together(mining):
     """Labels are uneven, so that the mean of what each device would tell is another number."""
     heatmaps, batch = _heatmaps(), _batch()
     batch["visibility"][:6, 1:] = 0

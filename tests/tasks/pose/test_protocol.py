@@ -186,7 +186,7 @@ def published() -> tuple[SimpleBaseline, dict, dict]:
     return model, variables, {name: rng.uniform(0.5, 1.5, shape) for name, shape in shapes.items()}
 
 
-def test_a_published_file_fills_what_fits_and_the_rest_is_told(published, tmp_path, capsys):
+def test_a_published_file_fills_what_fits_and_the_rest_is_reported(published, tmp_path, capsys):
     model, variables, entries = published
     np.savez(tmp_path / "weights.npz", **entries)
     state = _state(model, variables)

@@ -157,7 +157,7 @@ def test_the_same_command_on_a_finished_run_trains_no_further(copied, capsys):
     assert len(training.read_metrics(copied / "metrics.jsonl")) == 4
 
 
-def test_a_changed_flag_is_told_and_no_resume_starts_anew(copied, capsys):
+def test_a_changed_flag_is_reported_and_no_resume_starts_anew(copied, capsys):
     assert pose_train.main(_arguments(copied, "--steps", 5, "--mining", "random")) == 0
     captured = capsys.readouterr()
     assert "mining='ohkm'" in captured.err and "resuming from step 4" in captured.out
