@@ -30,7 +30,10 @@ def order_keys(losses: jax.Array) -> jax.Array:
         raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
     signed = jnp.int64 if losses.dtype.itemsize == 8 else jnp.int32
     if jnp.issubdtype(losses.dtype, jnp.floating):
-        return _float_keys(losses.astype(at_least_single(losses.dtype)), signed)
+        keys = _float_keys(losses.astype(at_least_single(losses.dtype)), signed)
+        # LLVM may take a bfloat16 to float32 and back wherever it is used, and x86's instruction for that
+        # makes 0 of subnormals (llvm/llvm-project#221052): keys made anew for each use would not agree.
+        return jax.lax.optimization_barrier(keys) if losses.dtype == jnp.bfloat16 else keys
     if losses.dtype in (jnp.uint32, jnp.uint64):
         return jax.lax.bitcast_convert_type(losses, signed) ^ jnp.iinfo(signed).min
     return losses.astype(signed)

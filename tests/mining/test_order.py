@@ -68,6 +68,24 @@ def test_order_of_keys_is_the_order_of_losses():
     assert order.order_keys(-jnp.float32(jnp.nan)) == INT32.max
 
 
+@pytest.mark.parametrize("beside", [lambda losses: losses > 2, lambda losses: losses == 2, jnp.isnan])
+@pytest.mark.parametrize("num_units", [7, 70])
+def test_a_subnormal_bfloat16_has_one_key_also_where_it_is_compared_beside(num_units, beside):
+    """Made anew for each of its uses, its key was 0 in some: not even the only unit came first."""
+    losses = np.zeros((5, num_units)).astype(jnp.bfloat16)
+    losses[:, -1] = [1e-40, 1e-38, -1e-40, -1e-38, 1]
+    losses[:, -2] = [0, 1e-39, -1e-39, -np.inf, 1e-40]
+    hardest = np.broadcast_to(np.arange(num_units) == num_units - 1, losses.shape)
+
+    @jax.jit
+    def first(losses, where):
+        return order.keep_first(order.order_keys(losses), k=1, where=where & ~beside(losses))
+
+    for others in (0, 1):
+        where = np.broadcast_to(np.arange(num_units) >= num_units - 1 - others, losses.shape)
+        np.testing.assert_array_equal(first(losses, where), hardest)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
 def test_strict_promotion_of_types_is_no_obstacle(dtype):
     losses = jnp.asarray([3, 1, 2], dtype)
