@@ -48,6 +48,14 @@ def tiny():
     return module
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _warnings_are_errors_in_subprocesses_too():
+    """As in the tests themselves (pyproject.toml): a script may meet a deprecation that no test imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "error")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _cache_in_tmp(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's own cache."""
