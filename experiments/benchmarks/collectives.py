@@ -143,12 +143,23 @@ def _bits(dtype: str) -> int:
 
 
 def _group(line: str) -> int:
-    """Members of a replica group, written {{0,1},{2,3}} or, as shape of an iota, [groups,members]<=[n]."""
+    """Members of a replica group; 0 where nothing known says them.
+
+    Written {{0,1},{2,3}}; as shape of an iota, [groups,members]<=[n]; or by newer XLA as axes of a mesh,
+    mesh['a'=2,'b'=4] {'b'}, where 'b':(2)2 is an axis of 2 within b.
+    """
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return len(listed[1].split(","))
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-    return int(iota[2]) if iota else 0
+    if iota:
+        return int(iota[2])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if mesh is None:
+        return 0
+    sides = dict(re.findall(r"'([^']*)'=(\d+)", mesh[1]))
+    axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", mesh[2])
+    return math.prod(int(part or sides[name]) for name, part in axes)
 
 
 def _names(joined: str, count: int) -> list[str]:

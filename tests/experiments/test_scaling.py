@@ -66,6 +66,24 @@ def test_parse_finds_each_collective_with_its_arrays():
     assert collectives.collective_bytes(HLO) == (4, sum(one.nbytes for one in found))
 
 
+@pytest.mark.parametrize(
+    "groups, members",
+    [
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['data'=8] {'data'}", 8),
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("mesh['a'=2,'b'=4] {'b':(2)2}", 2),
+        ("mesh['a'=2,'b'=4] {'b':(2)2,'a'}", 4),
+        ("{}", 0),
+    ],
+)
+def test_members_of_a_group_however_they_are_written(groups, members):
+    (found,) = collectives.parse(_line("all-reduce", "f32[2]{0}", "a", groups))
+    assert found.group == members
+
+
 def test_purposes_of_merged_collectives():
     shares = collectives.purposes(collectives.parse(HLO), gradient=(180, 5, 7, 5), metrics=(1, 3))
     # One all-reduce of its own, and one that rides on batch norm's.
