@@ -14,7 +14,7 @@ from hardmine_jax.job import host_memory
 SCRIPT = """
 import ctypes, json, resource, sys
 sys.path[:0] = json.loads(sys.argv[2])
-from hardmine_jax.training.host_memory import keep_freed_memory
+from hardmine_jax.job.host_memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
