@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hardmine_jax import detection, mining, models, pose
+from hardmine_jax import detection, mining, models, pose, training
+from hardmine_jax.data.records import Records
 
 LOSSES = jnp.array([[0.5, 2.0, 0.1, 3.0], [4.0, 0.2, 0.3, 0.4]])
 LABELLED = jnp.array([[True, True, True, False], [True, True, False, True]])
@@ -229,6 +230,46 @@ def test_networks_are_made():
     with pytest.raises(TypeError):
         models.HRNet(32, 17, number=3)  # type: ignore[call-arg]
     models.HRNet("32", 17)  # type: ignore[arg-type]
+
+
+def test_a_state_is_trained():
+    def loss_function(params, batch_stats, batch, key, step):
+        return jnp.mean(batch["x"] * params["w"]), (batch_stats, {"step": step})
+
+    optimizer = training.make_optimizer(training.OptimizerConfig(name="sgd"), steps=10)
+    state = training.create_state(
+        {"params": {"w": jnp.ones(())}}, apply_fn=None, optimizer=optimizer, key=KEY
+    )
+    parallel = training.parallelise(
+        lambda axis: training.make_train_step(loss_function, axis_name=axis), kind="jit"
+    )
+    placed = parallel.put_state(state)
+    batch = parallel.put_batch({"x": np.ones((parallel.num_devices, 2), np.float32)})
+    assert_type(parallel.train_step.lower(placed, batch), jax.stages.Lowered)
+    placed, metrics = parallel.train_step(placed, batch)
+    assert_type(parallel.get(placed), training.TrainState)
+    assert float(assert_type(metrics["loss"], jax.Array)) == 1
+    training.ema_update(state.params, state.params, 1, decay=0.5)
+    with pytest.raises(ValueError, match="kind"):
+        training.parallelise(lambda axis: parallel.train_step, kind="mesh")  # type: ignore[arg-type]
+
+
+class Numbered:
+    """A source of one's own."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+
+def test_records_are_a_list_or_a_source_of_ones_own():
+    listed: Records = [{"index": 0}, {"index": 1}]
+    own: Records = Numbered()
+    assert len(listed) == len(own) and listed[1] == own[1]
+    wrong: Records = {1, 2}  # type: ignore[assignment]
+    assert not hasattr(wrong, "__getitem__")
 
 
 def test_wrong_calls_are_refused():
