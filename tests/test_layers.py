@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "hardmine_jax"
 
 # What each layer may import from the package besides itself. `coco_eval` and its like are files of a layer.
 ALLOWED = {
-    "": {"mining", "pose", "detection"},
+    "": {"mining", "pose", "detection", "command"},
     "mining": set(),
     "pose": {"mining"},
     "detection": {"mining"},
@@ -154,11 +154,17 @@ def test_the_check_itself_finds_an_arrow_that_points_up(layer, line, tmp_path, m
 
 
 def test_importing_the_package_brings_nothing_heavy():
+    """What is public is listed at once and there at its first use; jax and numpy come with that."""
     code = (
         "import hardmine_jax, sys\n"
+        "early = [name for name in ('jax', 'numpy', 'typing_extensions') if name in sys.modules]\n"
+        "names = {'mining', 'pose', 'detection'}\n"
+        "unlisted = names - set(dir(hardmine_jax))\n"
+        "missing = [name for name in sorted(names) if not hasattr(hardmine_jax, name)]\n"
+        "assert hardmine_jax.mining.top_k and not hasattr(hardmine_jax, 'nonsense')\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
-        "missing = [name for name in ('mining', 'pose', 'detection') if not hasattr(hardmine_jax, name)]\n"
-        "sys.exit(f'heavy: {heavy}, missing: {missing}' if heavy or missing else 0)"
+        "wrong = early or unlisted or missing or heavy\n"
+        "sys.exit(f'{early}, {unlisted}, {missing}, {heavy}' if wrong else 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert run.returncode == 0, run.stderr
