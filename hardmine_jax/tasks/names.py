@@ -1,0 +1,102 @@
+"""Names of keypoints or classes, matched: what a run was trained on against what a dataset has.
+
+Order and numbers mean nothing here, names alone do.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hardmine_jax.data.problems import DataError, printable
+
+_SHOWN = 12
+
+
+class Matched(NamedTuple):
+    """What two lists of names have in common, in the order of the first.
+
+    Attributes:
+      ours, theirs: for each common name its places in the two lists.
+      left_out: names of the first list alone; left_out_theirs: of the second alone.
+      respelled: (first list's, second list's) of names that are equal but for their spelling.
+    """
+
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+    left_out_theirs: tuple[str, ...] = ()
+    respelled: tuple[tuple[str, str], ...] = ()
+
+
+def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Matched:
+    """The names that are in both lists, each different within its list.
+
+    Equal names match. Only where no two are equal, those match that differ in capitals, spaces, underscores
+    and hyphens alone; not where a list has two such.
+
+    Args:
+      ours: of a run; theirs: of a dataset; what: they name, for the error ("keypoint", "class").
+
+    Raises:
+      DataError: nothing in common.
+
+    >>> match_names(("nose", "tail", "ear"), ("ear", "paw", "nose"), what="keypoint")
+    Matched(ours=(0, 2), theirs=(2, 0), left_out=('tail',), left_out_theirs=('paw',), respelled=())
+    >>> match_names(("left_ear", "nose"), ("Nose", "Left Ear"), what="keypoint").respelled
+    (('left_ear', 'Left Ear'), ('nose', 'Nose'))
+    """
+    pairs = _pairs(ours, theirs)
+    respelled = ()
+    if not pairs:
+        pairs = _pairs(*([_folded(name) for name in names] for names in (ours, theirs)))
+        respelled = tuple((ours[one], theirs[other]) for one, other in pairs)
+    if not pairs:
+        raise DataError(
+            f"no {what} in common: the run was trained on {_listed(ours)}; the data has {_listed(theirs)}"
+        )
+    first, second = zip(*pairs, strict=True)
+    return Matched(
+        first,
+        second,
+        tuple(name for place, name in enumerate(ours) if place not in first),
+        tuple(name for place, name in enumerate(theirs) if place not in second),
+        respelled,
+    )
+
+
+def tell_matched(matched: Matched, *, what: str) -> list[str]:
+    """Sentences about what is not matched name by name; none where all is.
+
+    >>> tell_matched(match_names(("cat", "dog"), ("dog", "cow"), what="class"), what="class")
+    ['not scored, since the data does not have them: class cat', 'not scored, since the run was not trained
+    on them: class cow']
+    """
+    told = []
+    if matched.respelled:
+        pairs = [f"{one} = {other}" for one, other in matched.respelled]
+        told.append(f"no {what} is spelled alike, matched but for capitals and spaces: {_listed(pairs)}")
+    if matched.left_out:
+        told.append(f"not scored, since the data does not have them: {what} {_listed(matched.left_out)}")
+    if matched.left_out_theirs:
+        told.append(
+            f"not scored, since the run was not trained on them: {what} {_listed(matched.left_out_theirs)}"
+        )
+    return told
+
+
+def _pairs(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of the names that are in both, once in each."""
+    once = [{name for name, times in Counter(names).items() if times == 1} for names in (ours, theirs)]
+    common = once[0] & once[1]
+    places = {name: place for place, name in enumerate(theirs)}
+    return [(place, places[name]) for place, name in enumerate(ours) if name in common]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [printable(name) for name in names[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
