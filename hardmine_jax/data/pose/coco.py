@@ -74,7 +74,7 @@ def load(
       validation_images: the second file's folder; `images` when not given.
       category: name or id; needed only when several categories have keypoints.
       sigmas: one OKS constant a keypoint; else the category's `sigmas`, else COCO's own when the keypoints
-        are COCO's 17, else DEFAULT_SIGMA for each.
+        are COCO's 17, in any order, else DEFAULT_SIGMA for each.
       flip_pairs: pairs of names or indices that a mirror swaps; else see `infer_flip_pairs`.
       edges: pairs of names or indices; else the category's `skeleton`.
       name: of the dataset.
@@ -238,7 +238,8 @@ def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
         flip_pairs = infer_flip_pairs(names)
         if options["flip_pairs"] is not None:
             flip_pairs = _indices(options["flip_pairs"], names)
-        default = COCO_SKELETON.sigmas if names == COCO_SKELETON.names else (DEFAULT_SIGMA,) * len(names)
+        known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
+        default = [known[name] if known.keys() == set(names) else DEFAULT_SIGMA for name in names]
         return Skeleton(names, flip_pairs, options["sigmas"] or category.get("sigmas") or default, edges)
     except (ValueError, TypeError) as error:
         raise DataError(f"category {title(category.get('name'))} of {path}: {error}") from error
