@@ -2,7 +2,13 @@
 
 try:
     from hardmine_jax.job.ending import NonFiniteError
-    from hardmine_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load_variables
+    from hardmine_jax.training.checkpoint import (
+        CheckpointError,
+        Checkpoints,
+        Restored,
+        load_step,
+        load_variables,
+    )
     from hardmine_jax.training.checkpoint_folder import set_aside
     from hardmine_jax.training.loop import FitResult, fit
     from hardmine_jax.training.metrics_log import MetricsLog, read_metrics
@@ -33,6 +39,7 @@ __all__ = [
     "ema_update",
     "evaluation_variables",
     "fit",
+    "load_step",
     "load_variables",
     "make_optimizer",
     "make_schedule",

@@ -294,6 +294,13 @@ def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") 
     Raises:
       CheckpointError: nothing there, or damaged.
     """
+    return load_step(path, which=which)[1]
+
+
+def load_step(
+    path: AnyPath, *, which: Literal["best", "latest"] = "best"
+) -> tuple[int, dict[str, Any]]:
+    """The step of the checkpoint that `load_variables` reads, and what it gives."""
     if which not in ("best", "latest"):
         raise ValueError(f"which={which!r}: use best or latest")
     folder = pathlib.Path(path).resolve()
@@ -309,7 +316,7 @@ def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") 
             step = _choose(manager, which)
         if step is None or step not in manager.all_steps():
             raise CheckpointError(f"{folder}: no checkpoint there; give a workdir that was trained in")
-        return _read_variables(manager, step)
+        return step, _read_variables(manager, step)
     except Exception as error:
         if not _is_damage(error):
             raise

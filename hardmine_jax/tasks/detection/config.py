@@ -119,8 +119,8 @@ def make_model(config: Config, num_classes: int, axis_name: str | None = None) -
     )
 
 
-def build(config: Config, num_classes: int) -> DetectionFunctions:
-    """What a settled config comes to."""
+def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = None) -> DetectionFunctions:
+    """What a settled config comes to; `labels` are of the classes that prediction looks for, None for all."""
 
     model_for = functools.partial(make_model, config, num_classes)
     model, mining = model_for(), Mining(config.mining, config.k, config.nms)
@@ -129,6 +129,7 @@ def build(config: Config, num_classes: int) -> DetectionFunctions:
         min_score=config.min_score,
         max_detections=config.max_detections,
         sigmoid=config.mining == "focal",
+        labels=labels,
     )
     training_functions = Functions(
         apply=model.apply,
@@ -196,10 +197,12 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
     Raises:
       DataError: no config.json there, or not one of this script.
     """
-    config, classes = read_config(workdir, {"config": Config, "classes": None}, script="detection_ohem")
+    config, classes = read_config(
+        workdir, {"config": Config, "classes": None}, script="hardmine detection train"
+    )
     if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
         path = workdir / "config.json"
-        raise DataError(f"{path} has no classes: give the --workdir of a detection_ohem run")
+        raise DataError(f"{path} has no classes: give the --workdir of a hardmine detection train run")
     return config, classes
 
 
@@ -208,7 +211,7 @@ class TrainedRun(NamedTuple):
 
     Attributes:
       config: of the training; classes: what it was trained on, in the order of the labels.
-      variables: of one of its checkpoints.
+      variables: of one of its checkpoints; step: where that was saved.
       predict: `(variables, batch) -> detections`, see `predict.make_predict`.
     """
 
@@ -216,6 +219,7 @@ class TrainedRun(NamedTuple):
     classes: tuple[str, ...]
     variables: dict
     predict: Callable[[dict, dict], dict[str, jax.Array]]
+    step: int
 
 
 def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
@@ -225,6 +229,6 @@ def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "be
       DataError: no run of this task is there.
       CheckpointError: it has no checkpoint that can be read.
     """
-    config, classes = load_config(find_workdir(checkpoint, script="detection_ohem"))
-    variables = training.load_variables(checkpoint, which=which)
-    return TrainedRun(config, classes, variables, build(config, len(classes)).of_run.predict)
+    config, classes = load_config(find_workdir(checkpoint, script="hardmine detection train"))
+    step, variables = training.load_step(checkpoint, which=which)
+    return TrainedRun(config, classes, variables, build(config, len(classes)).of_run.predict, step)

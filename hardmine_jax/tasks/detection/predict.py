@@ -48,12 +48,14 @@ class Decoding:
       min_score: detections below it are dropped.
       max_detections: an image.
       sigmoid: each class scored by itself (a head trained with focal losses), not a softmax.
+      labels: of the classes to look for; None for all.
     """
 
     iou_threshold: float = 0.3
     min_score: float = 0.01
     max_detections: int = 100
     sigmoid: bool = False
+    labels: tuple[int, ...] | None = None
 
 
 def make_predict(model: nn.Module, decoding: Decoding) -> Callable[[dict, dict], dict[str, jax.Array]]:
@@ -91,6 +93,9 @@ def find_detections(
     """
     num_boxes, num_classes = scores.shape
     kept = min(decoding.max_detections, num_boxes)
+    if decoding.labels is not None:
+        wanted_classes = jnp.isin(jnp.arange(1, num_classes + 1), jnp.array(decoding.labels))
+        scores = jnp.where(wanted_classes, scores, -1.0)
 
     def one_class(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         wanted = where & (scores >= decoding.min_score)

@@ -264,7 +264,9 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     Raises:
       DataError: no config.json there, or not one of this script.
     """
-    config, skeleton = read_config(workdir, {"config": Config, "skeleton": Skeleton}, script="pose_ohkm")
+    config, skeleton = read_config(
+        workdir, {"config": Config, "skeleton": Skeleton}, script="hardmine pose train"
+    )
     return config, skeleton
 
 
@@ -273,7 +275,7 @@ class TrainedRun(NamedTuple):
 
     Attributes:
       config: of the training; skeleton: what it was trained on.
-      variables: of one of its checkpoints.
+      variables: of one of its checkpoints; step: where that was saved.
       predict: `(variables, images) -> keypoints and scores`, see `predict.make_predict`.
     """
 
@@ -281,6 +283,7 @@ class TrainedRun(NamedTuple):
     skeleton: Skeleton
     variables: dict
     predict: Callable[[dict, jax.Array], dict[str, jax.Array]]
+    step: int
 
 
 def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
@@ -290,6 +293,6 @@ def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "be
       DataError: no run of this task is there.
       CheckpointError: it has no checkpoint that can be read.
     """
-    config, skeleton = load_config(find_workdir(checkpoint, script="pose_ohkm"))
-    variables = training.load_variables(checkpoint, which=which)
-    return TrainedRun(config, skeleton, variables, build(config, skeleton).predict)
+    config, skeleton = load_config(find_workdir(checkpoint, script="hardmine pose train"))
+    step, variables = training.load_step(checkpoint, which=which)
+    return TrainedRun(config, skeleton, variables, build(config, skeleton).predict, step)
