@@ -20,6 +20,21 @@ class Rows:
         return {**self._source[int(self._rows[index])], "index": index}
 
 
+class Joined:
+    """The records of two sources, one after the other, renumbered from 0."""
+
+    def __init__(self, first: Sequence[dict], second: Sequence[dict]):
+        self._sources = first, second
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def __getitem__(self, index: int) -> dict:
+        first, second = self._sources
+        record = first[index] if index < len(first) else second[index - len(first)]
+        return {**record, "index": index}
+
+
 def evenly_spaced(length: int, count: int) -> np.ndarray:
     """At most `count` of 0 .. length - 1. Not the first ones: neighbours are often frames of one scene.
 

@@ -102,6 +102,13 @@ def _categories(file: coco_json.File) -> dict[str, str]:
     return {str(category_id): names[category_id] for category_id in rising}
 
 
+def category_ids(file: coco_json.File) -> list[int | str]:
+    """The categories' ids as the file has them, in the order of the labels."""
+    found = (category.get("id") for category in file.content["categories"] if isinstance(category, dict))
+    ids = {str(category_id): category_id for given in found if (category_id := whole_id(given)) is not None}
+    return [ids[text] for text in _categories(file)]
+
+
 class _Object(NamedTuple):
     box: list[float]
     label: int

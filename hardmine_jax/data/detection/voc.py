@@ -38,7 +38,7 @@ def load(
     data_dir: str | os.PathLike | None,
     *,
     train: str = "train",
-    validation: str = "val",
+    validation: str | None = "val",
     classes: Sequence[str] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> DetectionDataset:
@@ -51,7 +51,8 @@ def load(
     Args:
       data_dir: the folder that holds JPEGImages/ and Annotations/.
       train: name of the list to train on, without .txt; not used where there is no ImageSets/Main.
-      validation: name of the list to validate on.
+      validation: name of the list to validate on; None to hold nothing back, here or where there is no
+        ImageSets/Main.
       classes: names in the order of their labels; by default all that the listed annotations name, sorted.
       cache_dir: where prepared data is kept; see `cache.cache_root`.
 
@@ -60,10 +61,12 @@ def load(
     """
     folder = _checked_folder(data_dir)
     lists = folder / "ImageSets" / "Main"
-    files = [_list_file(lists, name) for name in (train, validation)] if lists.is_dir() else []
+    wanted = [name for name in (train, validation) if name is not None]
+    files = [_list_file(lists, name) for name in wanted] if lists.is_dir() else []
     made_from = {
         "folder": os.fspath(folder),
         "lists": [[os.fspath(file), cache.file_hash(file)] for file in files],
+        "whole": validation is None,
         "annotations": cache.folder_hash(folder / "Annotations"),
         "images": cache.folder_hash(folder / "JPEGImages"),
         "classes": None if classes is None else list(classes),
@@ -72,7 +75,7 @@ def load(
     return records.prepare(
         "voc",
         made_from=made_from,
-        read=lambda report: _read(folder, files, classes, report),
+        read=lambda report: _read(folder, files, validation is None, classes, report),
         expected=f"annotated objects in readable images: {LAYOUT} in DIR={folder}",
         cache_dir=cache_dir,
     )
@@ -114,10 +117,11 @@ class _Annotation(NamedTuple):
 def _read(
     folder: pathlib.Path,
     files: Sequence[pathlib.Path],
+    whole: bool,
     classes: Sequence[str] | None,
     report: records.Report,
 ) -> tuple[tuple[str, ...], records.Splits]:
-    names = _split_names(folder, files)
+    names = _split_names(folder, files, whole)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(sum(names, [])), 1)}
     for name in sorted(set(names[0]) & set(names[1])):
         report.note("image in the training and in the validation list", name)
@@ -138,12 +142,13 @@ def _read(
     return tuple(classes), splits
 
 
-def _split_names(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> list[list[str]]:
+def _split_names(folder: pathlib.Path, files: Sequence[pathlib.Path], whole: bool) -> list[list[str]]:
     if files:
-        return [_listed(file, folder / "Annotations") for file in files]
+        listed = [_listed(file, folder / "Annotations") for file in files]
+        return [*listed, []] if whole else listed
     annotated = {path.stem for path in (folder / "Annotations").glob("*.xml")}
     names = sorted(annotated | set(_images(folder / "JPEGImages")))
-    return list(listing.tenth_apart(names, names))
+    return [names, []] if whole else list(listing.tenth_apart(names, names))
 
 
 def _listed(file: pathlib.Path, annotations: pathlib.Path) -> list[str]:
