@@ -46,8 +46,9 @@ def summarise(config: Mapping, result: Mapping) -> str:
     trained = f"The model {config.get('model')} was trained on the dataset {config.get('dataset')}"
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
     images = f"{result['images']:,} images" if result.get("images") is not None else "images"
+    seen = result.get("scored_on", f"{images} it has never seen")
     return (
-        f"{trained}{steps}, {_mining_words(config)}. On {images} it has never seen its mean average "
+        f"{trained}{steps}, {_mining_words(config)}. On {seen} its mean average "
         f"precision is {percent(result.get('map'))} (boxes that overlap the true ones by half)."
     )
 

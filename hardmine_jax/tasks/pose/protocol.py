@@ -97,7 +97,7 @@ def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, l
     shown = person_boxes.SourceImages(dataset.validation)
     if config.dataset != "coco":
         return shown, []
-    file, apart = _validation_file(config)
+    file, apart = validation_file(config)
     images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
     annotations, skipped = coco_truth.annotations(
         file,
@@ -109,7 +109,7 @@ def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, l
     return images, annotations
 
 
-def _validation_file(config: Config) -> tuple[coco_json.File, bool]:
+def validation_file(config: Config) -> tuple[coco_json.File, bool]:
     """The COCO file with the validation images, and whether it has only these."""
     if config.annotations is None:
         folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)

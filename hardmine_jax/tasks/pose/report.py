@@ -63,7 +63,8 @@ def summarise(config: Mapping, result: Mapping) -> str:
     """
     trained = f"The model {config.get('model')} was trained on the dataset {config.get('dataset')}"
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
-    hits = f"On images it has never seen it puts {percent(result.get('pck'))} of the joints within a tenth of"
+    seen = result.get("scored_on", "images it has never seen")
+    hits = f"On {seen} it puts {percent(result.get('pck'))} of the joints within a tenth of"
     baseline = f"guessing the average pose for everybody gets {percent(result.get('mean_pose_pck'))}."
     return f"{trained}{steps}, {_mining_words(config)}. {hits} the subject's size (PCK@0.1); {baseline}"
 
