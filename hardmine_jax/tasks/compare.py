@@ -1,7 +1,7 @@
 """Several runs in one table: does mining help, and by how much more than chance?
 
-    python experiments/compare.py runs/*                  # of pose_ohkm.py or of detection_ohem.py
-    python experiments/compare.py runs/* --markdown       # to paste into a document
+    hardmine compare runs/*                  # of hardmine pose train or of hardmine detection train
+    hardmine compare runs/* --markdown       # to paste into a document
 
 Every argument is a finished run's --workdir. Runs that differ in nothing but their seed are one row: the mean
 over them, and after ± their standard deviation (with n - 1), which one run does not have. The columns before
@@ -79,7 +79,9 @@ def read_run(workdir: pathlib.Path) -> Run:
     Raises:
       DataError: the folder holds no finished run.
     """
-    (config,) = read_config(workdir, {"config": None}, script="pose_ohkm or detection_ohem")
+    (config,) = read_config(
+        workdir, {"config": None}, script="hardmine pose train or hardmine detection train"
+    )
     # What is not given is the same whether the run's version knew the flag or not.
     settings = {
         name: given for name, given in flatten(config).items() if name not in _SILENT and given is not None
@@ -166,7 +168,7 @@ def _setting(given: Any) -> str:
 def run(config: CompareConfig) -> None:
     """Prints the table."""
     if not config.workdirs:
-        raise DataError("no run: name at least one --workdir of pose_ohkm.py or detection_ohem.py")
+        raise DataError("no run: name at least one --workdir of hardmine pose train or detection train")
     headings, lines = rows([read_run(workdir) for workdir in config.workdirs])
     if config.markdown:
         for cells in (headings, ["---"] * len(headings), *lines):
@@ -180,12 +182,12 @@ def run(config: CompareConfig) -> None:
     rich.print(table)
 
 
-def parse(arguments: Sequence[str] | None = None) -> CompareConfig:
+def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> CompareConfig:
     """The command line."""
-    return tyro.cli(CompareConfig, args=arguments, description=__doc__)
+    return tyro.cli(CompareConfig, prog=prog, args=arguments, description=__doc__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """0, or 2 after one line about what is wrong."""
-    config = parse(arguments)
+    config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))

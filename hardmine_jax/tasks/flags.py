@@ -11,13 +11,15 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import Dataclass, plain
 
 
-def first_flags(arguments: Sequence[str] | None, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def first_flags(
+    arguments: Sequence[str] | None, choices: Mapping[str, Sequence[str]], *, prog: str | None = None
+) -> dict[str, Any]:
     """The flags that the defaults of the others follow from; of each the first choice where it is not given.
 
     >>> first_flags(["--steps", "3", "--preset", "big"], {"preset": ("small", "big"), "dataset": ("lspet",)})
     {'preset': 'big', 'dataset': 'lspet'}
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     for name, allowed in choices.items():
         parser.add_argument(flag(name), choices=allowed, default=allowed[0])
     return vars(parser.parse_known_args(arguments)[0])

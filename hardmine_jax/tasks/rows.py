@@ -23,7 +23,7 @@ class Rows:
 class Joined:
     """The records of two sources, one after the other, renumbered from 0."""
 
-    def __init__(self, first: Sequence[dict], second: Sequence[dict]):
+    def __init__(self, first: Records, second: Records):
         self._sources = first, second
 
     def __len__(self) -> int:

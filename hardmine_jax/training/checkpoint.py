@@ -297,9 +297,7 @@ def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") 
     return load_step(path, which=which)[1]
 
 
-def load_step(
-    path: AnyPath, *, which: Literal["best", "latest"] = "best"
-) -> tuple[int, dict[str, Any]]:
+def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tuple[int, dict[str, Any]]:
     """The step of the checkpoint that `load_variables` reads, and what it gives."""
     if which not in ("best", "latest"):
         raise ValueError(f"which={which!r}: use best or latest")

@@ -1,6 +1,6 @@
-"""Boxes on your own pictures, from a checkpoint that `detection_ohem.py` trained.
+"""Boxes on your own pictures, from a checkpoint that `hardmine detection train` wrote.
 
-    python experiments/predict_detection.py photo.jpg other.jpg --checkpoint WORKDIR --output detections
+    hardmine detection predict photo.jpg other.jpg --checkpoint WORKDIR --output detections
 
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
 detection, `bbox` as [x, y, width, height] in pixels of the image as stored (EXIF is not looked at, as in
@@ -119,14 +119,14 @@ def run(config: PredictConfig) -> None:
     print(f"wrote {config.output / 'detections.json'}")
 
 
-def parse(arguments: Sequence[str] | None = None) -> PredictConfig:
+def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
     """The command line."""
-    return tyro.cli(PredictConfig, args=arguments, description=__doc__)
+    return tyro.cli(PredictConfig, prog=prog, args=arguments, description=__doc__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """0, or 2 after one line about what is wrong."""
-    config = parse(arguments)
+    config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))
 
 

@@ -227,23 +227,27 @@ def write_report(
     )
 
 
-def parse(arguments: Sequence[str] | None = None, *, description: str | None = None) -> Config:
+def parse(
+    arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
+) -> Config:
     """The command line: --preset and --dataset give the defaults, the other flags change them."""
-    default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}))
-    config = tyro.cli(Config, default=default, args=arguments, description=description)
+    default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}, prog=prog))
+    config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
     workdir = config.run.workdir or pathlib.Path("runs") / f"detection_{config.dataset}_{config.preset}"
     run = shorten_warmup(dataclasses.replace(config.run, workdir=workdir), default.run)
     return dataclasses.replace(config, run=run)
 
 
-def main(arguments: Sequence[str] | None = None, *, description: str | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
+) -> int:
     """0 when done or stopped by a signal, otherwise see `exit_codes.run_to_exit_code`.
 
     Args:
-      arguments: of the command line, without the name of the command.
+      arguments: of the command line, without the name of the command; prog: that name.
       description: what --help begins with.
     """
-    config = parse(arguments, description=description)
+    config = parse(arguments, prog=prog, description=description)
 
     def body() -> None:
         # What can be known to be wrong is said before data is prepared for it.

@@ -1,11 +1,11 @@
 """A trained pose network as one file that runs with jax and numpy alone.
 
-    python experiments/export_pose.py WORKDIR --output pose.jaxexport              # any batch, for here
-    python experiments/export_pose.py WORKDIR --batch 8 --platforms cpu cuda tpu   # batches of 8, anywhere
+    hardmine pose export WORKDIR --output pose.jaxexport              # any batch, for here
+    hardmine pose export WORKDIR --batch 8 --platforms cpu cuda tpu   # batches of 8, anywhere
 
-The file holds the weights of the best checkpoint of a `pose_ohkm.py` run and everything after them: from
-uint8 crops to keypoints, with the flip test and the decoding that the run evaluates by. Beside it `pose.json`
-tells what goes in and comes out. To use it:
+The file holds the weights of the best checkpoint of a `hardmine pose train` run and everything after them:
+from uint8 crops to keypoints, with the flip test and the decoding that the run evaluates by. Beside it
+`pose.json` tells what goes in and comes out. To use it:
 
     import jax, jax.export, pathlib
     predict = jax.jit(jax.export.deserialize(pathlib.Path("pose.jaxexport").read_bytes()).call)
@@ -122,12 +122,12 @@ def _batch(given: str) -> int | None:
     return int(given)
 
 
-def parse(arguments: Sequence[str] | None = None) -> ExportConfig:
+def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> ExportConfig:
     """The command line."""
-    return tyro.cli(ExportConfig, args=arguments, description=__doc__)
+    return tyro.cli(ExportConfig, prog=prog, args=arguments, description=__doc__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """0, or 2 after one line about what is wrong."""
-    config = parse(arguments)
+    config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))

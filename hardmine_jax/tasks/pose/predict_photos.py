@@ -1,6 +1,6 @@
-"""Skeletons on your own pictures, from a checkpoint that `pose_ohkm.py` trained.
+"""Skeletons on your own pictures, from a checkpoint that `hardmine pose train` wrote.
 
-    python experiments/predict_pose.py photo.jpg other.jpg --checkpoint WORKDIR --output poses
+    hardmine pose predict photo.jpg other.jpg --checkpoint WORKDIR --output poses
 
 Writes `<name>_pose.png` for each image, and `keypoints.json`: COCO keypoint results, one entry a person,
 keypoints as (x, y, score) in pixels of the image, the centre of its first pixel at 0. Without `--boxes` an
@@ -208,14 +208,14 @@ def run(config: PredictConfig) -> None:
     print(f"wrote {config.output / 'keypoints.json'}")
 
 
-def parse(arguments: Sequence[str] | None = None) -> PredictConfig:
+def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
     """The command line."""
-    return tyro.cli(PredictConfig, args=arguments, description=__doc__)
+    return tyro.cli(PredictConfig, prog=prog, args=arguments, description=__doc__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """0, or 2 after one line about what is wrong."""
-    config = parse(arguments)
+    config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))
 
 

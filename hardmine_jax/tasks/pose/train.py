@@ -159,10 +159,12 @@ def mean_unit_rates(lines: list[dict], num_keypoints: int) -> list[float | None]
     return np.average([line["unit_rate"] for line in lines], axis=0, weights=weights).tolist()
 
 
-def parse(arguments: Sequence[str] | None = None, *, description: str | None = None) -> Config:
+def parse(
+    arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
+) -> Config:
     """The command line: --preset gives the defaults, the other flags change them."""
-    default = PRESETS[first_flags(arguments, {"preset": tuple(PRESETS)})["preset"]]
-    config = tyro.cli(Config, default=default, args=arguments, description=description)
+    default = PRESETS[first_flags(arguments, {"preset": tuple(PRESETS)}, prog=prog)["preset"]]
+    config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
     run = config.run
     steps = DATASETS[config.dataset].steps if run.steps is None else run.steps
     workdir = run.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
@@ -170,14 +172,16 @@ def parse(arguments: Sequence[str] | None = None, *, description: str | None = N
     return dataclasses.replace(config, run=run)
 
 
-def main(arguments: Sequence[str] | None = None, *, description: str | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
+) -> int:
     """0 when done or stopped by a signal, otherwise see `exit_codes.run_to_exit_code`.
 
     Args:
-      arguments: of the command line, without the name of the command.
+      arguments: of the command line, without the name of the command; prog: that name.
       description: what --help begins with.
     """
-    config = parse(arguments, description=description)
+    config = parse(arguments, prog=prog, description=description)
 
     def body() -> None:
         # Where the keypoints are known, what is wrong is said before data is prepared for it.
