@@ -12,12 +12,15 @@ import jax
 
 from hardmine_jax import training
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.records import Records
+from hardmine_jax.errors import UserError
+from hardmine_jax.tasks.config_json import Dataclass
 from hardmine_jax.tasks.flags import flag
 from hardmine_jax.tasks.rows import Joined
 from hardmine_jax.tasks.run_config import RunConfig, Shard
 
 Split = Literal["validation", "train", "all"]
-_Config = TypeVar("_Config")
+_Config = TypeVar("_Config", bound=Dataclass)
 # Flags that change where an evaluation lies or how fast it is, not what it gives.
 _SILENT = ("output", "batch_size", "cache_dir")
 
@@ -38,7 +41,7 @@ def scored_data(given: Any, trained: _Config, names: Sequence[str]) -> tuple[_Co
     return dataclasses.replace(trained, **found), bool(found)
 
 
-def tell_own(trained_on: pathlib.Path | None, scored: pathlib.Path | None) -> None:
+def warn_of_own(trained_on: pathlib.Path | None, scored: pathlib.Path | None) -> None:
     """A line on stderr where all of a file or folder is scored that the run was trained on a part of."""
     own, given = (path and path.expanduser().resolve() for path in (trained_on, scored))
     if given is not None and own == given:
@@ -49,7 +52,7 @@ def tell_own(trained_on: pathlib.Path | None, scored: pathlib.Path | None) -> No
         )
 
 
-def source_of(dataset: Any, split: Split) -> Sequence[dict]:
+def source_of(dataset: Any, split: Split) -> Records:
     """The records of a split.
 
     Raises:
@@ -78,11 +81,11 @@ def whole_batches(batch_size: int | None, run: RunConfig) -> Shard:
     """Batches of the size given, or of the run's, that all devices share.
 
     Raises:
-      ValueError: a size below 1.
+      UserError: a size below 1.
     """
     wanted = run.batch_size if batch_size is None else batch_size
     if wanted < 1:
-        raise ValueError(f"{flag('batch_size')} {wanted} must be at least 1")
+        raise UserError(f"{flag('batch_size')} {wanted} must be at least 1")
     devices = jax.device_count()
     return Shard(-(-wanted // devices) * devices, 0, 1)
 

@@ -47,7 +47,7 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Mat
     (('left_ear', 'Left Ear'), ('nose', 'Nose'))
     """
     pairs = _pairs(ours, theirs)
-    respelled = ()
+    respelled: tuple[tuple[str, str], ...] = ()
     if not pairs:
         pairs = _pairs(*([_folded(name) for name in names] for names in (ours, theirs)))
         respelled = tuple((ours[one], theirs[other]) for one, other in pairs)
@@ -65,24 +65,24 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Mat
     )
 
 
-def tell_matched(matched: Matched, *, what: str) -> list[str]:
+def describe_unmatched(matched: Matched, *, what: str) -> list[str]:
     """Sentences about what is not matched name by name; none where all is.
 
-    >>> tell_matched(match_names(("cat", "dog"), ("dog", "cow"), what="class"), what="class")
+    >>> describe_unmatched(match_names(("cat", "dog"), ("dog", "cow"), what="class"), what="class")
     ['not scored, since the data does not have them: class cat', 'not scored, since the run was not trained
     on them: class cow']
     """
-    told = []
+    said = []
     if matched.respelled:
         pairs = [f"{one} = {other}" for one, other in matched.respelled]
-        told.append(f"no {what} is spelled alike, matched but for capitals and spaces: {_listed(pairs)}")
+        said.append(f"no {what} is spelled alike, matched but for capitals and spaces: {_listed(pairs)}")
     if matched.left_out:
-        told.append(f"not scored, since the data does not have them: {what} {_listed(matched.left_out)}")
+        said.append(f"not scored, since the data does not have them: {what} {_listed(matched.left_out)}")
     if matched.left_out_theirs:
-        told.append(
+        said.append(
             f"not scored, since the run was not trained on them: {what} {_listed(matched.left_out_theirs)}"
         )
-    return told
+    return said
 
 
 def _pairs(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from hardmine_jax.data import prepared
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.images import in_threads, open_image
 from hardmine_jax.data.problems import DataError, Skipped, gather
+from hardmine_jax.data.records import Records
 from hardmine_jax.pose import Skeleton
 
 _SUMMARY = "summary.json"
@@ -63,8 +64,8 @@ class PoseDataset:
 
     name: str
     skeleton: Skeleton
-    train: "PersonSource"
-    validation: "PersonSource"
+    train: Records
+    validation: Records
     skipped: Skipped
     folder: pathlib.Path
 

@@ -29,6 +29,8 @@ from hardmine_jax.data.coco_json import id_number, whole_id
 from hardmine_jax.data.detection import coco, voc
 from hardmine_jax.data.detection.proposals import prepare
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.records import Records
+from hardmine_jax.detection import AveragePrecision
 from hardmine_jax.tasks.config_json import change, find_workdir, plain, write_json
 from hardmine_jax.tasks.detection import pictures, report
 from hardmine_jax.tasks.detection.config import Config, TrainedRun, build, load_run
@@ -40,6 +42,7 @@ from hardmine_jax.tasks.detection.evaluation import (
     count_mistakes,
     curves,
     score,
+    voc_precision,
 )
 from hardmine_jax.tasks.detection.matched import MatchedObjects, matched_predict
 from hardmine_jax.tasks.evaluations import (
@@ -50,13 +53,13 @@ from hardmine_jax.tasks.evaluations import (
     scored_data,
     settings_of,
     source_of,
-    tell_own,
+    warn_of_own,
     whole_batches,
     write_results,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import tell_skipped
-from hardmine_jax.tasks.names import Matched, match_names, tell_matched
+from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.rows import evenly_spaced
 
 _DATA = ("dataset", *sorted({name for row in DATASETS.values() for name in row.flags}))
@@ -121,19 +124,19 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
         if config.data_dir is not None and (config.data_dir.expanduser() / "ImageSets" / "Main").is_dir():
             return Data(config, "all", f"voc_{listed}", True)
         if given.dataset is not None and given.split is None:
-            tell_own(trained.data_dir, config.data_dir)
+            warn_of_own(trained.data_dir, config.data_dir)
             return Data(config, "all", "voc", True)
     if changed and split == "all":
-        tell_own(trained.annotations, config.annotations)
+        warn_of_own(trained.annotations, config.annotations)
     return Data(config, split, _name(config, split, changed=changed))
 
 
 def _name(config: Config, split: Split, *, changed: bool) -> str:
     """Of the data, as a part of a folder's name."""
-    name = config.dataset
+    name: str = config.dataset
     if config.dataset == "coco" and config.annotations is not None:
-        apart = split == "validation" and config.validation_annotations is not None
-        name = (config.validation_annotations if apart else config.annotations).stem
+        apart = config.validation_annotations if split == "validation" else None
+        name = (apart or config.annotations).stem
     whole = changed and config.dataset == "coco" and split == "all"
     return name if whole or split == "validation" else f"{name}_{split}"
 
@@ -143,7 +146,7 @@ def load_data(data: Data) -> DetectionDataset:
 
     Raises:
       DataError: there is no such data.
-      ValueError: a flag that it does not use.
+      UserError: a flag that it does not use.
     """
     config = data.config
     if not data.is_list:
@@ -166,16 +169,17 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     checkpoint = checkpoint_name(given.run, workdir, step=trained.step, which=given.which)
     folder = choose_folder(given.output, workdir, f"{data.name}_{checkpoint}", settings)
     dataset = load_data(data)
-    tell_skipped(dataset.skipped)
+    warn_skipped(dataset.skipped)
     matched = match_names(trained.classes, dataset.classes, what="class")
-    notes = tell_matched(matched, what="class")
+    notes = describe_unmatched(matched, what="class")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     seen = see_through(trained.classes, dataset, matched, source_of(dataset, data.split))
     batching = make_batching(given, trained.config, dataset)
     evaluator, weights = make_evaluator(trained, seen, matched, batching, cache_dir=data.config.run.cache_dir)
     evaluated = evaluator.run(weights)
-    result = score(evaluated, seen.classes) | {
+    measured = voc_precision(evaluated, seen.classes)
+    result = score(evaluated, measured) | {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": trained.step,
         "images": len(evaluated.rows),
@@ -195,7 +199,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         notes.append(
             f"not in the mean, since no image has them: {', '.join(result['classes_without_objects'])}"
         )
-    write_report(folder, trained, seen.classes, evaluator, evaluated, result, notes)
+    write_report(folder, trained, evaluator, evaluated, measured, result, notes)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and detections.json beside it")
     return result
@@ -210,20 +214,22 @@ def make_batching(given: EvaluateConfig, config: Config, dataset: DetectionDatas
     return Batching(shard, config.image_size, most, config.search.max_proposals, short_side)
 
 
-def see_through(
-    classes: Sequence[str], dataset: DetectionDataset, matched: Matched, source: Sequence[dict]
-) -> DetectionDataset:
-    """The dataset with the matched classes, in the run's words, and `source` to validate on."""
-    return dataclasses.replace(
-        dataset,
-        classes=tuple(classes[place] for place in matched.ours),
-        validation=MatchedObjects(source, matched, len(dataset.classes)),
-    )
+class Seen(NamedTuple):
+    """A dataset as far as it is scored: the matched classes, in the run's words, and the records."""
+
+    classes: tuple[str, ...]
+    validation: Records
+
+
+def see_through(classes: Sequence[str], dataset: DetectionDataset, matched: Matched, source: Records) -> Seen:
+    """The records of `source`, labelled with the matched classes."""
+    objects = MatchedObjects(source, matched, len(dataset.classes))
+    return Seen(tuple(classes[place] for place in matched.ours), objects)
 
 
 def make_evaluator(
     trained: TrainedRun,
-    seen: DetectionDataset,
+    seen: Seen,
     matched: Matched,
     batching: Batching,
     *,
@@ -231,7 +237,7 @@ def make_evaluator(
 ) -> tuple[Evaluator, dict]:
     """With the proposals of the images, which are searched where they were not before; and placed weights."""
     proposals = prepare(seen.validation, trained.config.search, cache_dir=cache_dir)
-    tell_skipped(proposals.skipped)
+    warn_skipped(proposals.skipped)
     predict = trained.predict
     if matched.left_out:
         labels = tuple(place + 1 for place in matched.ours)
@@ -244,10 +250,11 @@ def make_evaluator(
 
 def _ids(
     data: Data, dataset: DetectionDataset, matched: Matched
-) -> tuple[Mapping[int, int | str], Sequence[int | str]]:
+) -> tuple[Mapping[int | None, Any], Sequence[Any]]:
     """Image ids as the COCO file has them by those of the records, and the id of each matched class."""
-    config, image_ids = data.config, {}
-    category_ids: Sequence[int | str] = range(1, len(dataset.classes) + 1)
+    config = data.config
+    image_ids: Mapping[int | None, Any] = {}
+    category_ids: Sequence[Any] = range(1, len(dataset.classes) + 1)
     if config.dataset == "coco":
         files = [coco_json.load_file(config.annotations, config.images)]
         category_ids = coco.category_ids(files[0])
@@ -263,8 +270,8 @@ def coco_results(
     evaluated: Evaluated,
     image_ids: Sequence[int],
     classes: Sequence[str],
-    original_ids: Mapping[int, int | str],
-    category_ids: Sequence[int | str],
+    original_ids: Mapping[int | None, Any],
+    category_ids: Sequence[Any],
 ) -> list[dict[str, Any]]:
     """COCO detection results, an entry a detection.
 
@@ -292,9 +299,9 @@ def coco_results(
 def write_report(
     folder: pathlib.Path,
     trained: TrainedRun,
-    classes: Sequence[str],
     evaluator: Evaluator,
     evaluated: Evaluated,
+    measured: AveragePrecision,
     result: Mapping[str, Any],
     notes: Sequence[str],
 ) -> pathlib.Path:
@@ -306,15 +313,15 @@ def write_report(
     drawn = pictures.report_pictures(
         [],
         result,
-        classes,
-        curves=curves(evaluated, classes),
+        [row.name for row in measured.classes],
+        curves=curves(measured),
         mined=[],
         typical=evaluator.pictures(evaluated, evenly_spaced(len(evaluated.rows), 9)),
         hardest=evaluator.pictures(evaluated, hardest),
     )
     return report.write_report(
         folder / "report.html",
-        title=f"{trained.config.run.workdir.name} on {result['evaluation']['data']}",
+        title=f"{trained.config.run.folder.name} on {result['evaluation']['data']}",
         config=plain(trained.config) | {"evaluation": result["evaluation"]},
         result=result,
         # Without curves: nothing was trained.

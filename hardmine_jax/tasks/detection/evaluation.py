@@ -5,13 +5,12 @@ Boxes are xyxy in pixels of the original images; labels are 1 .. C.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from hardmine_jax.data.detection.batches import Proposals, evaluation_images
 from hardmine_jax.data.detection.proposals import SourceProposals
-from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.records import Records
 from hardmine_jax.data.stream import ordered_batches
@@ -59,6 +58,16 @@ class Batching:
         return ordered_batches(shown, evaluation_images(found, **sizes), **self.shard._asdict())
 
 
+class Scored(Protocol):
+    """A dataset as far as it is scored."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def validation(self) -> Records: ...
+
+
 class Evaluator:
     """Scores of a state on the validation split.
 
@@ -74,7 +83,7 @@ class Evaluator:
 
     def __init__(
         self,
-        dataset: DetectionDataset,
+        dataset: Scored,
         proposals: SourceProposals,
         predict: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]],
         *,
@@ -113,7 +122,7 @@ class Evaluator:
     def quick(self, state: Any) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
         evaluated = self.run(state, self._some)
-        measured = voc(evaluated, self._dataset.classes)
+        measured = voc_precision(evaluated, self._dataset.classes)
         # A few images may show no object that counts.
         return {"map": finite(measured.mean) or 0.0, "map_11_point": finite(measured.mean_11_point) or 0.0}
 
@@ -145,7 +154,7 @@ def read_truth(record: dict) -> tuple[str, GroundTruth]:
     return str(record["name"]), GroundTruth(*(column[real] for column in columns))
 
 
-def voc(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecision:
+def voc_precision(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecision:
     """VOC's average precision at IoU 0.5."""
     return average_precision(evaluated.found, evaluated.truth, classes=classes)
 
@@ -154,7 +163,7 @@ def score(evaluated: Evaluated, measured: AveragePrecision) -> dict:
     """The numbers of result.json: `map` and `map_11_point` at IoU 0.5, `per_class`, COCO's own in `coco`.
 
     Args:
-      measured: what `voc` gives of them.
+      measured: what `voc_precision` gives of them.
     """
     per_class = {
         row.name: {

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.data.records import Records
 from hardmine_jax.tasks.names import Matched
 
 
 class MatchedObjects:
     """The records of a source with the objects of the classes that both have, labelled in the run's order."""
 
-    def __init__(self, source: Sequence[dict], matched: Matched, num_classes: int):
+    def __init__(self, source: Records, matched: Matched, num_classes: int):
         self._source = source
         self._labels = _table(matched.theirs, num_classes)
 

@@ -36,7 +36,7 @@ from hardmine_jax.tasks.detection.evaluation import (
     count_mistakes,
     curves,
     score,
-    voc,
+    voc_precision,
 )
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
@@ -162,7 +162,7 @@ def finish(
     if not exchange.is_main():
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
-    measured = voc(evaluated, dataset.classes)
+    measured = voc_precision(evaluated, dataset.classes)
     result = score(evaluated, measured)
     result |= {
         "proposal_recall": evaluator.recall(evaluated),

@@ -30,6 +30,7 @@ from hardmine_jax.data.coco_json import id_number, whole_id
 from hardmine_jax.data.pose import coco
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.records import Records
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import change, find_workdir, plain, write_json
 from hardmine_jax.tasks.evaluations import (
@@ -40,13 +41,13 @@ from hardmine_jax.tasks.evaluations import (
     scored_data,
     settings_of,
     source_of,
-    tell_own,
+    warn_of_own,
     whole_batches,
     write_results,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import tell_skipped
-from hardmine_jax.tasks.names import Matched, match_names, tell_matched
+from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
@@ -138,7 +139,7 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     if given.boxes is not None and split != "validation" and not whole:
         raise DataError(f"boxes are for validation images, not for the split {split}: drop one of the two")
     if whole:
-        tell_own(trained.annotations, config.annotations)
+        warn_of_own(trained.annotations, config.annotations)
         # All listed images may have boxes on them, those without people too.
         config = dataclasses.replace(config, validation_annotations=None, validation_images=None)
     return Data(config, split, _name(config, split, whole=whole), whole)
@@ -188,9 +189,9 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     folder = choose_folder(given.output, workdir, f"{data.name}_{checkpoint}", settings)
     shard = whole_batches(given.batch_size, trained.config.run)
     dataset = load_dataset(data.config)
-    tell_skipped(dataset.skipped)
+    warn_skipped(dataset.skipped)
     matched = match_names(trained.skeleton.names, dataset.skeleton.names, what="keypoint")
-    notes = tell_matched(matched, what="keypoint")
+    notes = describe_unmatched(matched, what="keypoint")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     seen = see_through(trained.skeleton, dataset, matched, source_of(dataset, data.split))
@@ -241,9 +242,7 @@ def _load(given: EvaluateConfig) -> TrainedRun:
     return trained._replace(config=config, predict=build(config, trained.skeleton).predict)
 
 
-def see_through(
-    skeleton: Skeleton, dataset: PoseDataset, matched: Matched, source: Sequence[dict]
-) -> PoseDataset:
+def see_through(skeleton: Skeleton, dataset: PoseDataset, matched: Matched, source: Records) -> PoseDataset:
     """The dataset with the matched keypoints, and `source` to validate on."""
     return dataclasses.replace(
         dataset,
@@ -285,7 +284,7 @@ def _triples(keypoints: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.concatenate([keypoints, scores[..., None]], axis=-1, dtype=np.float64)
 
 
-def _ids(config: Config) -> tuple[Mapping[int, int | str], int | str]:
+def _ids(config: Config) -> tuple[Mapping[int | None, Any], Any]:
     """Image ids as the COCO file has them by those of the records, and its category's id."""
     if config.dataset != "coco" or config.annotations is None:
         return {}, 1
@@ -302,8 +301,8 @@ def coco_results(
     people: People,
     triples: np.ndarray,
     scores: np.ndarray,
-    image_ids: Mapping[int, int | str],
-    category_id: int | str,
+    image_ids: Mapping[int | None, Any],
+    category_id: Any,
 ) -> list[dict[str, Any]]:
     """COCO keypoint results; a person's score is the mean of what was scored of them.
 
@@ -329,7 +328,7 @@ def write_report(
     skeleton: Skeleton,
     evaluator: Evaluator,
     evaluated: tuple[People, np.ndarray],
-    result: Mapping[str, Any],
+    result: dict[str, Any],
     notes: Sequence[str],
 ) -> pathlib.Path:
     """report.html with pictures of some people, and of those that went worst."""
@@ -342,7 +341,7 @@ def write_report(
     )
     return report.write_report(
         folder / "report.html",
-        title=f"{trained.config.run.workdir.name} on {result['evaluation']['data']}",
+        title=f"{trained.config.run.folder.name} on {result['evaluation']['data']}",
         config=plain(trained.config) | {"evaluation": result["evaluation"]},
         result=result,
         # Without curves: nothing was trained.

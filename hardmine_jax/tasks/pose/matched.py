@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.data.records import Records
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.names import Matched
 from hardmine_jax.tasks.pose.protocol import Protocol
@@ -20,8 +21,8 @@ def common_skeleton(run: Skeleton, dataset: Skeleton, matched: Matched) -> Skele
     """The keypoints that both have: names, order, pairs and edges of the run, sigmas of the dataset."""
     places = {ours: place for place, ours in enumerate(matched.ours)}
 
-    def among(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        return [(places[a], places[b]) for a, b in pairs if a in places and b in places]
+    def among(pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        return tuple((places[a], places[b]) for a, b in pairs if a in places and b in places)
 
     return Skeleton(
         tuple(run.names[place] for place in matched.ours),
@@ -34,7 +35,7 @@ def common_skeleton(run: Skeleton, dataset: Skeleton, matched: Matched) -> Skele
 class MatchedPeople:
     """The records of a source with the keypoints that both have."""
 
-    def __init__(self, source: Sequence[dict], matched: Matched):
+    def __init__(self, source: Records, matched: Matched):
         self._source, self._places = source, list(matched.theirs)
 
     def __len__(self) -> int:
