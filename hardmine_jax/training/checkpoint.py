@@ -24,7 +24,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import is_passing
 from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
-from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath, set_damaged_aside
+from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath, find_checkpoints, set_damaged_aside
 from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
@@ -302,10 +302,7 @@ def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tu
     if which not in ("best", "latest"):
         raise ValueError(f"which={which!r}: use best or latest")
     folder = pathlib.Path(path).resolve()
-    # A run's folder may be called by a number too: its seed, say.
-    is_step = folder.name.isdecimal() and not (folder / FOLDER).is_dir()
-    directory, step = (folder.parent, int(folder.name)) if is_step else (folder, None)
-    directory = directory / FOLDER if (directory / FOLDER).is_dir() else directory
+    directory, step = find_checkpoints(folder)
     if not directory.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a workdir or a checkpoint in it")
     manager = _open(directory)

@@ -31,3 +31,11 @@ def set_damaged_aside(path: pathlib.Path, directory: pathlib.Path, name: str) ->
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(exist_ok=True)
     return path.rename(target)
+
+
+def find_checkpoints(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """The folder of checkpoints that a workdir, that folder itself or one checkpoint means, and which one."""
+    # A run's folder may be called by a number too: its seed, say.
+    is_step = path.name.isdecimal() and not (path / FOLDER).is_dir()
+    directory, step = (path.parent, int(path.name)) if is_step else (path, None)
+    return (directory / FOLDER if (directory / FOLDER).is_dir() else directory), step

@@ -30,8 +30,8 @@ def _of(module: str) -> Parse:
     return parse
 
 
-# Who reads the flags of what a README runs. None: there is no such command yet, its test is skipped.
-PARSERS: Mapping[str, Parse | None] = {
+# Who reads the flags of what a README runs.
+PARSERS: Mapping[str, Parse] = {
     "hardmine pose train": _of("hardmine_jax.tasks.pose.train"),
     "hardmine pose predict": _of("hardmine_jax.tasks.pose.predict_photos"),
     "hardmine pose export": _of("hardmine_jax.tasks.pose.export"),

@@ -239,10 +239,9 @@ def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
         if options["flip_pairs"] is not None:
             flip_pairs = _indices(options["flip_pairs"], names)
         known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
-        default = [known[name] if known.keys() == set(names) else DEFAULT_SIGMA for name in names]
-        return Skeleton(
-            names, flip_pairs, options["sigmas"] or category.get("sigmas") or tuple(default), edges
-        )
+        default = tuple(known[name] if known.keys() == set(names) else DEFAULT_SIGMA for name in names)
+        sigmas = options["sigmas"] or category.get("sigmas") or default
+        return Skeleton(names, flip_pairs, sigmas, edges)
     except (ValueError, TypeError) as error:
         raise DataError(f"category {title(category.get('name'))} of {path}: {error}") from error
 
