@@ -53,7 +53,7 @@ def _workdir(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def dots_network(tmp_path, monkeypatch) -> pathlib.Path:
     monkeypatch.setattr(pose_config, "make_predict", lambda *_, **__: _brightest)
-    monkeypatch.setattr(training, "load_variables", lambda path, which: {})
+    monkeypatch.setattr(training, "load_step", lambda path, which: (0, {}))
     return _workdir(tmp_path / "run")
 
 
