@@ -65,8 +65,10 @@ def summarise(config: Mapping, result: Mapping) -> str:
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
     seen = result.get("scored_on", "images it has never seen")
     hits = f"On {seen} it puts {percent(result.get('pck'))} of the joints within a tenth of"
-    baseline = f"guessing the average pose for everybody gets {percent(result.get('mean_pose_pck'))}."
-    return f"{trained}{steps}, {_mining_words(config)}. {hits} the subject's size (PCK@0.1); {baseline}"
+    baseline = ""
+    if exists(result.get("mean_pose_pck")):
+        baseline = f"; guessing the average pose for everybody gets {percent(result['mean_pose_pck'])}"
+    return f"{trained}{steps}, {_mining_words(config)}. {hits} the subject's size (PCK@0.1){baseline}."
 
 
 def result_table(result: Mapping) -> Table:
