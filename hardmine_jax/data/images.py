@@ -21,6 +21,12 @@ import numpy as np
 from hardmine_jax.data.image_size import stated_size
 from hardmine_jax.data.problems import UnreadableImage
 
+# 134 million pixels: more than most cameras have, and as RGB 0.4 GB. OpenCV's own limit is 3 GB an image.
+MAX_PIXELS = 2**27
+MAX_BYTES = 2**28
+# A progressive JPEG has about ten. Each passes over all pixels, and can be a few bytes long.
+MAX_SCANS = 100
+
 
 def decode_smaller(record: dict, halvings: int) -> tuple[np.ndarray, tuple[float, float]]:
     """BGR picture made smaller by about 2**halvings, and how many original pixels each one spans (x, y).
@@ -63,13 +69,6 @@ def jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
     middle = (1 - contrast) * float(luma @ cv2.mean(image)[:3])
     matrix = brightness * np.column_stack([contrast * mix, np.full(3, middle)])
     return cv2.transform(image, matrix.astype(np.float32))
-
-
-# 134 million pixels: more than most cameras have, and as RGB 0.4 GB. OpenCV's own limit is 3 GB an image.
-MAX_PIXELS = 2**27
-MAX_BYTES = 2**28
-# A progressive JPEG has about ten. Each passes over all pixels, and can be a few bytes long.
-MAX_SCANS = 100
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:

@@ -210,6 +210,7 @@ def _concatenated(images: list[tuple[Detections, _Objects]], iou_threshold: floa
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of boxes [P, 4] with boxes [M, 4], float64 [P, M]. `boxes.iou` is for the device, in float32."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
     both = np.clip(high - low, 0, None).prod(axis=-1)
     area_a, area_b = (np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=-1) for boxes in (a, b))

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+# jax.distributed gives its key-value store to nobody; orbax reads it from here too.
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 

@@ -72,8 +72,10 @@ def from_plain(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
     hints = typing.get_type_hints(kind)
     content = dict(content)
     if _FLAT in hints:
-        names = {field.name for field in dataclasses.fields(hints[_FLAT])}
-        content[_FLAT] = {name: content.pop(name) for name in names & content.keys()}
+        # What an older version did not write is what the task's runs have by default.
+        (default,) = (field.default for field in dataclasses.fields(kind) if field.name == _FLAT)
+        names = {field.name for field in dataclasses.fields(default)}
+        content[_FLAT] = plain(default) | {name: content.pop(name) for name in names & content.keys()}
     values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
     for name, value in values.items():
         if name in hints and not _is_a(hints[name], value):

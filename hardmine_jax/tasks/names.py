@@ -32,8 +32,8 @@ class Matched(NamedTuple):
 def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Matched:
     """The names that are in both lists, each different within its list.
 
-    Equal names match. Only where no two are equal, those match that differ in capitals, spaces, underscores
-    and hyphens alone; not where a list has two such.
+    Equal names match. So do, of the others, those that differ in capitals, spaces, underscores and hyphens
+    alone; not where a list has two such.
 
     Args:
       ours: of a run; theirs: of a dataset; what: they name, for the error ("keypoint", "class").
@@ -46,11 +46,10 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Mat
     >>> match_names(("left_ear", "nose"), ("Nose", "Left Ear"), what="keypoint").respelled
     (('left_ear', 'Left Ear'), ('nose', 'Nose'))
     """
-    pairs = _pairs(ours, theirs)
-    respelled: tuple[tuple[str, str], ...] = ()
-    if not pairs:
-        pairs = _pairs(*([_folded(name) for name in names] for names in (ours, theirs)))
-        respelled = tuple((ours[one], theirs[other]) for one, other in pairs)
+    equal = _pairs(ours, theirs)
+    alike = _pairs(*([_folded(name) for name in names] for names in (ours, theirs)))
+    pairs = sorted({*equal, *alike})
+    respelled = tuple((ours[one], theirs[other]) for one, other in pairs if (one, other) not in equal)
     if not pairs:
         raise DataError(
             f"no {what} in common: the run was trained on {_listed(ours)}; the data has {_listed(theirs)}"
@@ -75,7 +74,7 @@ def describe_unmatched(matched: Matched, *, what: str) -> list[str]:
     said = []
     if matched.respelled:
         pairs = [f"{one} = {other}" for one, other in matched.respelled]
-        said.append(f"no {what} is spelled alike, matched but for capitals and spaces: {_listed(pairs)}")
+        said.append(f"{what} matched but for capitals and spaces: {_listed(pairs)}")
     if matched.left_out:
         said.append(f"not scored, since the data does not have them: {what} {_listed(matched.left_out)}")
     if matched.left_out_theirs:

@@ -145,6 +145,18 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f} %" if exists(share) else _DASH
 
 
+def table_title(result: Mapping) -> str:
+    """Of the table of results: what was scored."""
+    evaluation = result.get("evaluation")
+    return f"{evaluation['data']}, {evaluation['split']}" if evaluation else "Validation"
+
+
+def speed_line(result: Mapping) -> str:
+    """How fast a training went, and for how long."""
+    speed, steps = number(result.get("images_per_second"), "{:,.1f}"), number(result.get("steps"), "{:,}")
+    return f"{speed} images/s over {steps} steps"
+
+
 def number(value: float | None, form: str = "{:.3f}") -> str:
     return form.format(value) if exists(value) else _DASH
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from hardmine_jax.tasks.compare import different, group, main, read_run, rows
+from hardmine_jax.tasks.config_json import plain
+from hardmine_jax.tasks.pose.config import Config
 
 
 def _run(folder, *, seed=0, mining="ohem", result=None, **settings):
@@ -41,6 +43,17 @@ def test_a_flag_that_an_older_run_did_not_know_is_no_difference(tmp_path):
     old = read_run(_run(tmp_path / "old"))
     new = read_run(_run(tmp_path / "new", seed=1, init_from=None))
     assert rows([old, new])[1][0][0] == "2"
+
+
+def test_runs_from_before_easy_weight_are_of_the_same_row(tmp_path):
+    settings = plain(Config())
+    before = {name: value for name, value in settings.items() if name != "easy_weight"}
+    for seed, content in enumerate((before, settings)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"config": {**content, "seed": seed}}))
+        (folder / "result.json").write_text(json.dumps({"pck": 0.5}))
+    assert rows([read_run(tmp_path / str(seed)) for seed in range(2)])[1][0][0] == "2"
 
 
 def test_the_command_prints_both_kinds_of_table(tmp_path, capsys):

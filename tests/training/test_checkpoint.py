@@ -20,6 +20,7 @@ from hardmine_jax.training import (
     Checkpoints,
     OptimizerConfig,
     checkpoint,
+    load_step,
     load_variables,
     set_aside,
 )
@@ -86,13 +87,14 @@ def test_what_is_saved_does_not_change_with_the_steps_after(checkpoints, tiny):
         np.testing.assert_array_equal(a, b)
 
 
-def test_keeps_the_best_and_the_last(checkpoints, tiny, state):
+def test_keeps_the_best_and_the_last(checkpoints, tiny, state, tmp_path):
     for step, pck in [(1, 0.2), (2, 0.9), (3, None), (4, 0.5), (5, float("nan")), (6, 0.6)]:
         metrics = None if pck is None else {"pck": pck}
         checkpoints.save(step, state.replace(step=np.int32(step)), metrics=metrics)
     assert checkpoints.steps() == (2, 5, 6)
     assert checkpoints.best_step() == 2
     assert int(checkpoints.restore_latest(tiny.state(20)).state.step) == 6
+    assert load_step(tmp_path, which="best")[0] == 2
 
 
 def test_a_later_process_knows_the_best(tmp_path, tiny, state):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardmine_jax.data.pose.outfits import Cloth, Outfit, _weave
+from hardmine_jax.data.pose.outfits import Cloth, Outfit, weave
 
 NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = range(5)
 LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_ELBOW, RIGHT_ELBOW, LEFT_WRIST, RIGHT_WRIST = range(5, 11)
@@ -276,7 +276,7 @@ def _trunk(body: _Proportions, torso: np.ndarray, neck: np.ndarray, outfit: Outf
     buttons = 255.0 - outfit.shirt.colour
 
     def belly(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        colours = _weave(outfit.shirt, y, x)
+        colours = weave(outfit.shirt, y, x)
         return np.where(((z > 0) & (np.abs(x) < 0.011))[..., None], buttons, colours)
 
     def chest(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
     )
 
 
-def _weave(cloth: Cloth, along: np.ndarray, across: np.ndarray) -> np.ndarray:
+def weave(cloth: Cloth, along: np.ndarray, across: np.ndarray) -> np.ndarray:
     """Colours `[..., 3]` of a cloth at distances along and across a limb, in body units."""
     if cloth.pattern == "plain":
         return cloth.colour

@@ -4,7 +4,8 @@
 
 COCO's results format, in which detections for val2017 are published; x and y are pixels of the image as the
 annotation file counts them. A record is one of `data/pose/records.py` with nothing labelled, and "box_score"
-float32. `data/augment.evaluate_crop` takes it as it is, widens the box to the crop's aspect and pads by 1.25.
+float32. `data/pose/augment.evaluate_crop` takes it as it is, widens the box to the crop's aspect and pads by
+1.25.
 """
 
 import dataclasses

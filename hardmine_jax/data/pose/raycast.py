@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hardmine_jax.data.pose.figures import PART, Figure, _Ellipsoid, _Limb
-from hardmine_jax.data.pose.outfits import _weave
+from hardmine_jax.data.pose.outfits import weave
 
 
 class Canvas(NamedTuple):
@@ -109,7 +109,7 @@ def _draw_limb(
     shade = _shade(lit / radius, rise / radius)
     colours = figure.skin
     if limb.cloth is not None:
-        colours = _weave(limb.cloth, (limb.start + t) * limb.reach, across / float(scales[0]))
+        colours = weave(limb.cloth, (limb.start + t) * limb.reach, across / float(scales[0]))
         if limb.covered < limb.start + 1:
             colours = np.where((limb.start + t > limb.covered)[..., None], figure.skin, colours)
     _blend(canvas, rows, columns, coverage, az + (bz - az) * t + rise, colours, shade, PART[limb.part])

@@ -91,12 +91,12 @@ def report_pictures(
         pictures.append((caption, png(mined_early_and_late(mined, classes))))
     if typical:
         caption = (
-            "Validation images taken at equal distances with everything found at a score above 0.5; "
+            "Images taken at equal distances with everything found at a score above 0.5; "
             "dashed red: objects that were missed"
         )
         pictures.append((caption, png(found_on_images(typical, classes))))
     if hardest:
-        caption = "The validation images with most mistakes, drawn alike"
+        caption = "The images with most mistakes, drawn alike"
         pictures.append((caption, png(found_on_images(hardest, classes))))
     return pictures
 

@@ -55,7 +55,8 @@ def summarise(config: Mapping, result: Mapping) -> str:
 
 def result_table(result: Mapping) -> Table:
     """The table a run ends with: one row a class, the means, and COCO's numbers below."""
-    table = Table(title="Validation", caption=_caption(result), box=box.SIMPLE_HEAD, caption_justify="left")
+    title = page.table_title(result)
+    table = Table(title=title, caption=_caption(result), box=box.SIMPLE_HEAD, caption_justify="left")
     table.add_column("class", no_wrap=True)
     for _, heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -70,17 +71,15 @@ def result_table(result: Mapping) -> Table:
 
 
 def _caption(result: Mapping) -> str:
-    speed, steps = number(result.get("images_per_second"), "{:,.1f}"), number(result.get("steps"), "{:,}")
-    memory = number(result.get("peak_memory_mb"), "{:,.0f}")
     coco = result.get("coco") or {}
-    return "\n".join(
-        (
-            f"COCO AP {number(coco.get('AP'))}, AP50 {number(coco.get('AP50'))}, "
-            f"AP75 {number(coco.get('AP75'))}",
-            f"{percent(result.get('proposal_recall'))} of the objects have a proposal",
-            f"{speed} images/s over {steps} steps, peak memory {memory} MB",
-        )
-    )
+    lines = [
+        f"COCO AP {number(coco.get('AP'))}, AP50 {number(coco.get('AP50'))}, AP75 {number(coco.get('AP75'))}",
+        f"{percent(result.get('proposal_recall'))} of the objects have a proposal",
+    ]
+    if "evaluation" not in result:
+        memory = number(result.get("peak_memory_mb"), "{:,.0f}")
+        lines.append(f"{page.speed_line(result)}, peak memory {memory} MB")
+    return "\n".join(lines)
 
 
 def _means(result: Mapping) -> list[float | None]:
@@ -109,9 +108,16 @@ def _tiles(result: Mapping) -> str:
         ("11-point", percent(result.get("map_11_point")), "mAP@0.5 the way VOC 2007 measured it"),
         ("COCO AP", number(coco.get("AP")), "mean over IoU 0.5 to 0.95, 0 to 1"),
         ("proposals", percent(result.get("proposal_recall")), "of the objects have one; the ceiling"),
-        ("speed", number(result.get("images_per_second"), "{:,.1f}"), "images a second in training"),
-        ("memory", number(result.get("peak_memory_mb"), "{:,.0f}"), "MB at the peak, the whole process"),
     ]
+    if "evaluation" not in result:
+        speed, memory = (
+            number(result.get(key), shown)
+            for key, shown in (("images_per_second", "{:,.1f}"), ("peak_memory_mb", "{:,.0f}"))
+        )
+        tiles += [
+            ("speed", speed, "images a second in training"),
+            ("memory", memory, "MB at the peak, the whole process"),
+        ]
     return page.tiles(tiles)
 
 

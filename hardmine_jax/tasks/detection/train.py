@@ -234,7 +234,8 @@ def parse(
     default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}, prog=prog))
     config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
     workdir = config.run.workdir or pathlib.Path("runs") / f"detection_{config.dataset}_{config.preset}"
-    run = shorten_warmup(dataclasses.replace(config.run, workdir=workdir), default.run)
+    steps = default.run.steps if config.run.steps is None else config.run.steps
+    run = shorten_warmup(dataclasses.replace(config.run, steps=steps, workdir=workdir), default.run)
     return dataclasses.replace(config, run=run)
 
 

@@ -60,8 +60,8 @@ class Config:
         at most the 8 of CPN.
       k_schedule: constant, or k falls from all keypoints to --k, linearly or as a cosine.
       k_steps: share of the run over which it falls.
-      easy_weight: of the loss over all labelled keypoints, as --mining none has it, added to the mined one:
-        easy keypoints keep a gradient.
+      easy_weight: of the loss over all labelled keypoints, added to the mined one: easy keypoints keep a
+        gradient. By default it is not added.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
       mined_heads: of a network with several heatmaps, those that --mining is for: refine are CPN's RefineNet
         or the last hourglass, global the heatmaps before.
@@ -95,7 +95,7 @@ class Config:
     k: int | None = None
     k_schedule: Literal["constant", "linear", "cosine"] = "constant"
     k_steps: float = 0.5
-    easy_weight: float = 0.0
+    easy_weight: float | None = None
     min_loss: float = 0.25
     mined_heads: tuple[Head, ...] = ("refine",)
     supervised_heads: tuple[Head, ...] = ("global", "refine")
@@ -165,7 +165,7 @@ def mining_of(config: Config, num_keypoints: int) -> Mining:
             return k
         return schedule(step, start=num_keypoints, k=k, steps=steps, shape=config.k_schedule)
 
-    return Mining(config.mining, k_at, config.min_loss, config.easy_weight)
+    return Mining(config.mining, k_at, config.min_loss, config.easy_weight or 0.0)
 
 
 def supervision_of(config: Config) -> Supervision:
@@ -190,7 +190,7 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise UserError(
             f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
         )
-    if not 0 <= config.easy_weight < math.inf:
+    if config.easy_weight is not None and not 0 <= config.easy_weight < math.inf:
         raise UserError(f"--easy-weight {config.easy_weight} must be at least 0 and finite")
     if config.mining == "none" and config.easy_weight:
         raise UserError(

@@ -132,10 +132,11 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     # What a run was measured by in training is asked for anew.
     config = change(config, boxes=given.boxes, cache_dir=given.cache_dir or trained.run.cache_dir)
     split = given.split or ("validation" if given.annotations is None else "all")
+    # Of one file: --split all of a run with a second one is both.
+    whole = split == "all" and given.annotations is not None
     if changed and split == "validation" and _is_official(config):
         # Without its images to train on.
-        config, split = _val2017(config), "all"
-    whole = changed and split == "all" and config.annotations is not None
+        config, split, whole = _val2017(config), "all", True
     if given.boxes is not None and split != "validation" and not whole:
         raise DataError(f"boxes are for validation images, not for the split {split}: drop one of the two")
     if whole:

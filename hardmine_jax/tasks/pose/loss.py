@@ -28,7 +28,7 @@ class Mining:
         and "threshold"), so that devices average exactly.
       k_at: step, int32 [] -> k, a Python int or int32 [] that may be traced.
       min_loss: share of what an empty heatmap costs.
-      easy_weight: of the loss over all labelled keypoints, as "none" has it, added to the mined one.
+      easy_weight: of the loss over all labelled keypoints, added to the mined one: sum / (K * images).
     """
 
     kind: MiningName = "none"

@@ -62,13 +62,11 @@ def report_pictures(
         pictures.append(("Which joints were mined, and how often, as training went on", mined))
     pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
     if typical:
-        caption = (
-            "Predictions on validation images taken at equal distances: left limbs orange, right limbs blue"
-        )
+        caption = "Predictions on images taken at equal distances: left limbs orange, right limbs blue"
         pictures.append((caption, png(predicted_images(typical, skeleton))))
     if hardest:
         caption = (
-            "The hardest validation images: each true skeleton, and beside it the predicted one. "
+            "The hardest images: each true skeleton, and beside it the predicted one. "
             "Left limbs are orange, right limbs blue, occluded joints hollow; "
             "a red line leads from a wrong joint to its true place"
         )

@@ -73,7 +73,8 @@ def summarise(config: Mapping, result: Mapping) -> str:
 
 def result_table(result: Mapping) -> Table:
     """The table a run ends with: one row a joint, one for all, AP and the mean-pose baseline below."""
-    table = Table(title="Validation", caption=_caption(result), box=box.SIMPLE_HEAD, caption_justify="left")
+    title = page.table_title(result)
+    table = Table(title=title, caption=_caption(result), box=box.SIMPLE_HEAD, caption_justify="left")
     table.add_column("joint", no_wrap=True)
     for _, heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -85,13 +86,12 @@ def result_table(result: Mapping) -> Table:
 
 
 def _caption(result: Mapping) -> str:
-    speed, steps = number(result.get("images_per_second"), "{:,.1f}"), number(result.get("steps"), "{:,}")
-    lines = (
-        f"PCK@0.2 {percent(result.get('pck@0.2'))}, OKS AP {number(result.get('ap'))}",
-        f"mean-pose baseline: PCK {percent(result.get('mean_pose_pck'))}",
-        *protocol_lines(result),
-        f"{speed} images/s over {steps} steps",
-    )
+    lines = [f"PCK@0.2 {percent(result.get('pck@0.2'))}, OKS AP {number(result.get('ap'))}"]
+    if exists(result.get("mean_pose_pck")):
+        lines.append(f"mean-pose baseline: PCK {percent(result['mean_pose_pck'])}")
+    lines += protocol_lines(result)
+    if "evaluation" not in result:
+        lines.append(page.speed_line(result))
     return "\n".join(lines)
 
 
@@ -133,10 +133,13 @@ def _tiles(result: Mapping) -> str:
     tiles = [
         ("PCK@0.1", percent(result.get("pck")), "of joints within a tenth of the subject"),
         ("PCK@0.2", percent(result.get("pck@0.2")), "of joints within a fifth of the subject"),
-        ("mean pose", percent(result.get("mean_pose_pck")), "PCK@0.1 of guessing the average pose"),
         ("OKS AP", number(result.get("ap")), "COCO average precision, 0 to 1"),
-        ("speed", number(result.get("images_per_second"), "{:,.0f}"), "images a second in training"),
     ]
+    if exists(result.get("mean_pose_pck")):
+        tiles.append(("mean pose", percent(result["mean_pose_pck"]), "PCK@0.1 of guessing the average pose"))
+    if "evaluation" not in result:
+        speed = number(result.get("images_per_second"), "{:,.0f}")
+        tiles.append(("speed", speed, "images a second in training"))
     return page.tiles(tiles)
 
 
@@ -145,8 +148,9 @@ def _mining_words(config: Mapping) -> str:
     if kind == "none":
         return "learning from all joints alike"
     at_first = "" if config.get("k_schedule", "constant") == "constant" else "all joints at first, then from "
+    easy = f", and with weight {config['easy_weight']} from all" if config.get("easy_weight") else ""
     if kind == "ohkm":
-        return f"learning from {at_first}the {k} hardest joints of each image (ohkm)"
+        return f"learning from {at_first}the {k} hardest joints of each image (ohkm){easy}"
     if kind == "random":
-        return f"learning from {at_first}{k} joints of each image drawn at random"
-    return f"learning from {at_first}the joints that {kind} mining keeps"
+        return f"learning from {at_first}{k} joints of each image drawn at random{easy}"
+    return f"learning from {at_first}the joints that {kind} mining keeps{easy}"

@@ -76,12 +76,18 @@ def average_precision(
 
 
 def coco_annotations(people: People) -> list[dict]:
-    """The people as COCO annotations: the ground truth of a dataset that has no COCO file."""
+    """The people as COCO annotations: the ground truth of a dataset that has no COCO file.
+
+    The box is what excuses a prediction on somebody without a labelled keypoint.
+    """
+    sides = people.boxes[:, 2:] - people.boxes[:, :2]
+    bboxes = np.concatenate([people.boxes[:, :2], sides], axis=1).astype(np.float64)
     return [
         {
             "image_id": int(people.image_id[row]),
             "keypoints": np.column_stack([people.keypoints[row], people.visibility[row]]).ravel(),
             "area": float(people.area[row]),
+            "bbox": bboxes[row].tolist(),
         }
         for row in range(len(people.names))
     ]

@@ -25,6 +25,7 @@ from hardmine_jax.tasks.detection import train as detection_train
 from hardmine_jax.tasks.detection.evaluation import Evaluator
 from hardmine_jax.tasks.detection.predict import Decoding, find_detections
 
+_PICTURES, _REPORT_PICTURES = Evaluator.pictures, detection_pictures.report_pictures
 CLASSES = ("red", "green", "blue")
 _COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (128, 128, 128)}
 
@@ -154,7 +155,9 @@ def _numbers(result: dict) -> dict:
     return {name: value for name, value in result.items() if name not in ("evaluation", "scored_on")}
 
 
-def test_its_own_data_gives_the_training_s_own_numbers(boxes):
+def test_its_own_data_gives_the_training_s_own_numbers(boxes, monkeypatch):
+    monkeypatch.setattr(Evaluator, "pictures", _PICTURES)
+    monkeypatch.setattr(detection_pictures, "report_pictures", _REPORT_PICTURES)
     before = {path: path.read_bytes() for path in boxes.run.glob("*.*")}
     result = boxes.evaluate("--which", "latest", folder="boxes_latest")
     assert {path: path.read_bytes() for path in boxes.run.glob("*.*")} == before
@@ -162,7 +165,9 @@ def test_its_own_data_gives_the_training_s_own_numbers(boxes):
     assert _numbers(result) == {name: told[name] for name in _numbers(result)}
     assert {"map", "map_11_point", "coco", "per_class", "proposal_recall", "steps", "images"} <= set(result)
     assert 0.2 < result["map"] and result["proposal_recall"] > 0.8
-    assert "images of boxes" in (boxes.run / "evaluations" / "boxes_latest" / "report.html").read_text()
+    page = (boxes.run / "evaluations" / "boxes_latest" / "report.html").read_text()
+    assert "images of boxes" in page and page.count("<img") >= 2 and "The images with most mistakes" in page
+    assert "Learning curves" not in page and "in training" not in page
 
 
 def test_all_of_a_file_is_scored_and_names_count_not_their_ids(boxes, capsys):

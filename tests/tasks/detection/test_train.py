@@ -269,6 +269,11 @@ def _blank(side: int) -> bytes:
     return cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8))[1].tobytes()
 
 
+def test_steps_none_are_the_preset_s():
+    default = detection_train.parse(["--steps", "None"])
+    assert default == detection_train.parse([]) and default.run.length > 0
+
+
 @pytest.mark.parametrize("kind", ["ohem", pytest.param("bootstrap", marks=pytest.mark.slow)])
 def test_real_flaws_are_counted_and_named_and_none_ends_the_run(copied, tmp_path, capsys, kind):
     folder = _voc_with_flaws(tmp_path / "voc")

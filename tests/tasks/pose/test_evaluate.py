@@ -28,6 +28,7 @@ from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.matched import common_skeleton
 
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
+_PICTURES, _REPORT_PICTURES = Evaluator.pictures, pose_pictures.report_pictures
 COLOURS = np.float32([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]]) / 255
 _MEAN, _STD = (
     np.float32(three).reshape(1, 1, 1, 3) for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -143,7 +144,9 @@ def _numbers(result: dict) -> dict:
     return {name: value for name, value in result.items() if name not in ("evaluation", "scored_on")}
 
 
-def test_its_own_data_gives_the_training_s_own_numbers(mice):
+def test_its_own_data_gives_the_training_s_own_numbers(mice, monkeypatch):
+    monkeypatch.setattr(Evaluator, "pictures", _PICTURES)
+    monkeypatch.setattr(pose_pictures, "report_pictures", _REPORT_PICTURES)
     result = mice.evaluate("--which", "latest", folder="mice_latest")
     told = json.loads((mice.run / "result.json").read_text())
     for joint in told["per_joint"].values():
@@ -151,7 +154,9 @@ def test_its_own_data_gives_the_training_s_own_numbers(mice):
     speed = told.pop("images_per_second")
     assert speed > 0 and _numbers(result) == told and 0.3 < result["pck"] < 1 and result["ap"] > 0
     assert result["evaluation"]["split"] == "validation" and result["evaluation"]["left_out"] == []
-    assert "people of mice" in (mice.run / "evaluations" / "mice_latest" / "report.html").read_text()
+    page = (mice.run / "evaluations" / "mice_latest" / "report.html").read_text()
+    assert "people of mice" in page and page.count("<img") == 3 and "The hardest images" in page
+    assert "Learning curves" not in page and "in training" not in page
 
 
 def test_all_of_a_file_is_scored_and_names_count_not_their_order(mice, capsys):
@@ -190,6 +195,10 @@ def test_results_are_in_the_ids_and_the_order_of_the_data(mice):
 
 
 def test_what_one_side_lacks_is_named_and_changes_no_number(mice, capsys):
+    # One mouse has nothing labelled but what the other side lacks: a prediction on it is no mistake.
+    points = np.reshape(mice.content["annotations"][0]["keypoints"], (-1, 3))
+    points[:, 2] = np.where(np.array(MOUSE) == "right_ear", 2, 0)
+    mice.content["annotations"][0]["keypoints"] = points.ravel().tolist()
     fewer = _rearranged(mice.content, ["tail", "nose", "left_ear"])
     boxes = [
         {"image_id": image["id"], "category_id": 1, "bbox": [2, 2, 92, 92], "score": 0.9}
@@ -205,7 +214,7 @@ def test_what_one_side_lacks_is_named_and_changes_no_number(mice, capsys):
     other = mice.evaluate(*mice.file("more", more), *flags, folder="more_best")
     assert "the run was not trained on them: keypoint paw" in capsys.readouterr().err
     everybody = {entry["id"] for entry in mice.content["annotations"]}
-    assert other["people"] == len(everybody) and plain["people"] <= other["people"]
+    assert other["people"] == len(everybody) and plain["people"] < other["people"]
     assert tuple(plain["per_joint"]) == ("nose", "left_ear", "tail") and 0.3 < plain["pck"] < 1
     for result in (plain, other):
         result.pop("people")
@@ -246,6 +255,20 @@ def test_flags_over_the_training_s_are_another_evaluation_and_the_run_stays_as_i
     result = json.loads((mice.run / "evaluations" / f"mice_{step.name}" / "result.json").read_text())
     assert result["steps"] == int(step.name)
     assert {path: path.read_bytes() for path in mice.run.glob("*.*")} == before
+
+
+def test_all_of_a_run_with_a_second_file_is_both_wherever_they_lie(mice, tmp_path):
+    config = json.loads((mice.run / "config.json").read_text())
+    halves = [mice.content["images"][:20], mice.content["images"][20:]]
+    for name, images in zip(("annotations", "validation_annotations"), halves, strict=True):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**mice.content, "images": images}))
+        config["config"][name] = str(path)
+    (mice.run / "config.json").write_text(json.dumps(config))
+    assert mice.evaluate("--split", "all", folder="annotations_all_best")["people"] == 30
+    moved = shutil.copytree(mice.run.parent / "pictures", tmp_path / "moved")
+    result = mice.evaluate("--split", "all", "--images", moved, folder="annotations_all_best_2")
+    assert result["people"] == 30
 
 
 def test_the_run_s_own_file_given_again_is_told(mice, trained, capsys):

@@ -21,7 +21,8 @@ from hardmine_jax.data.pose.coco import COCO_SKELETON
 from hardmine_jax.models.hrnet import ConvNorm
 from hardmine_jax.models.layers import Conv
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import change, plain
+from hardmine_jax.tasks.config_json import change, from_plain, plain
+from hardmine_jax.tasks.detection import config as detection_config
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import networks
@@ -509,6 +510,12 @@ def test_without_arguments_it_is_the_laptop_preset_on_made_up_people():
     assert pose_config.settle(config, COCO_SKELETON).k == 8
     assert config.run.steps == pose_datasets.DATASETS["synthetic"].steps
     assert config.run.workdir == pathlib.Path("runs/pose_synthetic_laptop")
+
+
+@pytest.mark.parametrize("kind", [pose_config.Config, detection_config.Config])
+def test_what_an_older_config_json_lacks_is_the_task_s_default(kind):
+    older = {name: value for name, value in plain(kind()).items() if name not in ("ema_decay", "optimizer")}
+    assert from_plain(kind, {**older, "seed": 3}) == change(kind(), seed=3)
 
 
 @pytest.mark.parametrize("num_keypoints, k", [(1, 1), (5, 4), (14, 8), (17, 8), (133, 8)])
