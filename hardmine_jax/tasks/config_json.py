@@ -73,7 +73,7 @@ def from_plain(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
     content = dict(content)
     if _FLAT in hints:
         # What an older version did not write is what the task's runs have by default.
-        (default,) = (field.default for field in dataclasses.fields(kind) if field.name == _FLAT)
+        default: Any = getattr(kind, _FLAT)
         names = {field.name for field in dataclasses.fields(default)}
         content[_FLAT] = plain(default) | {name: content.pop(name) for name in names & content.keys()}
     values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
