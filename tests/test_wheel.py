@@ -23,6 +23,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 SKELETON = Skeleton(("nose", "left_hand", "right_hand"), ((1, 2),), (0.05,) * 3, ((0, 1), (0, 2)))
 
 
+def _environment(*left_out: str) -> dict[str, str]:
+    """Of what is run here; pip's own warnings are no errors of ours."""
+    left_out += ("PYTHONPATH", "PYTHONWARNINGS")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
     """Built from a copy, without the network: hatchling comes with the extra `test`."""
@@ -35,7 +41,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
         ROOT / "hardmine_jax", copy / "hardmine_jax", ignore=shutil.ignore_patterns("__pycache__")
     )
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, copy]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("*.whl")
     return built
@@ -54,7 +60,7 @@ def installed(wheel, tmp_path_factory) -> pathlib.Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, env=_environment(), check=True, timeout=300)
     # Packages that are here already, after the environment's own; an editable install of the checkout is not.
     site = next(folder.glob("lib/python*/site-packages"))
     (site / "from_the_tests.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
@@ -62,9 +68,7 @@ def installed(wheel, tmp_path_factory) -> pathlib.Path:
 
 
 def _run(command: list, folder: pathlib.Path) -> subprocess.CompletedProcess:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")
-    }
+    environment = _environment("XLA_FLAGS")
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -80,7 +84,7 @@ def test_the_command_answers(installed, tmp_path):
 
 def test_the_command_loads_a_run_and_predicts(installed, tmp_path):
     config = change(
-        pose_config.Config(), image_size=(32, 32), workdir=tmp_path / "run", steps=9, k=2, flip_test=False
+        pose_config.Config(), image_size=(32, 32), workdir=tmp_path / "run", steps=200, k=2, flip_test=False
     )
     pose_config.save_config(config, SKELETON)
     _, state = make_trainer(config.run, pose_config.build(config, SKELETON))

@@ -4,7 +4,6 @@ The schemas hold the fields that we use and their neighbours: JobSet v1alpha2 (j
 batch/v1 Job and core/v1 Pod, and SkyPilot's task (its YAML reference).
 """
 
-import importlib
 import math
 import pathlib
 import re
@@ -12,6 +11,9 @@ import subprocess
 
 import pytest
 import yaml
+
+from hardmine_jax.tasks.detection import train as detection_train
+from hardmine_jax.tasks.pose import train as pose_train
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
@@ -210,10 +212,9 @@ APPENDED = [
 ]
 
 
-@pytest.mark.parametrize("script", ["pose_ohkm", "detection_ohem"])
-def test_experiments_take_the_flags(script):
-    parse = importlib.import_module(f"experiments.{script}").parse
+@pytest.mark.parametrize("script, train", [("pose_ohkm", pose_train), ("detection_ohem", detection_train)])
+def test_experiments_take_the_flags(script, train):
     commands = {tuple(words) for key, words in experiments().items() if key.split()[-1] == script}
     for words in sorted(commands):
         for appended in [[]] if "--distributed" in words else APPENDED:
-            assert parse([*words, *appended]).distributed
+            assert train.parse([*words, *appended]).run.distributed
