@@ -14,8 +14,9 @@ from hardmine_jax import training
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
 from hardmine_jax.errors import UserError
-from hardmine_jax.tasks.config_json import Dataclass
+from hardmine_jax.tasks.config_json import Dataclass, find_workdir
 from hardmine_jax.tasks.flags import flag
+from hardmine_jax.tasks.names import Matched
 from hardmine_jax.tasks.rows import Joined
 from hardmine_jax.tasks.run_config import RunConfig, Shard
 
@@ -105,6 +106,28 @@ def settings_of(config: Any) -> dict[str, Any]:
         if name not in _SILENT
     }
     return json.loads(json.dumps(resolved, default=str))
+
+
+def place_evaluation(given: Any, data: str, *, step: int, script: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The folder of an evaluation, see `choose_folder`, and the settings of its command.
+
+    Args:
+      given: the flags, with `run`, `which` and `output`; data: what is scored, as a part of a folder's name.
+      step: of the checkpoint; script: that trained the run, for the error.
+    """
+    workdir, settings = find_workdir(given.run, script=script), settings_of(given)
+    checkpoint = checkpoint_name(given.run, workdir, step=step, which=given.which)
+    return choose_folder(given.output, workdir, f"{data}_{checkpoint}", settings), settings
+
+
+def evaluation_entry(
+    settings: dict[str, Any], data: str, split: Split, names: Sequence[str], matched: Matched
+) -> dict[str, Any]:
+    """What result.json says under "evaluation": what was scored, and by which command."""
+    return {
+        "settings": settings, "data": data, "split": split, "names": list(names),
+        "left_out": list(matched.left_out), "left_out_of_the_data": list(matched.left_out_theirs),
+    }  # fmt: skip
 
 
 def choose_folder(

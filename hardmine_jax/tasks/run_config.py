@@ -87,6 +87,20 @@ class RunConfig:
         return self.steps
 
 
+def fill_in(run: RunConfig, default: RunConfig, *, steps: int | None, folder: str) -> RunConfig:
+    """The run with the length and the workdir that were not given, and see `shorten_warmup`.
+
+    Args:
+      default: what the flags changed; steps: where none are given; folder: in `runs`, the same.
+    """
+    filled = dataclasses.replace(
+        run,
+        steps=steps if run.steps is None else run.steps,
+        workdir=run.workdir or pathlib.Path("runs") / folder,
+    )
+    return shorten_warmup(filled, default)
+
+
 def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
     """The run, its warm-up at most a tenth of it where it is the default's: nobody asked for it."""
     optimizer = run.optimizer

@@ -31,7 +31,7 @@ from hardmine_jax.data.detection.proposals import prepare
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.records import Records
 from hardmine_jax.detection import AveragePrecision
-from hardmine_jax.tasks.config_json import change, find_workdir, plain, write_json
+from hardmine_jax.tasks.config_json import change, plain, write_json
 from hardmine_jax.tasks.detection import pictures, report
 from hardmine_jax.tasks.detection.config import Config, TrainedRun, build, load_run
 from hardmine_jax.tasks.detection.datasets import DATASETS, load_dataset
@@ -47,11 +47,10 @@ from hardmine_jax.tasks.detection.evaluation import (
 from hardmine_jax.tasks.detection.matched import MatchedObjects, matched_predict
 from hardmine_jax.tasks.evaluations import (
     Split,
-    checkpoint_name,
-    choose_folder,
+    evaluation_entry,
     make_parallel,
+    place_evaluation,
     scored_data,
-    settings_of,
     source_of,
     warn_of_own,
     whole_batches,
@@ -164,10 +163,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     """
     trained = load_run(given.run, which=given.which)
     data = find_data(given, trained.config)
-    workdir = find_workdir(given.run, script="hardmine detection train")
-    settings = settings_of(given)
-    checkpoint = checkpoint_name(given.run, workdir, step=trained.step, which=given.which)
-    folder = choose_folder(given.output, workdir, f"{data.name}_{checkpoint}", settings)
+    script = "hardmine detection train"
+    folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
     dataset = load_data(data)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.classes, dataset.classes, what="class")
@@ -184,11 +181,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         "steps": trained.step,
         "images": len(evaluated.rows),
         "scored_on": f"{len(evaluated.rows):,} images of {data.name}",
-        "evaluation": {
-            "settings": settings, "data": data.name, "split": data.split, "names": list(seen.classes),
-            "left_out": list(matched.left_out), "left_out_of_the_data": list(matched.left_out_theirs),
-        },
-    }  # fmt: skip
+        "evaluation": evaluation_entry(settings, data.name, data.split, seen.classes, matched),
+    }
     write_json(folder / "result.json", result)
     image_ids = [int(seen.validation[int(row)]["image_id"]) for row in evaluated.rows]
     found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, matched))

@@ -43,7 +43,7 @@ from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
-from hardmine_jax.tasks.run_config import shard_of, shorten_warmup
+from hardmine_jax.tasks.run_config import fill_in, shard_of
 from hardmine_jax.tasks.trainer import begin, fit, make_trainer, step_memory
 from hardmine_jax.training.metrics_log import mean_speed
 
@@ -233,9 +233,8 @@ def parse(
     """The command line: --preset and --dataset give the defaults, the other flags change them."""
     default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}, prog=prog))
     config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
-    workdir = config.run.workdir or pathlib.Path("runs") / f"detection_{config.dataset}_{config.preset}"
-    steps = default.run.steps if config.run.steps is None else config.run.steps
-    run = shorten_warmup(dataclasses.replace(config.run, steps=steps, workdir=workdir), default.run)
+    folder = f"detection_{config.dataset}_{config.preset}"
+    run = fill_in(config.run, default.run, steps=default.run.steps, folder=folder)
     return dataclasses.replace(config, run=run)
 
 

@@ -32,14 +32,13 @@ from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import change, find_workdir, plain, write_json
+from hardmine_jax.tasks.config_json import change, plain, write_json
 from hardmine_jax.tasks.evaluations import (
     Split,
-    checkpoint_name,
-    choose_folder,
+    evaluation_entry,
     make_parallel,
+    place_evaluation,
     scored_data,
-    settings_of,
     source_of,
     warn_of_own,
     whole_batches,
@@ -184,10 +183,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     """
     trained = _load(given)
     data = find_data(given, trained.config)
-    workdir = find_workdir(given.run, script="hardmine pose train")
-    settings = settings_of(given)
-    checkpoint = checkpoint_name(given.run, workdir, step=trained.step, which=given.which)
-    folder = choose_folder(given.output, workdir, f"{data.name}_{checkpoint}", settings)
+    script = "hardmine pose train"
+    folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
     shard = whole_batches(given.batch_size, trained.config.run)
     dataset = load_dataset(data.config)
     warn_skipped(dataset.skipped)
@@ -216,11 +213,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         "steps": trained.step,
         "people": len(people.names),
         "scored_on": f"{len(people.names):,} people of {data.name}",
-        "evaluation": {
-            "settings": settings, "data": data.name, "split": data.split, "names": list(seen.skeleton.names),
-            "left_out": list(matched.left_out), "left_out_of_the_data": list(matched.left_out_theirs),
-        },
-    }  # fmt: skip
+        "evaluation": evaluation_entry(settings, data.name, data.split, seen.skeleton.names, matched),
+    }
     write_json(folder / "result.json", result)
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
                          dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,7 +27,7 @@ from hardmine_jax.tasks.pose.protocol import Protocol, prepare_protocol, score_p
 from hardmine_jax.tasks.pose.score import mean_oks, pck, score
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
-from hardmine_jax.tasks.run_config import shard_of, shorten_warmup
+from hardmine_jax.tasks.run_config import fill_in, shard_of
 from hardmine_jax.tasks.trainer import begin, fit, make_trainer
 from hardmine_jax.training.metrics_log import mean_speed
 
@@ -165,10 +164,8 @@ def parse(
     """The command line: --preset gives the defaults, the other flags change them."""
     default = PRESETS[first_flags(arguments, {"preset": tuple(PRESETS)}, prog=prog)["preset"]]
     config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
-    run = config.run
-    steps = DATASETS[config.dataset].steps if run.steps is None else run.steps
-    workdir = run.workdir or pathlib.Path("runs") / f"pose_{config.dataset}_{config.preset}"
-    run = shorten_warmup(dataclasses.replace(run, steps=steps, workdir=workdir), default.run)
+    steps, folder = DATASETS[config.dataset].steps, f"pose_{config.dataset}_{config.preset}"
+    run = fill_in(config.run, default.run, steps=steps, folder=folder)
     return dataclasses.replace(config, run=run)
 
 
