@@ -5,12 +5,13 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
 
 from hardmine_jax import training
+from hardmine_jax.data.coco_json import File, id_number, whole_id
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
 from hardmine_jax.errors import UserError
@@ -162,6 +163,12 @@ def _is_free(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
         return content["evaluation"]["settings"] == settings
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def written_image_ids(files: Iterable[File]) -> dict[int | None, Any]:
+    """Image ids as COCO files have them by those of the records."""
+    images = [image for file in files for image in file.content["images"] if isinstance(image, dict)]
+    return {id_number(image.get("id")): whole_id(image.get("id")) for image in images}
 
 
 def write_results(folder: pathlib.Path, name: str, results: Sequence[dict]) -> pathlib.Path:

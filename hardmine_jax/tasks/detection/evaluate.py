@@ -25,7 +25,6 @@ import rich
 import tyro
 
 from hardmine_jax.data import coco_json
-from hardmine_jax.data.coco_json import id_number, whole_id
 from hardmine_jax.data.detection import coco, voc
 from hardmine_jax.data.detection.proposals import prepare
 from hardmine_jax.data.detection.records import DetectionDataset
@@ -55,6 +54,7 @@ from hardmine_jax.tasks.evaluations import (
     warn_of_own,
     whole_batches,
     write_results,
+    written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.flags import warn_skipped
@@ -255,8 +255,7 @@ def _ids(
         if config.validation_annotations is not None:
             folder = config.validation_images or config.images
             files.append(coco_json.load_file(config.validation_annotations, folder))
-        images = [image for file in files for image in file.content["images"] if isinstance(image, dict)]
-        image_ids = {id_number(image.get("id")): whole_id(image.get("id")) for image in images}
+        image_ids = written_image_ids(files)
     return image_ids, [category_ids[place] for place in matched.theirs]
 
 

@@ -26,7 +26,7 @@ import rich
 import tyro
 
 from hardmine_jax.data import coco_download, coco_json
-from hardmine_jax.data.coco_json import id_number, whole_id
+from hardmine_jax.data.coco_json import whole_id
 from hardmine_jax.data.pose import coco
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
@@ -43,6 +43,7 @@ from hardmine_jax.tasks.evaluations import (
     warn_of_own,
     whole_batches,
     write_results,
+    written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.flags import warn_skipped
@@ -286,10 +287,8 @@ def _ids(config: Config) -> tuple[Mapping[int | None, Any], Any]:
     files = [coco_json.load_file(config.annotations, config.images)]
     if config.validation_annotations is not None:
         files.append(validation_file(config)[0])
-    images = [image for file in files for image in file.content["images"] if isinstance(image, dict)]
     category = coco.find_category(files[-1].content["categories"], config.category, files[-1].path)
-    ids = {id_number(image.get("id")): whole_id(image.get("id")) for image in images}
-    return ids, whole_id(category["id"])
+    return written_image_ids(files), whole_id(category["id"])
 
 
 def coco_results(
