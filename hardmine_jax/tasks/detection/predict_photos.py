@@ -5,8 +5,10 @@
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
 detection, `bbox` as [x, y, width, height] in pixels of the image as stored (EXIF is not looked at, as in
 training), `category_id` counting from 1 in the order of the training's classes, `category` their names.
-`image_id` is the file's name where that is a number, else its place on the command line. Proposals come from
-selective search with the settings of the training. Seconds on a laptop CPU.
+`image_id` is the file's name where that is a number of no other file, else its place on the command line or
+the next that is free; `file_name` has folders where names alone do not tell the files apart. `hardmine pose
+predict --boxes` takes that file. Proposals come from selective search with the settings of the training.
+Seconds on a laptop CPU.
 """
 
 import dataclasses
@@ -28,7 +30,16 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
+from hardmine_jax.tasks.photos import (
+    InputError,
+    check_outputs,
+    file_names,
+    number_photos,
+    once_each,
+    picture_names,
+    read_photo,
+    write_png,
+)
 
 _BATCH = 4
 
@@ -52,12 +63,13 @@ class PredictConfig:
 
 
 class Photo(NamedTuple):
-    """An image file: its bytes as they are, its pixels u8 [H, W, 3] RGB, and its id in the JSON."""
+    """An image file: its bytes as they are, its pixels u8 [H, W, 3] RGB, its id and its name in the JSON."""
 
     path: pathlib.Path
     encoded: bytes
     image: np.ndarray
     image_id: int
+    name: str
 
 
 def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detections]:
@@ -84,7 +96,7 @@ def coco_results(photo: Photo, found: Detections, classes: Sequence[str]) -> lis
     return [
         {
             "image_id": photo.image_id,
-            "file_name": photo.path.name,
+            "file_name": photo.name,
             "category_id": int(label),
             "category": classes[label - 1],
             "bbox": np.round([*box[:2], *(box[2:] - box[:2])], 2).tolist(),
@@ -100,18 +112,19 @@ def run(config: PredictConfig) -> None:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint)
     classes = trained.classes
+    paths = once_each(config.images)
     photos = [
-        Photo(path, *read_photo(path), photo_id(path, position))
-        for position, path in enumerate(config.images, start=1)
+        Photo(path, *read_photo(path), image_id, name)
+        for path, image_id, name in zip(paths, number_photos(paths), file_names(paths), strict=True)
     ]
+    drawings = [config.output / f"{name}_boxes.png" for name in picture_names(paths)]
+    check_outputs(drawings, paths)
     config.output.mkdir(parents=True, exist_ok=True)
-    names = picture_names(config.images)
     results, everything = [], find_objects(trained, photos)
-    for photo, name, found in zip(photos, names, everything, strict=True):
+    for photo, picture, found in zip(photos, drawings, everything, strict=True):
         sure = found.scores >= config.min_score
         boxes, scores, labels = (column[sure] for column in found)
         drawn = pictures.draw_boxes(photo.image, boxes, labels, classes, scores=scores)
-        picture = config.output / f"{name}_boxes.png"
         write_png(picture, drawn)
         results += coco_results(photo, found, classes)
         print(f"{printable(str(photo.path))}: {sure.sum()} objects, {picture}")

@@ -139,8 +139,8 @@ def make_model(config: Config, num_keypoints: int, axis_name: str | None = None)
     )
 
 
-def build(config: Config, skeleton: Skeleton) -> Functions:
-    """What a settled config comes to."""
+def build(config: Config, skeleton: Skeleton, *, with_second: bool = False) -> Functions:
+    """What a settled config comes to; `with_second` as `predict.make_predict` has it."""
 
     model_for = functools.partial(make_model, config, skeleton.num_keypoints)
 
@@ -157,6 +157,7 @@ def build(config: Config, skeleton: Skeleton) -> Functions:
         decode=config.decode,
         flip_test=config.flip_test,
         inputs=config.inputs,
+        with_second=with_second,
     )
 
     def init_for(num_keypoints: int) -> Callable[[jax.Array], Mapping[str, Any]]:
@@ -314,8 +315,9 @@ def load_categories(workdir: pathlib.Path) -> tuple[Category, ...]:
     script = "hardmine pose train"
     (listed,) = read_config(workdir, {"categories": None}, script=script, absent={"categories": []})
     try:
-        found = tuple(Category(whole_id(entry["id"]), entry["name"]) for entry in listed)
-        if all(one.id is not None and isinstance(one.name, str) for one in found):
+        given = [(whole_id(entry["id"]), entry["name"]) for entry in listed]
+        found = tuple(Category(number, name) for number, name in given if number is not None)
+        if len(found) == len(given) and all(isinstance(one.name, str) for one in found):
             return found
     except (TypeError, KeyError):
         pass
@@ -340,8 +342,10 @@ class TrainedRun(NamedTuple):
     categories: tuple[Category, ...] = ()
 
 
-def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
-    """The run in a workdir, or one checkpoint of it.
+def load_run(
+    checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best", with_second: bool = False
+) -> TrainedRun:
+    """The run in a workdir, or one checkpoint of it; `with_second` as `predict.make_predict` has it.
 
     Raises:
       DataError: no run of this task is there.
@@ -351,5 +355,5 @@ def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "be
     config, skeleton = load_config(workdir)
     categories = load_categories(workdir)
     step, variables = training.load_step(checkpoint, which=which)
-    predict = build(config, skeleton).predict
+    predict = build(config, skeleton, with_second=with_second).predict
     return TrainedRun(config, skeleton, variables, predict, step, categories)
