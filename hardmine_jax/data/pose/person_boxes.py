@@ -20,7 +20,7 @@ import numpy as np
 
 from hardmine_jax.data import coco_json, listing
 from hardmine_jax.data.coco_json import id_number
-from hardmine_jax.data.images import read_file
+from hardmine_jax.data.images import Orientation, oriented, read_file
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
 from hardmine_jax.data.records import Records
 
@@ -50,26 +50,27 @@ class SourceImages:
 
 
 class CocoImages:
-    """All pictures that a COCO file lists, with people or without: on the latter, too, a detector may err."""
+    """All pictures that a COCO file lists, with people or without: on the latter, too, a detector may err.
 
-    def __init__(self, file: coco_json.File):
-        listed = [image for image in file.content["images"] if isinstance(image, dict)]
-        ids = (id_number(image.get("id")) for image in listed)
-        paths = (listing.inside(file.folder, image.get("file_name")) for image in listed)
-        self._folder = file.folder
-        self._paths = {
-            number: path
-            for number, path in zip(ids, paths, strict=True)
-            if number is not None and path is not None
-        }
-        self.ids: Collection[int] = self._paths.keys()
+    `orientation` as for `coco.load`, so that pixels are those of the people's records.
+    """
+
+    def __init__(self, file: coco_json.File, orientation: Orientation = "auto"):
+        self._folder, self._orientation = file.folder, orientation
+        self._images: dict[int, tuple[pathlib.Path, tuple[int, int] | None]] = {}
+        for image_id, image in coco_json.listed_images(file).images.items():
+            path = listing.inside(file.folder, image.get("file_name"))
+            if path is not None:
+                self._images[listing.id_number(image_id)] = path, coco_json.listed_size(image)
+        self.ids: Collection[int] = self._images.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
-        path = self._paths[image_id]
+        path, size = self._images[image_id]
         try:
-            return path.relative_to(self._folder).as_posix(), read_file(path)
+            encoded = oriented(read_file(path), size, self._orientation)
         except OSError as error:
             raise UnreadableImage(f"{path}: {error.strerror or error}") from error
+        return path.relative_to(self._folder).as_posix(), encoded
 
 
 @dataclasses.dataclass(frozen=True)

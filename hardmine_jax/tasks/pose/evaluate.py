@@ -27,7 +27,7 @@ import tyro
 
 from hardmine_jax.data import coco_download, coco_json
 from hardmine_jax.data.coco_json import whole_id
-from hardmine_jax.data.pose import coco
+from hardmine_jax.data.pose.coco_categories import find_categories
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -158,6 +158,7 @@ def _val2017(config: Config) -> Config:
         annotations=folder / "annotations" / "person_keypoints_val2017.json",
         images=folder / "val2017",
         category="person",
+        exif_orientation="stored",
         data_dir=None,
     )
 
@@ -220,7 +221,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
                          dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
-    notes += [dataset.skipped.report()] if dataset.skipped.count else []
+    notes += [dataset.skipped.report()] if dataset.skipped else []
     write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")
@@ -287,7 +288,8 @@ def _ids(config: Config) -> tuple[Mapping[int | None, Any], Any]:
     files = [coco_json.load_file(config.annotations, config.images)]
     if config.validation_annotations is not None:
         files.append(validation_file(config)[0])
-    category = coco.find_category(files[-1].content["categories"], config.category, files[-1].path)
+    # Of several with the same keypoints the network does not tell which.
+    category = find_categories(files[-1], config.category)[0]
     return written_image_ids(files), whole_id(category["id"])
 
 

@@ -17,12 +17,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 import tyro
 
 from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
@@ -75,18 +75,21 @@ class Photo(NamedTuple):
 Boxes = dict[str, tuple[int | str, list[Box]]]
 
 
-def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None) -> list[Photo]:
+def read_photos(
+    paths: Sequence[pathlib.Path], boxes: Boxes | None, orientation: Orientation = "upright"
+) -> list[Photo]:
     """The images with their boxes; without boxes, one that is the whole image.
 
     Args:
       boxes: what `read_boxes` gives.
+      orientation: how the pixels of photographs that EXIF turns are counted, by the boxes, too.
 
     Raises:
       InputError: a file that is missing or no whole image, or no box for any of the images.
     """
     photos = []
     for position, path in enumerate(paths, start=1):
-        encoded, image = _read_image(path, upright=boxes is None)
+        encoded, image = read_photo(path, orientation)
         image_id: int | str = photo_id(path, position)
         if boxes is None:
             height, width = image.shape[:2]
@@ -194,7 +197,9 @@ def run(config: PredictConfig) -> None:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint)
     boxes = None if config.boxes is None else read_boxes(config.boxes)
-    photos = read_photos(config.images, boxes)
+    # As the run was trained; of a photograph nobody lists a size that could tell more.
+    stored = trained.config.exif_orientation == "stored"
+    photos = read_photos(config.images, boxes, "stored" if stored else "upright")
     people = predict_photos(trained, photos)
     config.output.mkdir(parents=True, exist_ok=True)
     results, names = [], picture_names(config.images)
@@ -217,15 +222,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """0, or 2 after one line about what is wrong."""
     config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))
-
-
-def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray]:
-    encoded, image = read_photo(path)
-    turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if not upright or turned is None or np.array_equal(turned, image[..., ::-1]):
-        return encoded, image
-    # Crops are made from the bytes, and without regard to EXIF, as in training.
-    return cv2.imencode(".png", turned)[1].tobytes(), cv2.cvtColor(turned, cv2.COLOR_BGR2RGB)
 
 
 def _image_id(given: object) -> int | str:

@@ -98,12 +98,15 @@ def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, l
     if config.dataset != "coco":
         return shown, []
     file, apart = validation_file(config)
-    images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
+    official = config.annotations is None
+    orientation = "stored" if official else config.exif_orientation or "auto"
+    images: person_boxes.Images = person_boxes.CocoImages(file, orientation) if apart else shown
     annotations, skipped = coco_truth.annotations(
         file,
         num_keypoints=dataset.skeleton.num_keypoints,
-        category=config.category or ("person" if config.annotations is None else None),
+        category=config.category or ("person" if official else None),
         image_ids=images.ids,
+        point_side=config.point_side,
     )
     _warn_skipped("annotations", skipped)
     return images, annotations
@@ -123,7 +126,7 @@ def validation_file(config: Config) -> tuple[coco_json.File, bool]:
 
 
 def _warn_skipped(what: str, skipped: Skipped) -> None:
-    if skipped.count:
+    if skipped:
         print(f"{what}: {skipped.report()}", file=sys.stderr)
 
 

@@ -129,7 +129,7 @@ def finish(
     hardest = np.argsort(mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)
     shown = [evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical)]
-    notes = [dataset.skipped.report()] if dataset.skipped.count else []
+    notes = [dataset.skipped.report()] if dataset.skipped else []
     if unreadable:
         notes.append(
             f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
