@@ -9,8 +9,8 @@
 x and y are pixels of the image, v is 0 not labelled, 1 labelled but occluded, 2 visible; a v between, a
 score, is labelled. `width`, `height`, `bbox`, `area`, `iscrowd`, `skeleton`, `sigmas` and the names of the
 keypoints may be missing. Bones in `skeleton` name keypoints or count them from 1, as COCO does, or from 0
-when a 0 is among them; what joins no two of them is not drawn. Numbers may be text, ids whole numbers or text,
-and 1, 1.0 and "1" are the same id. Format: https://cocodataset.org/#format-data
+when a 0 is among them; what joins no two of them is not drawn. Numbers may be text, ids whole numbers or
+text, and 1, 1.0 and "1" are the same id. Format: https://cocodataset.org/#format-data
 """
 
 import os
@@ -275,5 +275,5 @@ def _numbers(annotation: dict, field: str, count: int) -> np.ndarray | str:
     given = annotation.get(field)
     found = None if given is None else coco_json.numbers(given)
     if found is None:
-        return f"no {field}" if given is None else f"{field} that are not numbers"
+        return f"no {field}" if given is None else f"{field} with what is no number"
     return found if len(found) == count else f"{field} of {len(found)} numbers (wanted {count})"
