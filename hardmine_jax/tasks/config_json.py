@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from hardmine_jax.data import files
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.job import exchange
 
@@ -34,7 +35,7 @@ def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, scri
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(files.read_bytes(path))
         return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
                 for name, kind in kinds.items()]  # fmt: skip
     except FileNotFoundError as error:

@@ -227,17 +227,19 @@ def _people(
     people: dict[str, list[Person]] = {}
     for position, annotation in annotations:
         image_id = whole_id(annotation.get("image_id"))
-        name = f"image {image_id}#{title(annotation.get('id', position))}"
         person = _person(annotation, position, num_keypoints)
         if image_id is None:
             report.skip("annotation without image_id", f"{path.name} annotation {position}")
-        elif isinstance(person, str):
+            continue
+        name = f"image {image_id}#{title(annotation.get('id', position))}"
+        if isinstance(person, str):
             report.skip(person, name)
-        else:
-            if (person.visibility % 1 != 0).any():
-                report.note("visibility that is not 0, 1 or 2 (a score? above 0 is labelled)", name)
-            whole = person._replace(visibility=np.ceil(person.visibility).astype(np.int32))
-            people.setdefault(str(image_id), []).append(whole)
+            continue
+        whole = np.ceil(person.visibility)
+        if (whole != person.visibility).any():
+            report.note("visibility that is not 0, 1 or 2 (a score? above 0 is labelled)", name)
+        person = person._replace(visibility=whole.astype(np.int32))
+        people.setdefault(str(image_id), []).append(person)
     return people
 
 

@@ -237,11 +237,25 @@ def usable(
         default.
     """
     check = functools.partial(_check, orientation=orientation, point_side=point_side)
-    for picture, found in in_threads(check, pictures):
+    for picture, found in in_threads(check, _there(pictures, report)):
         report.skipped.extend(found.skipped)
         report.noted.extend(found.noted)
         if picture.people:
             yield picture
+
+
+def _there(pictures: Iterable[Picture], report: Report) -> Iterator[Picture]:
+    """Those whose file is there: of a million that are absent none has to wait for a thread."""
+    for picture in pictures:
+        try:
+            if not isinstance(picture.image, bytes):
+                os.stat(picture.image)
+        except FileNotFoundError:
+            report.skip("image absent", picture.name)
+            continue
+        except (OSError, ValueError):
+            pass  # `open_image` tells.
+        yield picture
 
 
 def check_point_side(point_side: float | None) -> None:
