@@ -252,13 +252,15 @@ def _person(annotation: dict, position: int, num_keypoints: int) -> Person | str
     points = _numbers(annotation, "keypoints", 3 * num_keypoints)
     if isinstance(points, str):
         return points
-    # Some tools write an empty box where there is none.
+    # Some tools write an empty box where there is none, others NaN.
     box = None if annotation.get("bbox") in (None, [], "") else _numbers(annotation, "bbox", 4)
     if isinstance(box, str):
         return box
     area = None if annotation.get("area") is None else _numbers({"area": [annotation["area"]]}, "area", 1)
     if isinstance(area, str):
         return area
+    if box is not None and np.isnan(box).all():
+        box = None
     if box is not None:
         with np.errstate(over="ignore", invalid="ignore"):  # `usable` skips boxes that are not finite.
             box = np.concatenate([box[:2], box[:2] + box[2:]])

@@ -29,9 +29,10 @@ def find_categories(file: coco_json.File, wanted: Wanted) -> list[dict]:
     if not all(_called(posed, name) for name in names):
         posed = named + unnamed
     if not posed:
+        found = sorted(set().union(*_counts(file.content["annotations"]).values()))[:10]
         raise DataError(
             f'{file.path} has no category with "keypoints": expected their names in "categories", or '
-            "annotations that all have as many"
+            f"annotations that all have as many (theirs have {' or '.join(map(str, found)) or 'none'})"
         )
     chosen = _chosen(posed, names, file.path)
     for other in chosen:
