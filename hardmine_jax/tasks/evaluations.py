@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from hardmine_jax import training
+from hardmine_jax.data import files
 from hardmine_jax.data.coco_json import File, id_number, whole_id
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -159,7 +160,7 @@ def _is_free(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     try:
         if not any(folder.iterdir()):
             return True
-        content = json.loads((folder / "result.json").read_text())
+        content = json.loads(files.read_bytes(folder / "result.json"))
         return content["evaluation"]["settings"] == settings
     except (OSError, ValueError, KeyError, TypeError):
         return False

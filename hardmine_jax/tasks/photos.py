@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import cv2
 import numpy as np
 
-from hardmine_jax.data.images import decode_image, read_file, why_not_decoded
+from hardmine_jax.data.images import Orientation, decode_image, oriented, read_file, why_not_decoded
 from hardmine_jax.data.problems import printable
 from hardmine_jax.errors import UserError
 
@@ -21,14 +21,16 @@ class InputError(UserError):
     """Something that was given cannot be used; one line."""
 
 
-def read_photo(path: pathlib.Path) -> tuple[bytes, np.ndarray]:
-    """A file's bytes, and its pixels as stored, u8 [H, W, 3] RGB.
+def read_photo(path: pathlib.Path, orientation: Orientation = "upright") -> tuple[bytes, np.ndarray]:
+    """A file's bytes, and its pixels, u8 [H, W, 3] RGB, upright or as they are stored.
+
+    Where pixels are wanted as stored the bytes come without their EXIF orientation: all read them so.
 
     Raises:
       InputError: it is missing, or no whole image.
     """
     try:
-        encoded = read_file(path)
+        encoded = oriented(read_file(path), None, orientation)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     image = decode_image(encoded)

@@ -207,7 +207,9 @@ def _check(picture: ObjectPicture) -> tuple[ObjectPicture | None, Report]:
     if isinstance(opened, str):
         report.skip(opened, picture.name)
         return None, report
-    encoded, size = opened
+    encoded, size, odd = opened
+    if odd is not None:
+        report.note(odd, picture.name)
     given = np.asarray(picture.boxes, np.float64).reshape(-1, 4)
     clipped = _clip(given, size)
     keep: list[bool] = []

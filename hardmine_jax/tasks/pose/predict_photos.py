@@ -27,12 +27,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 import tyro
 
 from hardmine_jax.data.coco_json import Category
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.problems import gather, printable
 from hardmine_jax.pose import Skeleton
@@ -96,12 +96,17 @@ class Photo(NamedTuple):
 
 
 def read_photos(
-    paths: Sequence[pathlib.Path], boxes: Boxes | None, *, skip: Skip = lambda reason, name: None
+    paths: Sequence[pathlib.Path],
+    boxes: Boxes | None,
+    orientation: Orientation = "upright",
+    *,
+    skip: Skip = lambda reason, name: None,
 ) -> list[Photo]:
     """The images with their boxes; without boxes, one that is the whole image.
 
     Args:
       boxes: what `read_boxes` gives.
+      orientation: how the pixels of photographs that EXIF turns are counted, by the boxes, too.
       skip: called with a reason and a name for each box that is left out.
 
     Raises:
@@ -109,7 +114,7 @@ def read_photos(
         the images.
     """
     names = file_names(paths)
-    read = [_read_image(path, upright=boxes is None) for path in paths]
+    read = [read_photo(path, orientation) for path in paths]
     if boxes is None:
         ids = number_photos(paths)
         wholes = [(_whole(image),) for _, image in read]
@@ -262,7 +267,7 @@ def run(config: PredictConfig) -> None:
         raise InputError("no image: name at least one file")
     check_filters(config)
     trained, paths = load_run(config.checkpoint, with_second=config.boxes is None), once_each(config.images)
-    photos = _find_people(config, paths, trained.categories)
+    photos = _find_people(config, paths, trained)
     pictures_of = [config.output / f"{name}_pose.png" for name in picture_names(paths)]
     check_outputs(pictures_of, paths)
     people, several = _predict(trained, photos)
@@ -297,26 +302,26 @@ def check_filters(config: PredictConfig) -> None:
         raise InputError(f"--box-min-score {config.box_min_score} must be a finite number")
 
 
-def _find_people(
-    config: PredictConfig, paths: Sequence[pathlib.Path], categories: Sequence[Category]
-) -> list[Photo]:
+def _find_people(config: PredictConfig, paths: Sequence[pathlib.Path], trained: TrainedRun) -> list[Photo]:
     """The photos with the boxes that are asked for; what is left out, or odd, is told on stderr."""
+    # As the run was trained; of a photograph nobody lists a size that could tell more.
+    orientation: Orientation = "stored" if trained.config.exif_orientation == "stored" else "upright"
     if config.boxes is None:
-        return read_photos(paths, None)
+        return read_photos(paths, None, orientation)
     problems: list[tuple[str, str]] = []
-    filters = Filters(config.box_min_score, config.box_category, categories)
+    filters = Filters(config.box_min_score, config.box_category, trained.categories)
 
     def skip(reason: str, name: str) -> None:
         problems.append((reason, name))
 
     boxes = read_boxes(config.boxes, filters=filters, skip=skip)
     try:
-        photos = read_photos(paths, boxes, skip=skip)
+        photos = read_photos(paths, boxes, orientation, skip=skip)
     except InputError as error:
         raise InputError(f"{error} ({config.boxes}: {gather(problems).report()})") from error
     if problems:
         print(f"boxes: {gather(problems).report()}", file=sys.stderr)
-    warn_of(category_notes(photos, categories, chosen=config.box_category is not None))
+    warn_of(category_notes(photos, trained.categories, chosen=config.box_category is not None))
     return photos
 
 
@@ -354,15 +359,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """0, or 2 after one line about what is wrong."""
     config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))
-
-
-def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray]:
-    encoded, image = read_photo(path)
-    turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if not upright or turned is None or np.array_equal(turned, image[..., ::-1]):
-        return encoded, image
-    # Crops are made from the bytes, and without regard to EXIF, as in training.
-    return cv2.imencode(".png", turned)[1].tobytes(), cv2.cvtColor(turned, cv2.COLOR_BGR2RGB)
 
 
 def _record(photo: Photo, box: Box, skeleton: Skeleton) -> dict:

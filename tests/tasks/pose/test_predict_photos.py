@@ -178,8 +178,12 @@ def test_a_photo_that_its_camera_turned_is_set_upright(tmp_path):
     assert whole.image.shape == (80, 40, 3) and whole.image[:15].min() > 200 and whole.image[30:].max() < 50
     np.testing.assert_array_equal(decode_image(whole.encoded), whole.image)
     boxes = {"turned.jpg": (1, [pose_predict_photos.Box((0, 0, 10, 10))])}
-    (stored,) = pose_predict_photos.read_photos([path], boxes)
-    assert stored.image.shape == (40, 80, 3) and stored.is_boxed
+    (boxed,) = pose_predict_photos.read_photos([path], boxes)
+    assert boxed.image.shape == (80, 40, 3) and boxed.is_boxed
+    # As a run was trained whose labels count the pixels as they are stored.
+    (stored,) = pose_predict_photos.read_photos([path], boxes, "stored")
+    assert stored.image.shape == (40, 80, 3)
+    np.testing.assert_array_equal(decode_image(stored.encoded), stored.image)
 
 
 # Whose the boxes are, whatever the folders, the numbers and the ids.
