@@ -78,7 +78,8 @@ class EvaluateConfig:
       data_dir: folder of the dataset, as in training.
       annotations: COCO keypoint JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
-      category: which category of the JSON, by name or id, if several have keypoints.
+      category: which category of the JSON, by name or id, if several have keypoints; several names with the
+        same keypoints, or all.
       sigmas: OKS constants, one a keypoint of the JSON, over its own.
       which: of the run's checkpoints.
       split: which part of the data; by default all of a JSON given by --annotations, else the validation
@@ -100,7 +101,7 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
-    category: str | None = None
+    category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     which: Literal["best", "latest"] = "best"
     split: Split | None = None

@@ -24,8 +24,10 @@ from hardmine_jax.tasks.pose import evaluate as pose_evaluate
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.config import load_config
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.matched import common_skeleton
+from hardmine_jax.tasks.pose.people import read_people
 
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
 _PICTURES, _REPORT_PICTURES = Evaluator.pictures, pose_pictures.report_pictures
@@ -192,6 +194,25 @@ def test_results_are_in_the_ids_and_the_order_of_the_data(mice):
         assert paw.tolist() == [0, 0, 0]
         for predicted, target in zip(others, np.reshape(entry["keypoints"], (4, 3))[1:], strict=True):
             assert target[2] == 0 or np.linalg.norm(predicted[:2] - target[:2]) < 30
+
+
+def test_of_several_categories_each_result_has_its_own(mice):
+    rat = mice.content["categories"][0] | {"id": "r", "name": "rat"}
+    annotations = [
+        entry | ({"category_id": "r"} if entry["id"] % 2 else {}) for entry in mice.content["annotations"]
+    ]
+    annotations[1] = {name: value for name, value in annotations[1].items() if name != "category_id"}
+    content = mice.content | {"categories": [*mice.content["categories"], rat], "annotations": annotations}
+    flags = mice.file("test", content)
+    given = pose_evaluate.parse([str(mice.run), *flags, "--category", "all"])
+    config = pose_evaluate.find_data(given, load_config(mice.run)[0]).config
+    ids = pose_evaluate._ids(config)
+    data = pose_evaluate.load_dataset(config)
+    people = read_people(data.train, range(4))
+    found = pose_evaluate.coco_results(people, np.zeros((4, 5, 3)), np.zeros((4, 5)), ids)
+    expected = [annotations[int(one) - 1].get("category_id", 7) for one in people.annotation_id]
+    assert [entry["category_id"] for entry in found] == expected and set(expected) == {7, "r"}
+    assert [entry["image_id"] for entry in found] == [f"m{one}" for one in people.annotation_id]
 
 
 def test_what_one_side_lacks_is_named_and_changes_no_number(mice, capsys):
