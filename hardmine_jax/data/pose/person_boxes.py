@@ -42,12 +42,13 @@ class SourceImages:
     def __init__(self, source: Records):
         self._source = source
         self._rows: dict[int, int] = {}
-        self.names: dict[int, str] = {}
+        names: dict[int, str] = {}
         for row in range(len(source)):
             record = source[row]
             image_id = int(record["image_id"])
             self._rows.setdefault(image_id, row)
-            self.names.setdefault(image_id, record["name"])
+            names.setdefault(image_id, record["name"])
+        self.names: Mapping[int, str] = names
         self.ids: Collection[int] = self._rows.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
@@ -68,7 +69,7 @@ class CocoImages:
             path = listing.inside(file.folder, image.get("file_name"))
             if path is not None:
                 self._images[listing.id_number(image_id)] = path, coco_json.listed_size(image)
-        self.names = {
+        self.names: Mapping[int, str] = {
             number: path.relative_to(self._folder).as_posix() for number, (path, _) in self._images.items()
         }
         self.ids: Collection[int] = self._images.keys()
