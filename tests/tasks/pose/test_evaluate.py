@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from hardmine_jax import training
-from hardmine_jax.data.pose import coco
 from hardmine_jax.data.pose.coco import COCO_SKELETON, DEFAULT_SIGMA
+from hardmine_jax.data.pose.coco_categories import make_skeleton
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.names import match_names
 from hardmine_jax.tasks.pose import evaluate as pose_evaluate
@@ -251,14 +251,16 @@ def test_sigmas_are_the_data_s_and_pairs_the_run_s():
     assert common == Skeleton(("left_ear", "right_ear", "tail"), ((0, 1),), (0.2, 0.3, 0.4), ())
 
 
-def test_coco_s_sigmas_go_with_the_names_in_any_order(tmp_path):
-    names = sorted(COCO_SKELETON.names)
-    skeleton = coco._skeleton({"keypoints": names}, {"edges": None, "flip_pairs": None, "sigmas": None}, "")
-    assert dict(zip(names, skeleton.sigmas, strict=True)) == dict(
-        zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True)
-    )
-    some = coco._skeleton({"keypoints": names[1:]}, {"edges": None, "flip_pairs": None, "sigmas": None}, "")
-    assert set(some.sigmas) == {DEFAULT_SIGMA}
+def test_coco_s_sigmas_go_with_the_names_in_any_order():
+    names, options = sorted(COCO_SKELETON.names), {"edges": None, "flip_pairs": None, "sigmas": None}
+    known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
+    for chosen, expected in {
+        tuple(names): known,
+        tuple(names[1:]): dict.fromkeys(names[1:], DEFAULT_SIGMA),
+    }.items():
+        category = {"id": 1, "name": "person", "keypoints": list(chosen)}
+        skeleton, _ = make_skeleton([category], options, pathlib.Path(), known=known, sigma=DEFAULT_SIGMA)
+        assert dict(zip(chosen, skeleton.sigmas, strict=True)) == expected
 
 
 def test_flags_over_the_training_s_are_another_evaluation_and_the_run_stays_as_it_was(mice):
