@@ -21,16 +21,21 @@ class InputError(UserError):
     """Something that was given cannot be used; one line."""
 
 
-def read_photo(path: pathlib.Path, orientation: Orientation = "upright") -> tuple[bytes, np.ndarray]:
+def read_photo(
+    path: pathlib.Path, orientation: Orientation = "upright", listed_size: tuple[int, int] | None = None
+) -> tuple[bytes, np.ndarray]:
     """A file's bytes, and its pixels, u8 [H, W, 3] RGB, upright or as they are stored.
 
     Where pixels are wanted as stored the bytes come without their EXIF orientation: all read them so.
+
+    Args:
+      listed_size: (H, W) that somebody says it has, which "auto" goes by.
 
     Raises:
       InputError: it is missing, or no whole image.
     """
     try:
-        encoded = oriented(read_file(path), None, orientation)
+        encoded = oriented(read_file(path), listed_size, orientation)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     image = decode_image(encoded)

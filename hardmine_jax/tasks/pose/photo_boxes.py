@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hardmine_jax.data import files
-from hardmine_jax.data.coco_json import Category, is_true, whole_id
+from hardmine_jax.data.coco_json import Category, is_true, listed_size, whole_id
 from hardmine_jax.data.pose.person_boxes import Key, category_key, read_box
 from hardmine_jax.data.problems import printable
 from hardmine_jax.tasks.photos import InputError
@@ -28,12 +28,14 @@ Skip = Callable[[str, str], None]
 
 
 class Box(NamedTuple):
-    """Where a person is: xyxy in pixels, and how sure the detector was; ids where the file gives any."""
+    """Where a person is: xyxy in pixels, and how sure the detector was; ids where the file gives any, and the
+    (H, W) of the image where it lists that."""
 
     corners: tuple[float, float, float, float]
     score: float = 1.0
     image_id: int | str | None = None
     category_id: int | str | None = None
+    image_size: tuple[int, int] | None = None
 
 
 # By key: the image id that the first of them has, if any, and the boxes.
@@ -72,6 +74,7 @@ def read_boxes(
     entries = content["annotations"] if isinstance(content, dict) else content
     images = content.get("images", []) if isinstance(content, dict) else []
     names, shared = _image_names(images)
+    sizes = _image_sizes(images)
     titles = _category_names(content.get("categories", []) if isinstance(content, dict) else [])
     boxes: Boxes = {}
     for position, entry in enumerate(entries):
@@ -80,6 +83,7 @@ def read_boxes(
             skip(found, f"box {position}{_of_photo(entry)}")
         else:
             key, box = found
+            box = box._replace(image_size=sizes.get(str(box.image_id)))
             boxes.setdefault(key, (box.image_id, []))[1].append(box)
     return boxes
 
@@ -111,6 +115,11 @@ def _image_names(images: object) -> tuple[dict[str, str], set[str]]:
         if names.setdefault(str(image_id), name) != name:
             shared.add(str(image_id))
     return names, shared
+
+
+def _image_sizes(images: object) -> dict[str, tuple[int, int] | None]:
+    listed = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    return {str(whole_id(image.get("id"))): listed_size(image) for image in listed}
 
 
 def _category_names(categories: object) -> dict[str, str]:

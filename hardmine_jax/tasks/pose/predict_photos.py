@@ -4,8 +4,9 @@
 
 Writes `<name>_pose.png` for each image, and `keypoints.json`: COCO keypoint results, one entry a person,
 keypoints as (x, y, score) in pixels of the image, the centre of its first pixel at 0. Without `--boxes` an
-image shows one person who fills it, and is turned upright as its EXIF says; where several seem to be there, a
-line says so. With `--boxes` there is one person a box, in pixels as they are stored:
+image shows one person who fills it; where several seem to be there, a line says so. Images are turned upright
+as their EXIF says, unless the run was trained otherwise. With `--boxes` there is one person a box, in pixels
+of the image upright, or as it is stored where a COCO file lists that as its width and height:
 
     hardmine detection predict *.jpg --checkpoint DETECTOR --output found
     hardmine pose predict *.jpg --checkpoint WORKDIR --boxes found/detections.json --box-min-score 0.5
@@ -114,8 +115,8 @@ def read_photos(
         the images.
     """
     names = file_names(paths)
-    read = [read_photo(path, orientation) for path in paths]
     if boxes is None:
+        read = [read_photo(path, orientation) for path in paths]
         ids = number_photos(paths)
         wholes = [(_whole(image),) for _, image in read]
         return [
@@ -124,10 +125,10 @@ def read_photos(
                 paths, read, ids, wholes, names, strict=True
             )
         ]
-    keys = share_out(boxes, paths)
     photos = []
-    for path, (encoded, image), key, name in zip(paths, read, keys, names, strict=True):
+    for path, key, name in zip(paths, share_out(boxes, paths), names, strict=True):
         image_id, found = (None, []) if key is None else boxes[key]
+        encoded, image = _read_photo(path, orientation, found)
         there = tuple(box for box in found if not _skips(box, image, name, skip))
         photos.append(Photo(path, encoded, image, "" if image_id is None else image_id, there, True, name))
     if not any(photo.boxes for photo in photos):
@@ -136,6 +137,14 @@ def read_photos(
             "or an image_id that is the file's name, as text or number"
         )
     return _with_own_ids(photos)
+
+
+def _read_photo(
+    path: pathlib.Path, orientation: Orientation, boxes: Sequence[Box]
+) -> tuple[bytes, np.ndarray]:
+    """The photo as its boxes count pixels, where their file says which size it has."""
+    size = boxes[0].image_size if boxes else None
+    return read_photo(path, orientation if size is None or orientation == "stored" else "auto", size)
 
 
 def _whole(image: np.ndarray) -> Box:

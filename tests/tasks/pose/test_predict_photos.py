@@ -180,6 +180,15 @@ def test_a_photo_that_its_camera_turned_is_set_upright(tmp_path):
     boxes = {"turned.jpg": (1, [pose_predict_photos.Box((0, 0, 10, 10))])}
     (boxed,) = pose_predict_photos.read_photos([path], boxes)
     assert boxed.image.shape == (80, 40, 3) and boxed.is_boxed
+    # As a COCO file lists its size, by whose labels the boxes are.
+    for size in ((40, 80), (80, 40)):
+        content = {
+            "images": [{"id": 1, "file_name": "turned.jpg", "height": size[0], "width": size[1]}],
+            "annotations": [{"image_id": 1, "bbox": [0, 0, 10, 10]}],
+        }
+        (tmp_path / "boxes.json").write_text(json.dumps(content))
+        listed = pose_predict_photos.read_boxes(tmp_path / "boxes.json")
+        assert pose_predict_photos.read_photos([path], listed)[0].image.shape == (*size, 3)
     # As a run was trained whose labels count the pixels as they are stored.
     (stored,) = pose_predict_photos.read_photos([path], boxes, "stored")
     assert stored.image.shape == (40, 80, 3)
