@@ -167,17 +167,18 @@ def _skips(box: Box, image: np.ndarray, name: str, skip: Skip) -> bool:
 
 def _with_own_ids(photos: Sequence[Photo]) -> list[Photo]:
     """The photos with ids where the boxes give none, or one id to several photos."""
-    given = [{box.image_id for box in photo.boxes if box.image_id is not None} for photo in photos]
+    # As text: 1 and "1" are the same id.
+    given = [{str(box.image_id) for box in photo.boxes if box.image_id is not None} for photo in photos]
     times = Counter(one for ids in given for one in ids)
     shared = {one for one, count in times.items() if count > 1}
     if shared:
-        listed = ", ".join(printable(str(one)) for one in sorted(shared, key=str)[:5])
+        listed = ", ".join(printable(one) for one in sorted(shared)[:5])
         print(
             f"note: the boxes give one image_id to several images ({listed}): these get others",
             file=sys.stderr,
         )
     anew = [place for place, ids in enumerate(given) if not ids or ids & shared]
-    taken = {int(one) for one in times if str(one).isdecimal()}
+    taken = {int(one) for one in times if one.isdecimal()}
     found = number_photos([photos[place].path for place in anew], taken=taken)
     numbers = dict(zip(anew, found, strict=True))
     return [

@@ -314,15 +314,11 @@ def test_two_pictures_under_one_id_have_none(tmp_path, dots_network, capsys):
         "2 image_id that images of several names share (box 0 of 11, box 1 of 11)" in capsys.readouterr().err
     )
     # In a list the names decide, and ids that would meet are given anew.
-    boxes = [{"file_name": f"{name}.png", "image_id": 3, "bbox": [10, 10, 50, 60]} for name in "ab"]
-    results = _predict(
-        tmp_path, dots_network, photos, [*boxes, {"file_name": "c.png", "bbox": [10, 10, 50, 60]}]
-    )
-    assert {result["file_name"]: result["image_id"] for result in results} == {
-        "a.png": 1,
-        "b.png": 2,
-        "c.png": 4,
-    }
+    ids = {"a": {"image_id": 3}, "b": {"image_id": "3"}, "c": {}}
+    boxes = [{"file_name": f"{name}.png", "bbox": [9, 9, 50, 60], **one} for name, one in ids.items()]
+    results = _predict(tmp_path, dots_network, photos, boxes)
+    found = {result["file_name"]: result["image_id"] for result in results}
+    assert found == {"a.png": 1, "b.png": 2, "c.png": 4}
     assert "one image_id to several images (3)" in capsys.readouterr().err
 
 
