@@ -58,23 +58,23 @@ def once_each(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 def number_photos(paths: Sequence[pathlib.Path], *, taken: Collection[int] = ()) -> list[int]:
     """An id for each file, different from all others: its name where that is a number, else a free number.
 
-    That is its place, from 1, or the next that is free. Where two names are one number neither has it, and a
+    That is its place, from 1, or one after all places. Where two names are one number neither has it, and a
     line on stderr says so.
 
     Args:
       taken: ids that are given to something else.
 
     >>> number_photos([pathlib.Path(name) for name in ("x.jpg", "1.jpg", "0042.jpg", "y.jpg")])
-    [2, 1, 42, 4]
+    [5, 1, 42, 4]
     """
     claims = [_number(path) for path in paths]
     times = Counter(claims)
     ids = [None if claim in taken or times[claim] > 1 else claim for claim in claims]
     used = {*taken, *claims}
+    later = (number for number in itertools.count(len(paths) + 1) if number not in used)
     for place, one in enumerate(ids):
         if one is None:
-            ids[place] = next(number for number in itertools.count(place + 1) if number not in used)
-            used.add(ids[place])
+            ids[place] = place + 1 if place + 1 not in used else next(later)
     numbers = [one for one in ids if one is not None]
     for claim in dict.fromkeys(one for one in claims if one is not None and times[one] > 1):
         same = [place for place, one in enumerate(claims) if one == claim]
@@ -103,12 +103,13 @@ def picture_names(paths: Sequence[pathlib.Path]) -> list[str]:
     # Not by capitals alone: some file systems do not tell them apart.
     times = Counter(path.stem.casefold() for path in paths)
     used = {stem for stem, count in times.items() if count == 1}
+    counts = {stem: itertools.count(1) for stem in times}
     names = []
     for path in paths:
-        name = path.stem
-        if times[name.casefold()] > 1:
-            numbered = (f"{path.stem}_{number}" for number in itertools.count(1))
-            name = next(one for one in numbered if one.casefold() not in used)
+        stem = path.stem.casefold()
+        name = path.stem if times[stem] == 1 else f"{path.stem}_{next(counts[stem])}"
+        while times[stem] > 1 and name.casefold() in used:
+            name = f"{path.stem}_{next(counts[stem])}"
         used.add(name.casefold())
         names.append(name)
     return names

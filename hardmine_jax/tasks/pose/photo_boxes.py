@@ -11,7 +11,7 @@ import pathlib
 import sys
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hardmine_jax.data import files
@@ -183,72 +183,128 @@ def _of_photo(entry: object) -> str:
 _ADVICE = "give each box a file_name with as many folders as tell the files apart"
 
 
-class _Agreement(NamedTuple):
-    """How well a key fits a path: all of the key, so many parts from the end, the last part to the letter."""
-
-    whole: bool
-    parts: int
-    letter: int
+Keyed = dict[str | int, list[tuple[tuple[int, int], int]]]
 
 
-def share_out(keys: Iterable[str | int], paths: Sequence[pathlib.Path]) -> list[str | int | None]:
+def share_out(keys: Collection[str | int], paths: Sequence[pathlib.Path]) -> list[str | int | None]:
     """For each photo the key that is its own, None where there is none.
+
+    Keys that are the end of a photo's path come first, the longest before others. Where no folder of a key
+    is found so, the files lie elsewhere, and how many parts of the paths agree decides; a line on stderr says
+    so.
 
     Raises:
       InputError: a key that may be of several photos, or a photo of several keys.
     """
-    claims: dict[str | int, list[tuple[_Agreement, int]]] = {}
-    for place, found in _agreements(keys, paths).items():
-        best = max(found.values())
-        ties = [key for key, agreement in found.items() if agreement == best]
-        if len(ties) > 1:
-            raise InputError(f"{paths[place]} may be {_either(ties)} of the boxes: {_ADVICE}")
-        claims.setdefault(ties[0], []).append((best, place))
     owned: list[str | int | None] = [None] * len(paths)
-    loose = []
-    for key, claimed in claims.items():
-        best = max(agreement for agreement, _ in claimed)
-        place, *others = [place for agreement, place in claimed if agreement == best]
-        if others:
-            either = _either([paths[place], *(paths[other] for other in others)])
-            raise InputError(f"{printable(str(key))} of the boxes may be {either}: {_ADVICE}")
-        owned[place] = key
-        loose += [] if best.whole else [f"{paths[place]} takes those of {key}"]
-    if loose:
-        more = f", and {len(loose) - 1} more likewise" if len(loose) > 1 else ""
-        print(f"note: boxes of a file in another folder: {printable(loose[0])}{more}", file=sys.stderr)
+    _settle(_whole_ends(keys, paths), paths, owned)
+    if any(key is not None and max(map(len, _readings(key))) > 1 for key in owned):
+        return owned
+    loose = _common_ends([key for key in keys if key not in set(owned)], paths, owned)
+    before = list(owned)
+    _settle(loose, paths, owned)
+    moved = [place for place, key in enumerate(owned) if key != before[place]]
+    if moved:
+        first = f"{paths[moved[0]]} takes those of {owned[moved[0]]}"
+        more = f", and {len(moved) - 1} more likewise" if len(moved) > 1 else ""
+        print(f"note: boxes of a file in another folder: {printable(first)}{more}", file=sys.stderr)
     return owned
 
 
-def _agreements(
-    keys: Iterable[str | int], paths: Sequence[pathlib.Path]
-) -> dict[int, dict[str | int, _Agreement]]:
-    """For each photo, by its place, the keys that it may have."""
-    # By the last part alone, so that many keys and many photos are not compared each with each.
-    by_last: dict[str, set[int]] = {}
-    for place, path in enumerate(paths):
-        name, stem = _composed(path.name), _composed(path.stem)
-        for last in (name, stem, *_numbers([stem])):
-            by_last.setdefault(last, set()).add(place)
-    found: dict[int, dict[str | int, _Agreement]] = {}
+def _settle(found: Keyed, paths: Sequence[pathlib.Path], owned: list[str | int | None]) -> None:
+    """Gives each photo the key that fits it best, of those that fit no other better; fills `owned`.
+
+    Args:
+      found: key -> (how well it fits, place of the photo).
+    """
+    by_place: dict[int, list[tuple[tuple[int, int], str | int]]] = {}
+    for key, fits in found.items():
+        for fit, place in fits:
+            by_place.setdefault(place, []).append((fit, key))
+    claims: Keyed = {}
+    for place, choices in by_place.items():
+        best = max(fit for fit, _ in choices)
+        key, *others = dict.fromkeys(key for fit, key in choices if fit == best)
+        if others:
+            raise InputError(f"{paths[place]} may be {_either([key, *others])} of the boxes: {_ADVICE}")
+        claims.setdefault(key, []).append((best, place))
+    for key, claimed in claims.items():
+        best = max(fit for fit, _ in claimed)
+        place, *rest = [place for fit, place in claimed if fit == best]
+        if rest:
+            either = _either([paths[one] for one in (place, *rest)])
+            raise InputError(f"{printable(str(key))} of the boxes may be {either}: {_ADVICE}")
+        owned[place] = key
+
+
+def _whole_ends(keys: Iterable[str | int], paths: Sequence[pathlib.Path]) -> Keyed:
+    """Keys that are the end of a path: (number of parts, how much to the letter the last one is)."""
+    by_end: dict[int, dict[tuple[str, ...], list[tuple[int, int]]]] = {}
+
+    def ends_of(length: int) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+        if length not in by_end:
+            ends = by_end.setdefault(length, {})
+            for place, path in enumerate(paths):
+                *folders, name = _parts(os.path.abspath(path))
+                stem = _composed(path.stem)
+                for letter, last in ((2, name), (1, stem), *((0, number) for number in _number(stem))):
+                    end = (*folders[len(folders) - length + 1 :], last)
+                    ends.setdefault(end, []).append((letter, place))
+        return by_end[length]
+
+    found: Keyed = {}
     for key in keys:
-        lasts = [parts[-1] for parts in _readings(key)]
-        for place in sorted({place for last in lasts + _numbers(lasts) for place in by_last.get(last, ())}):
-            agreements = [_agreement(parts, paths[place], key) for parts in _readings(key)]
-            found.setdefault(place, {})[key] = max(agreements)
+        fits: dict[int, int] = {}
+        for *folders, last in _readings(key):
+            ends = ends_of(len(folders) + 1)
+            # A number says nothing of zeros before it.
+            letters = [
+                (0 if isinstance(key, int) else letter, place)
+                for letter, place in ends.get((*folders, last), ())
+            ]
+            letters += [
+                (0, place) for number in _number(last) for _, place in ends.get((*folders, number), ())
+            ]
+            for letter, place in letters:
+                fits[place] = max(letter, fits.get(place, 0))
+        found[key] = [((len(_readings(key)[0]), letter), place) for place, letter in fits.items()]
     return found
+
+
+def _common_ends(
+    keys: Iterable[str | int], paths: Sequence[pathlib.Path], owned: Sequence[str | int | None]
+) -> Keyed:
+    """Keys and photos without the other that have the file's name in common: (number of equal parts, 0)."""
+    by_end: dict[tuple[str, ...], list[int]] = {}
+    parts = [_parts(os.path.abspath(path)) for path in paths]
+    for place in (place for place, key in enumerate(owned) if key is None):
+        for length in (1, 2):
+            by_end.setdefault(tuple(parts[place][-length:]), []).append(place)
+    found: Keyed = {}
+    for key in keys:
+        for reading in _readings(key):
+            # The folder's name too, where there is such a photo: many are called alike.
+            places = by_end.get(tuple(reading[-2:])) or by_end.get((reading[-1],), [])
+            equal = [_count_equal(reading[::-1], parts[place][::-1]) for place in places]
+            found.setdefault(key, []).extend(
+                ((count, 0), place) for count, place in zip(equal, places, strict=True)
+            )
+    return found
+
+
+def _count_equal(one: Sequence[str], other: Sequence[str]) -> int:
+    pairs = zip(one, other, strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _readings(key: str | int) -> list[list[str]]:
     """The parts of a key as a path; a name may come from Windows or from an address."""
-    texts = dict.fromkeys(_composed(text) for text in (str(key), urllib.parse.unquote(str(key))))
-    split = [[part for part in text.replace("\\", "/").split("/") if part not in ("", ".")] for text in texts]
-    return [parts for parts in split if parts]
+    texts = dict.fromkeys((str(key), urllib.parse.unquote(str(key))))
+    return [parts for text in texts if (parts := _parts(text))] or [[""]]
 
 
-def _numbers(texts: Sequence[str]) -> list[str]:
-    # Python refuses numbers of thousands of digits.
-    return [str(int(text)) for text in texts if text.isdecimal() and len(text) < 300]
+def _parts(text: str) -> list[str]:
+    return [part for part in _composed(text).replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _composed(text: str) -> str:
@@ -256,13 +312,9 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _agreement(parts: Sequence[str], path: pathlib.Path, key: str | int) -> _Agreement:
-    there = [_composed(part) for part in pathlib.Path(os.path.abspath(path)).parts]
-    pairs = zip(parts[-2::-1], there[-2::-1], strict=False)
-    same = 1 + len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    letter = 2 if parts[-1] == there[-1] else int(parts[-1] == _composed(path.stem))
-    # A number says nothing of zeros before it.
-    return _Agreement(same == len(parts), same, 0 if isinstance(key, int) else letter)
+def _number(text: str) -> list[str]:
+    # Python refuses numbers of thousands of digits.
+    return [str(int(text))] if text.isdecimal() and len(text) < 300 else []
 
 
 def _either(names: Sequence[object]) -> str:

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import cv2
 import jax
@@ -14,8 +15,10 @@ from hardmine_jax import training
 from hardmine_jax.data.coco_json import Category
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks import photos
 from hardmine_jax.tasks.config_json import change
 from hardmine_jax.tasks.pose import config as pose_config
+from hardmine_jax.tasks.pose import photo_boxes
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import predict_photos as pose_predict_photos
 from hardmine_jax.tasks.pose.predict import second_scores, show_several
@@ -289,6 +292,31 @@ def test_where_a_name_cannot_decide_that_is_an_error(tmp_path, dots_network, cap
     assert "may be" in error and "file_name" in error and str(photos[0]) in error
 
 
+def test_a_photo_without_boxes_among_others_takes_nobody_s(tmp_path, dots_network, capsys):
+    photos = _photos(tmp_path, "a/001.png", "b/001.png", "c/001.png")
+    expected = {("a/001.png", 11, 11), ("b/001.png", 12, 12)}
+    assert _shares(_predict(tmp_path, dots_network, photos, _coco("a/001.png", "b/001.png"))) == expected
+    # Nor one whose own picture is not asked about.
+    shares = _shares(_predict(tmp_path, dots_network, photos[:2], _coco("a/001.png", "d/001.png")))
+    assert shares == {("a/001.png", 11, 11)} and capsys.readouterr().err == ""
+    # All of it in another folder: what agrees of the paths decides.
+    content = _coco("old/a/001.png", "old/b/001.png")
+    assert _shares(_predict(tmp_path, dots_network, photos, content)) == expected
+    assert "boxes of a file in another folder" in capsys.readouterr().err
+
+
+def test_many_photos_of_a_few_names_are_shared_out_in_seconds():
+    names = [f"video{video}/{frame:06}.jpg" for video in range(200) for frame in range(100)]
+    paths = [pathlib.Path("/data") / name for name in names]
+    started = time.perf_counter()
+    assert photo_boxes.share_out(names, paths) == names
+    assert photo_boxes.share_out([f"old/{name}" for name in names], paths) == [
+        f"old/{name}" for name in names
+    ]
+    assert len(set(photos.number_photos(paths))) == len(set(photos.picture_names(paths))) == len(names)
+    assert photos.file_names(paths) == names and time.perf_counter() - started < 20
+
+
 def test_a_name_to_the_letter_decides_between_numbers(tmp_path, dots_network):
     photos = _photos(tmp_path, "7.png", "007.png")
     boxes = [{"image_id": "7", "bbox": [7, 1, 9, 9]}, {"image_id": "007", "bbox": [8, 1, 9, 9]}]
@@ -328,7 +356,7 @@ def test_ids_of_files_never_meet(tmp_path, dots_network, capsys):
     assert pose_predict_photos.main([str(argument) for argument in arguments]) == 0
     results = _results(tmp_path / "out")
     assert {result["file_name"]: result["image_id"] for result in results} == {
-        "x.png": 2, "1.png": 1, "007.png": 4, "7.png": 5, "3.png": 3,
+        "x.png": 6, "1.png": 1, "007.png": 8, "7.png": 4, "3.png": 3,
     }  # fmt: skip
     told = capsys.readouterr().err
     assert "files are called 7" in told and "x.png is given twice" in told
