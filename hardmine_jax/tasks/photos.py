@@ -76,14 +76,12 @@ def number_photos(paths: Sequence[pathlib.Path], *, taken: Collection[int] = ())
         if one is None:
             ids[place] = place + 1 if place + 1 not in used else next(later)
     numbers = [one for one in ids if one is not None]
-    for claim in dict.fromkeys(one for one in claims if one is not None and times[one] > 1):
-        same = [place for place, one in enumerate(claims) if one == claim]
-        listed = ", ".join(f"{printable(str(paths[place]))} {numbers[place]}" for place in same[:_SHOWN])
-        more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
-        print(
-            f"note: {len(same)} files are called {claim}; as image_id they get: {listed}{more}",
-            file=sys.stderr,
-        )
+    shared = [place for place, claim in enumerate(claims) if claim is not None and times[claim] > 1]
+    if shared:
+        listed = ", ".join(f"{printable(str(paths[place]))} {numbers[place]}" for place in shared[:_SHOWN])
+        more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
+        what = f"{len(shared)} files have a number for a name that another one has"
+        print(f"note: {what}; as image_id they get: {listed}{more}", file=sys.stderr)
     return numbers
 
 

@@ -200,8 +200,8 @@ def share_out(keys: Collection[str | int], paths: Sequence[pathlib.Path]) -> lis
     _settle(_whole_ends(keys, paths), paths, owned)
     if any(key is not None and max(map(len, _readings(key))) > 1 for key in owned):
         return owned
-    loose = _common_ends([key for key in keys if key not in set(owned)], paths, owned)
-    before = list(owned)
+    before, taken = list(owned), set(owned)
+    loose = _common_ends([key for key in keys if key not in taken], paths, owned)
     _settle(loose, paths, owned)
     moved = [place for place, key in enumerate(owned) if key != before[place]]
     if moved:

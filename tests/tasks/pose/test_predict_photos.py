@@ -306,7 +306,7 @@ def test_a_photo_without_boxes_among_others_takes_nobody_s(tmp_path, dots_networ
 
 
 def test_many_photos_of_a_few_names_are_shared_out_in_seconds():
-    names = [f"video{video}/{frame:06}.jpg" for video in range(200) for frame in range(100)]
+    names = [f"video{video}/{frame:06}.jpg" for video in range(200) for frame in range(30)]
     paths = [pathlib.Path("/data") / name for name in names]
     started = time.perf_counter()
     assert photo_boxes.share_out(names, paths) == names
@@ -314,7 +314,7 @@ def test_many_photos_of_a_few_names_are_shared_out_in_seconds():
         f"old/{name}" for name in names
     ]
     assert len(set(photos.number_photos(paths))) == len(set(photos.picture_names(paths))) == len(names)
-    assert photos.file_names(paths) == names and time.perf_counter() - started < 20
+    assert photos.file_names(paths) == names and time.perf_counter() - started < 10
 
 
 def test_a_name_to_the_letter_decides_between_numbers(tmp_path, dots_network):
@@ -359,7 +359,8 @@ def test_ids_of_files_never_meet(tmp_path, dots_network, capsys):
         "x.png": 6, "1.png": 1, "007.png": 8, "7.png": 4, "3.png": 3,
     }  # fmt: skip
     told = capsys.readouterr().err
-    assert "files are called 7" in told and "x.png is given twice" in told
+    assert "2 files have a number for a name that another one has" in told and "007.png 8, " in told
+    assert "x.png is given twice" in told
 
 
 def test_no_picture_is_written_over_another(tmp_path, dots_network, capsys):
