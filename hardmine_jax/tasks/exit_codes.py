@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 import hardmine_jax
+from hardmine_jax.data.problems import printable
 from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import is_from_runtime, is_passing, restart_may_mend
 
@@ -51,7 +52,8 @@ def explain(error: BaseException) -> str | None:
     ):
         return "out of memory: lower --batch-size or raise --accumulate"
     if isinstance(error, UserError):
-        return str(error)
+        # Names in it may be a file's.
+        return printable(str(error))
     if is_from_runtime(error):
         return None
     # The system's: a full disk, no permission, no such file. One without a number is somebody's code.

@@ -87,9 +87,9 @@ def _posed(file: coco_json.File) -> tuple[list[dict], list[dict]]:
     """Categories with names of keypoints, and those whose annotations agree on how many there are."""
     categories = [one for one in file.content["categories"] if isinstance(one, dict)]
     known = [one for one in categories if whole_id(one.get("id")) is not None]
-    named = [one for one in known if isinstance(one.get("keypoints"), list) and one["keypoints"]]
-    rest = [one for one in known if one not in named] if len(named) < len(known) else []
-    if not (rest or not known):
+    named = [one for one in known if _has_names(one)]
+    rest = [one for one in known if not _has_names(one)]
+    if known and not rest:
         return named, []
     counts = _counts(file.content["annotations"])
     if not file.content["categories"]:
@@ -102,6 +102,10 @@ def _posed(file: coco_json.File) -> tuple[list[dict], list[dict]]:
             numbered = [f"keypoint_{number}" for number in range(1, min(found) + 1)]
             unnamed.append(one | {"keypoints": numbered})
     return named, unnamed
+
+
+def _has_names(category: dict) -> bool:
+    return isinstance(category.get("keypoints"), list) and len(category["keypoints"]) > 0
 
 
 def _counts(annotations: list) -> dict[str, set[int]]:
@@ -128,7 +132,8 @@ def of_categories(
             for category, number in zip(categories, wanted, strict=True)
         )
         raise DataError(f"no annotation in {path} is of category {those}: their category_id is {found}")
-    return [(place, entries[place]) for place, text in enumerate(ids) if text in wanted]
+    chosen = set(wanted)
+    return [(place, entries[place]) for place, text in enumerate(ids) if text in chosen]
 
 
 def make_skeleton(
