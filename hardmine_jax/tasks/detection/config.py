@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from hardmine_jax import training
 from hardmine_jax.data.detection.augment import DetectionAugmentConfig
 from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.detection.voc_xml import Corners
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.models import fast_rcnn
@@ -20,7 +21,7 @@ from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, wri
 from hardmine_jax.tasks.detection import networks
 from hardmine_jax.tasks.detection.loss import make_choice, make_loss
 from hardmine_jax.tasks.detection.predict import Decoding, false_positives, make_predict
-from hardmine_jax.tasks.detection.rois import Mining, MiningName
+from hardmine_jax.tasks.detection.rois import FOREGROUND, Mining, MiningName
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.tasks.run_config import RunConfig, check_run_config
 from hardmine_jax.tasks.trainer import Functions
@@ -40,6 +41,8 @@ class Config:
       data_dir: folder of voc.
       train_split: which ImageSets/Main/*.txt of voc to train on; train by default.
       validation_split: which one to validate on; val by default.
+      voc_corners: how the numbers of voc's boxes count: from_1, VOC's own, the default; from_0, the last
+        pixel in the box; edges, from 0 to the picture's width (VoTT, CVAT).
       annotations: COCO detection JSON.
       images: folder that the JSON's file names are relative to.
       validation_annotations: a second JSON to validate on; without it a tenth of the images.
@@ -50,12 +53,16 @@ class Config:
       max_boxes: room for so many objects an image, by default as many as the dataset's fullest image has.
       mining: which regions of each image carry the gradient.
       k: how many (ohem, masked, random, bootstrap); B/N of the paper.
+      min_negatives: of hard_negatives, so many background regions at least of each image, 0 by default: from
+        an image without objects nothing is learned then.
+      background_overlap: of random, what a background region must overlap an object by, 0.1 by default as
+        published: from an image without objects nothing is learned then; 0 takes any.
       nms: of the suppression among hard regions: more overlap than this and only the harder one stays.
       rounds: of bootstrap: training, then adding false positives to the pool.
       evaluate_images: validation images that are evaluated while training; the last evaluation takes all.
       test_nms: overlap above which the worse of two detections of one class goes.
       min_score: detections below it are dropped.
-      max_detections: an image.
+      max_detections: an image; COCO's scores are by so many, but not by fewer than the 100 that are its rule.
       search: how selective search makes the proposals, and how many at most.
       augment: how training examples are varied; evaluated is at the largest of its short sides.
       run: what every run has.
@@ -66,6 +73,7 @@ class Config:
     data_dir: pathlib.Path | None = None
     train_split: str | None = None
     validation_split: str | None = None
+    voc_corners: Corners | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None
@@ -75,6 +83,8 @@ class Config:
     max_boxes: int | None = None
     mining: MiningName = "ohem"
     k: int = 32
+    min_negatives: int | None = None
+    background_overlap: float | None = None
     nms: float = 0.7
     rounds: int = 4
     evaluate_images: int = 60
@@ -119,11 +129,18 @@ def make_model(config: Config, num_classes: int, axis_name: str | None = None) -
     )
 
 
+def make_mining(config: Config) -> Mining:
+    """What the config says of mining; what it does not say is as published."""
+    given = {name: getattr(config, name) for name in _OF_ONE_MINING}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Mining(config.mining, config.k, config.nms, **chosen)
+
+
 def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = None) -> DetectionFunctions:
     """What a settled config comes to; `labels` are of the classes that prediction looks for, None for all."""
 
     model_for = functools.partial(make_model, config, num_classes)
-    model, mining = model_for(), Mining(config.mining, config.k, config.nms)
+    model, mining = model_for(), make_mining(config)
     decoding = Decoding(
         iou_threshold=config.test_nms,
         min_score=config.min_score,
@@ -143,10 +160,15 @@ def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = 
     )
 
 
+# Flags that one kind of mining reads.
+_OF_ONE_MINING: Mapping[str, MiningName] = {"min_negatives": "hard_negatives", "background_overlap": "random"}
+
+
 def settle(config: Config) -> Config:
     """The config, checked: what can be known to fail is found before anything is prepared or compiled."""
     check_counts(config, {"evaluate_images": 1, "k": 1, "rounds": 1, "max_detections": 1})
     check_run_config(config.run)
+    check_mining(config)
     if config.search.max_proposals < config.k:
         raise UserError(
             f"--k {config.k} is more than --search.max-proposals {config.search.max_proposals}: lower --k"
@@ -161,6 +183,45 @@ def settle(config: Config) -> Config:
     if config.mining == "bootstrap" and config.rounds > config.run.length:
         raise UserError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
     return config
+
+
+def check_mining(config: Config) -> None:
+    """Raises UserError for a flag that this mining does not read, or out of its range."""
+    for name, mining in _OF_ONE_MINING.items():
+        if getattr(config, name) is not None and config.mining != mining:
+            raise UserError(
+                f"{flag(name)} means nothing to --mining {config.mining}: drop it, or use {mining}"
+            )
+    most, negatives, overlap = config.search.max_proposals, config.min_negatives, config.background_overlap
+    if not 0 <= (negatives or 0) <= most:
+        raise UserError(f"--min-negatives {negatives} must lie in 0 .. {most}, --search.max-proposals")
+    if not 0 <= (overlap or 0) < FOREGROUND:
+        raise UserError(f"--background-overlap {overlap} must be at least 0 and below {FOREGROUND}")
+
+
+def notes_on_data(config: Config, dataset: DetectionDataset) -> list[str]:
+    """What a settled config does not get out of this data, sentences for people."""
+    said, mining = [], make_mining(config)
+    empty, several = (
+        int((dataset.train.targets_per_image == 0).sum()),
+        f"of {len(dataset.train):,} images to train on",
+    )
+    if empty and mining.kind == "hard_negatives" and not mining.min_negatives:
+        said.append(
+            f"{empty:,} {several} show no object, and teach nothing with --mining hard_negatives: "
+            f"--min-negatives {config.k} would take so many background regions of each"
+        )
+    if empty and mining.kind == "random" and mining.background_overlap > 0:
+        said.append(
+            f"{empty:,} {several} show no object, and teach nothing with --mining random, whose background "
+            f"overlaps an object by {mining.background_overlap:g}: --background-overlap 0 takes any"
+        )
+    most = max(int(source.targets_per_image.max(initial=0)) for source in (dataset.train, dataset.validation))
+    if most > config.max_detections:
+        said.append(
+            f"an image shows {most} objects, of which --max-detections {config.max_detections} can be found"
+        )
+    return said
 
 
 def settle_with_data(config: Config, dataset: DetectionDataset) -> Config:

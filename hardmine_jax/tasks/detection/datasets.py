@@ -28,7 +28,8 @@ class Dataset(NamedTuple):
 
 def _load_voc(config: Config) -> DetectionDataset:
     splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
-    return voc.load(config.data_dir, **splits, cache_dir=config.run.cache_dir)
+    corners = config.voc_corners or "from_1"
+    return voc.load(config.data_dir, **splits, corners=corners, cache_dir=config.run.cache_dir)
 
 
 def _load_coco(config: Config) -> DetectionDataset:
@@ -39,7 +40,9 @@ def _load_coco(config: Config) -> DetectionDataset:
 DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
     "voc": Dataset(
-        _load_voc, ("data_dir", "train_split", "validation_split"), {"data_dir": f"DIR with {voc.LAYOUT}"}
+        _load_voc,
+        ("data_dir", "train_split", "validation_split", "voc_corners"),
+        {"data_dir": f"DIR with {voc.LAYOUT}"},
     ),
     "coco": Dataset(
         _load_coco,

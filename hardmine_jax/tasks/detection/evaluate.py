@@ -28,6 +28,7 @@ from hardmine_jax.data import coco_json
 from hardmine_jax.data.detection import coco, voc
 from hardmine_jax.data.detection.proposals import prepare
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.detection.voc_xml import Corners
 from hardmine_jax.data.records import Records
 from hardmine_jax.detection import AveragePrecision
 from hardmine_jax.tasks.config_json import change, plain, write_json
@@ -74,6 +75,7 @@ class EvaluateConfig:
       data_dir: folder of voc.
       train_split: which ImageSets/Main/*.txt of voc was trained on, for --split train.
       validation_split: which one is scored; val by default.
+      voc_corners: how the numbers of voc's boxes count, see hardmine detection train.
       annotations: COCO detection JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
       which: of the run's checkpoints.
@@ -89,6 +91,7 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     train_split: str | None = None
     validation_split: str | None = None
+    voc_corners: Corners | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     which: Literal["best", "latest"] = "best"
@@ -151,7 +154,8 @@ def load_data(data: Data) -> DetectionDataset:
     if not data.is_list:
         return load_dataset(config)
     listed = config.validation_split or "val"
-    return voc.load(config.data_dir, train=listed, validation=None, cache_dir=config.run.cache_dir)
+    corners, cache = config.voc_corners or "from_1", config.run.cache_dir
+    return voc.load(config.data_dir, train=listed, validation=None, corners=corners, cache_dir=cache)
 
 
 def evaluate(given: EvaluateConfig) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     evaluator, weights = make_evaluator(trained, seen, matched, batching, cache_dir=data.config.run.cache_dir)
     evaluated = evaluator.run(weights)
     measured = voc_precision(evaluated, seen.classes)
-    result = score(evaluated, measured) | {
+    result = score(evaluated, measured, max_detections=trained.config.max_detections) | {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": trained.step,
         "images": len(evaluated.rows),

@@ -23,8 +23,8 @@ class MatchedObjects:
     def __getitem__(self, index: int) -> dict:
         record = self._source[index]
         labels = self._labels[record["labels"]]
-        kept = {"boxes": record["boxes"], "labels": labels, "difficult": record["difficult"]}
-        return {**record, **{name: array[labels > 0] for name, array in kept.items()}}
+        kept = {name: record[name] for name in ("boxes", "difficult", "crowd") if name in record}
+        return {**record, **{name: array[labels > 0] for name, array in {**kept, "labels": labels}.items()}}
 
 
 def matched_predict(

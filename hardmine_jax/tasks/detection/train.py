@@ -163,7 +163,7 @@ def finish(
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     measured = voc_precision(evaluated, dataset.classes)
-    result = score(evaluated, measured)
+    result = score(evaluated, measured, max_detections=config.max_detections)
     result |= {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": step,
