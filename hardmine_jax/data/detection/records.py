@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from hardmine_jax.data import images, prepared
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection.regions import Usable, is_whole, usable_box
-from hardmine_jax.data.problems import DataError, Skipped, gather
+from hardmine_jax.data.problems import DataError, Report, Skipped
 
 _SUMMARY = "summary.json"
 _FEATURES = {
@@ -58,19 +58,6 @@ class ObjectPicture(NamedTuple):
     size: tuple[int, int] | None = None
     crowd: np.ndarray | None = None
     relative: bool = False
-
-
-class Report(NamedTuple):
-    """(reason, name) of what was left out, and of what was kept though odd, in reading order."""
-
-    skipped: list[tuple[str, str]]
-    noted: list[tuple[str, str]]
-
-    def skip(self, reason: str, name: str) -> None:
-        self.skipped.append((reason, name))
-
-    def note(self, reason: str, name: str) -> None:
-        self.noted.append((reason, name))
 
 
 Splits = Mapping[str, Iterable[ObjectPicture]]
@@ -148,6 +135,7 @@ def prepare(
     made_from: dict,
     read: Callable[["Report"], Listed],
     expected: str,
+    orientation: images.Orientation = "auto",
     cache_dir: str | os.PathLike | None = None,
 ) -> DetectionDataset:
     """The dataset from the cache, or made now and put there.
@@ -166,6 +154,7 @@ def prepare(
       read: called only when the data is not in the cache, with a Report for what it leaves out or finds odd;
         gives the classes and for "train" and "validation" the pictures in order.
       expected: what should have been where, for the error when there is nothing to train on.
+      orientation: how boxes count the pixels of a photograph that its EXIF turns, see `images.open_image`.
       cache_dir: see `cache.cache_root`.
 
     Raises:
@@ -175,25 +164,34 @@ def prepare(
     def build(temporary: pathlib.Path, advance: prepared.Advance) -> None:
         report = Report([], [])
         classes, splits, category_ids = read(report)
-        seen = _write(temporary, splits, report, advance)
+        seen = _write(temporary, splits, report, advance, orientation)
         if not seen:
-            found = gather(report.skipped, report.noted).report()
+            found = report.gathered().report()
             raise DataError(f"{name}: no object to train on ({found}): expected {expected}")
         for label, title in enumerate(classes, 1):
             if label not in seen:
                 report.note("class never seen in training", title)
-        skipped = dataclasses.asdict(gather(report.skipped, report.noted))
+        skipped = dataclasses.asdict(report.gathered())
         ids = category_ids or tuple(range(1, len(classes) + 1))
         summary = {"classes": classes, "category_ids": ids, "skipped": skipped}
         (temporary / _SUMMARY).write_text(json.dumps(summary))
 
     folder = prepared.prepare_folder(
-        name, made_from={**made_from, "records": code_hash(__file__)}, build=build, cache_dir=cache_dir
+        name,
+        made_from={**made_from, "orientation": orientation, "records": code_hash(__file__)},
+        build=build,
+        cache_dir=cache_dir,
     )
     return _load(folder, name)
 
 
-def _write(folder: pathlib.Path, splits: Splits, report: Report, advance: prepared.Advance) -> set[int]:
+def _write(
+    folder: pathlib.Path,
+    splits: Splits,
+    report: Report,
+    advance: prepared.Advance,
+    orientation: images.Orientation,
+) -> set[int]:
     """Fills `folder` but for the summary; gives the labels seen in training."""
     counts: dict[str, list[tuple[int, int]]] = {split: [] for split in prepared.SPLITS}
     seen: dict[str, set[int]] = {split: set() for split in prepared.SPLITS}
@@ -201,7 +199,7 @@ def _write(folder: pathlib.Path, splits: Splits, report: Report, advance: prepar
     examples = {
         split: _examples(
             _note_shared(splits.get(split, ()), split, files, report),
-            split,
+            functools.partial(_check, training=split == "train", orientation=orientation),
             counts[split],
             seen[split],
             report,
@@ -231,13 +229,12 @@ def _note_shared(
 
 def _examples(
     given: Iterable[ObjectPicture],
-    split: str,
+    check: Callable[[ObjectPicture], tuple[ObjectPicture | None, Report]],
     counts: list[tuple[int, int]],
     seen: set[int],
     report: Report,
     advance: prepared.Advance,
 ) -> Iterator[dict]:
-    check = functools.partial(_check, training=split == "train")
     for picture, found in images.in_threads(check, given):
         report.skipped.extend(found.skipped)
         report.noted.extend(found.noted)
@@ -258,14 +255,19 @@ def _examples(
         }
 
 
-def _check(picture: ObjectPicture, *, training: bool) -> tuple[ObjectPicture | None, Report]:
+def _check(
+    picture: ObjectPicture, *, training: bool, orientation: images.Orientation
+) -> tuple[ObjectPicture | None, Report]:
     """The picture with its image's bytes and the boxes that can be used, or None; and what was found."""
     report = Report([], [])
-    opened = images.open_image(picture.image, picture.size)
+    extent = None if picture.relative else _extent(picture.boxes)
+    opened = images.open_image(picture.image, picture.size, orientation=orientation, extent=extent)
     if isinstance(opened, str):
         report.skip(opened, picture.name)
         return None, report
-    encoded, size = opened
+    encoded, size, odd = opened
+    if odd is not None:
+        report.note(odd, picture.name)
     found = _usable_boxes(picture, size, report)
     left_out = _why_left_out(picture, found, size) if training else None
     if left_out:
@@ -286,6 +288,13 @@ def _check(picture: ObjectPicture, *, training: bool) -> tuple[ObjectPicture | N
         crowd=crowd[there] | (labels == 0),
     )
     return usable, report
+
+
+def _extent(boxes: np.ndarray) -> tuple[float, float] | None:
+    """(x, y) that the boxes reach; None where no number says."""
+    corners = np.asarray(boxes, np.float64).reshape(-1, 2)
+    corners = corners[np.isfinite(corners).all(-1)]
+    return tuple(corners.max(0)) if len(corners) else None
 
 
 def _usable_boxes(picture: ObjectPicture, size: tuple[int, int], report: Report) -> list[Usable]:

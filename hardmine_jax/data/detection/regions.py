@@ -12,6 +12,7 @@ as its place is known that is a region which training leaves alone. Boxes are xy
     outside the picture
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,3 +82,19 @@ def _around(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def is_whole(box: np.ndarray, size: tuple[int, int]) -> bool:
     """Whether a region is all of the picture: nothing is known of the object's place."""
     return bool((box == _whole(size)).all())
+
+
+def are_relative(boxes: Iterable[np.ndarray]) -> bool:
+    """Whether all these boxes [4] are parts of their picture's sides: in 0..1, and not all whole numbers.
+
+    >>> are_relative([np.array([0.1, 0.2, 0.4, 1.0])]), are_relative([np.array([0.0, 0.0, 1.0, 1.0])])
+    (True, False)
+    """
+    broken = False
+    for box in boxes:
+        if np.isfinite(box).all():
+            # Of 0.4 + 0.6 floats make more than 1.
+            if box.min() < 0 or box.max() > 1 + 1e-6:
+                return False
+            broken = broken or bool((box != np.round(box)).any())
+    return broken

@@ -13,6 +13,7 @@ import numpy as np
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection import records, shapes
 from hardmine_jax.data.detection.records import DetectionDataset, Listed, ObjectPicture
+from hardmine_jax.data.problems import Report
 
 IMAGE_SIZE = 160
 JPEG_QUALITY = 92
@@ -51,7 +52,7 @@ def load(
         "code": code_hash(__file__),
     }
 
-    def read(report: records.Report) -> Listed:
+    def read(report: Report) -> Listed:
         del report  # Every picture drawn here is usable.
         splits = {split: _pictures(seed, split, count) for split, count in counts.items()}
         return Listed(shapes.CLASSES, splits)

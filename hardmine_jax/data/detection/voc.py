@@ -28,8 +28,10 @@ from hardmine_jax.data import cache, listing
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection import records, voc_xml
 from hardmine_jax.data.detection.records import DetectionDataset, Listed, ObjectPicture
+from hardmine_jax.data.detection.regions import are_relative
 from hardmine_jax.data.detection.voc_xml import Annotation, Corners, VocObject
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.images import Orientation
+from hardmine_jax.data.problems import DataError, Report
 
 LAYOUT = "DIR/JPEGImages/*.jpg, DIR/Annotations/*.xml and DIR/ImageSets/Main/train.txt"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -43,6 +45,7 @@ def load(
     validation: str | None = "val",
     classes: Sequence[str] | None = None,
     corners: Corners = "from_1",
+    orientation: Orientation = "auto",
     cache_dir: str | os.PathLike | None = None,
 ) -> DetectionDataset:
     """The images that two lists of ImageSets/Main name, with the objects of their annotations.
@@ -87,6 +90,7 @@ def load(
         made_from=made_from,
         read=lambda report: _read(folder, files, validation is None, classes, corners, report),
         expected=f"annotated objects in readable images: {LAYOUT} in DIR={folder}",
+        orientation=orientation,
         cache_dir=cache_dir,
     )
 
@@ -117,7 +121,7 @@ def _read(
     whole: bool,
     classes: Sequence[str] | None,
     corners: Corners,
-    report: records.Report,
+    report: Report,
 ) -> Listed:
     names = _split_names(folder, files, whole)
     numbers = {name: number for number, name in enumerate(dict.fromkeys([*names[0], *names[1]]), 1)}
@@ -131,7 +135,7 @@ def _read(
     things = [thing for read in annotations.values() if read for thing in read.objects]
     if classes is None:
         classes = sorted({thing.title for thing in things if thing.title})
-    relative = voc_xml.are_relative([thing.corners for thing in things])
+    relative = are_relative(thing.corners for thing in things)
     images = _Images(folder / "JPEGImages")
     splits = {}
     for split, listed in zip(("train", "validation"), names, strict=True):
@@ -187,7 +191,7 @@ def _is_there(folder: pathlib.Path, name: str) -> bool:
     return path is not None and os.path.isfile(path)
 
 
-def _annotation(folder: pathlib.Path, name: str, report: records.Report) -> Annotation | None:
+def _annotation(folder: pathlib.Path, name: str, report: Report) -> Annotation | None:
     path = listing.inside(folder, f"{name}.xml")
     if path is None:
         report.skip("name that leads out of the folder", name)
@@ -210,7 +214,7 @@ def _picture(
     classes: Sequence[str],
     corners: Corners,
     relative: bool,
-    report: records.Report,
+    report: Report,
 ) -> ObjectPicture:
     labels: dict[str | None, int] = {title: label for label, title in enumerate(classes, 1)}
     chosen = []

@@ -12,7 +12,6 @@ import codecs
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, NoReturn, get_args
 from xml.parsers import expat
 
@@ -170,18 +169,6 @@ def half_open(corners: np.ndarray, convention: Corners) -> np.ndarray:
     low, high = _SHIFTS[convention]
     straight = first < second
     return np.concatenate([first + np.where(straight, low, high), second + np.where(straight, high, low)])
-
-
-def are_relative(boxes: Sequence[np.ndarray]) -> bool:
-    """Whether all these boxes [4], corners, are parts of their picture's sides: in 0..1, and not all whole.
-
-    >>> are_relative([np.array([0.1, 0.2, 0.4, 1.0])]), are_relative([np.array([0.0, 0.0, 1.0, 1.0])])
-    (True, False)
-    """
-    numbers = np.array([box for box in boxes if np.isfinite(box).all()]).ravel()
-    # Of 0.4 + 0.6 floats make more than 1.
-    inside = (numbers >= 0).all() and (numbers <= 1 + 1e-6).all()
-    return bool(len(numbers) and inside and (numbers != np.round(numbers)).any())
 
 
 def _flag(text: str | None) -> bool:

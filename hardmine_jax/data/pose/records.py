@@ -220,7 +220,7 @@ def _check(picture: Picture) -> tuple[Picture, list[tuple[str, str]]]:
     opened = open_image(picture.image, picture.size)
     if isinstance(opened, str):
         return picture._replace(people=()), [(opened, picture.name)]
-    encoded, size = opened
+    encoded, size, _ = opened
     people, problems = [], []
     for given in picture.people:
         person = _complete(given, *size)
