@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -14,17 +14,20 @@ from hardmine_jax.data.detection.augment import DetectionAugmentConfig
 from hardmine_jax.data.detection.proposals import SearchConfig
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.detection.voc_xml import Corners
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.models import fast_rcnn
-from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
+from hardmine_jax.tasks.config_json import change, find_workdir, plain, read_config, write_json
 from hardmine_jax.tasks.detection import networks
+from hardmine_jax.tasks.detection.donor import match_outputs, read_classes
 from hardmine_jax.tasks.detection.loss import make_choice, make_loss
 from hardmine_jax.tasks.detection.predict import Decoding, false_positives, make_predict
 from hardmine_jax.tasks.detection.rois import FOREGROUND, Mining, MiningName
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.tasks.run_config import RunConfig, check_run_config
 from hardmine_jax.tasks.trainer import Functions
+from hardmine_jax.tasks.warm_start import Outputs
 from hardmine_jax.training import OptimizerConfig
 
 PresetName = Literal["laptop", "vgg16"]
@@ -43,6 +46,9 @@ class Config:
       validation_split: which one to validate on; val by default.
       voc_corners: how the numbers of voc's boxes count: from_1, VOC's own, the default; from_0, the last
         pixel in the box; edges, from 0 to the picture's width (VoTT, CVAT).
+      orientation: how boxes count the pixels of a photograph that its EXIF turns: upright, as viewers show
+        it; stored; or auto, the default, as the listed size or the boxes tell, and otherwise upright, with a
+        note.
       annotations: COCO detection JSON.
       images: folder that the JSON's file names are relative to.
       validation_annotations: a second JSON to validate on; without it a tenth of the images.
@@ -74,6 +80,7 @@ class Config:
     train_split: str | None = None
     validation_split: str | None = None
     voc_corners: Corners | None = None
+    orientation: Orientation | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None
@@ -136,10 +143,16 @@ def make_mining(config: Config) -> Mining:
     return Mining(config.mining, config.k, config.nms, **chosen)
 
 
-def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = None) -> DetectionFunctions:
+def build(
+    config: Config, classes: Sequence[str], *, labels: tuple[int, ...] | None = None
+) -> DetectionFunctions:
     """What a settled config comes to; `labels` are of the classes that prediction looks for, None for all."""
+    model_for = functools.partial(make_model, config, len(classes))
 
-    model_for = functools.partial(make_model, config, num_classes)
+    def find_outputs(path: pathlib.Path) -> Outputs | None:
+        theirs = read_classes(path, load_config)
+        return None if theirs is None else match_outputs(theirs, classes)
+
     model, mining = model_for(), make_mining(config)
     decoding = Decoding(
         iou_threshold=config.test_nms,
@@ -154,6 +167,7 @@ def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = 
         loss_for=lambda axis: make_loss(model_for(axis if config.run.sync_batch_norm else None), mining),
         predict=make_predict(model, decoding),
         published=networks.published_weights(config.model),
+        find_outputs=find_outputs,
     )
     return DetectionFunctions(
         training_functions, make_choice(model, mining), false_positives(model, count=config.k)
@@ -217,11 +231,14 @@ def notes_on_data(config: Config, dataset: DetectionDataset) -> list[str]:
             f"overlaps an object by {mining.background_overlap:g}: --background-overlap 0 takes any"
         )
     most = max(int(source.targets_per_image.max(initial=0)) for source in (dataset.train, dataset.validation))
-    if most > config.max_detections:
-        said.append(
-            f"an image shows {most} objects, of which --max-detections {config.max_detections} can be found"
-        )
-    return said
+    return said + many_objects(most, config)
+
+
+def many_objects(most: int, config: Config) -> list[str]:
+    """A sentence where an image shows more objects, `most`, than can be found."""
+    if most <= config.max_detections:
+        return []
+    return [f"an image shows {most} objects, of which --max-detections {config.max_detections} can be found"]
 
 
 def settle_with_data(config: Config, dataset: DetectionDataset) -> Config:
@@ -247,9 +264,14 @@ def room_for_boxes(config: Config) -> int:
     return config.max_boxes
 
 
-def save_config(config: Config, classes: tuple[str, ...]) -> None:
-    """config.json: what prediction needs beside the weights."""
-    write_json(config.run.folder / "config.json", {"config": plain(config), "classes": list(classes)})
+def save_config(config: Config, classes: Sequence[str], category_ids: Sequence[int | str] = ()) -> None:
+    """config.json: what prediction needs beside the weights. The ids are 1, 2 ... where none are given."""
+    ids = list(category_ids) or list(range(1, len(classes) + 1))
+    content = {"config": plain(config), "classes": list(classes), "category_ids": ids}
+    write_json(config.run.folder / "config.json", content)
+
+
+_SCRIPT = "hardmine detection train"
 
 
 def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
@@ -258,13 +280,27 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
     Raises:
       DataError: no config.json there, or not one of this script.
     """
-    config, classes = read_config(
-        workdir, {"config": Config, "classes": None}, script="hardmine detection train"
-    )
+    config, classes = read_config(workdir, {"config": Config, "classes": None}, script=_SCRIPT)
     if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
         path = workdir / "config.json"
-        raise DataError(f"{path} has no classes: give the --workdir of a hardmine detection train run")
+        raise DataError(f"{path} has no classes: give the --workdir of a {_SCRIPT} run")
     return config, classes
+
+
+def load_category_ids(workdir: pathlib.Path, classes: Sequence[str]) -> tuple[int | str, ...]:
+    """The ids that the classes have in the file that a run was trained on; 1, 2 ... of a run of an older
+    version.
+
+    Raises:
+      DataError: as for `load_config`.
+    """
+    absent = {"category_ids": list(range(1, len(classes) + 1))}
+    (ids,) = read_config(workdir, {"category_ids": None}, script=_SCRIPT, absent=absent)
+    if isinstance(ids, tuple) and len(ids) == len(classes) and all(type(one) in (int, str) for one in ids):
+        return ids
+    raise DataError(
+        f"{workdir / 'config.json'} has no category id for each class: give the --workdir of a {_SCRIPT} run"
+    )
 
 
 class TrainedRun(NamedTuple):
@@ -274,6 +310,7 @@ class TrainedRun(NamedTuple):
       config: of the training; classes: what it was trained on, in the order of the labels.
       variables: of one of its checkpoints; step: where that was saved.
       predict: `(variables, batch) -> detections`, see `predict.make_predict`.
+      category_ids: of the classes in the file that it was trained on.
     """
 
     config: Config
@@ -281,15 +318,30 @@ class TrainedRun(NamedTuple):
     variables: dict
     predict: Callable[[dict, dict], dict[str, jax.Array]]
     step: int
+    category_ids: tuple[int | str, ...] = ()
 
 
-def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
+def load_run(
+    checkpoint: pathlib.Path,
+    *,
+    which: Literal["best", "latest"] = "best",
+    max_detections: int | None = None,
+) -> TrainedRun:
     """The run in a workdir, or one checkpoint of it.
+
+    Args:
+      max_detections: an image, for `predict`; None for as many as in training.
 
     Raises:
       DataError: no run of this task is there.
       CheckpointError: it has no checkpoint that can be read.
+      UserError: max_detections below 1.
     """
-    config, classes = load_config(find_workdir(checkpoint, script="hardmine detection train"))
+    workdir = find_workdir(checkpoint, script=_SCRIPT)
+    config, classes = load_config(workdir)
+    if max_detections is not None:
+        config = change(config, max_detections=max_detections)
+    ids = load_category_ids(workdir, classes)
+    check_counts(config, {"max_detections": 1})
     step, variables = training.load_step(checkpoint, which=which)
-    return TrainedRun(config, classes, variables, build(config, len(classes)).of_run.predict, step)
+    return TrainedRun(config, classes, variables, build(config, classes).of_run.predict, step, ids)

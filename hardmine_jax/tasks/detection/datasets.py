@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
@@ -28,12 +28,17 @@ class Dataset(NamedTuple):
 
 def _load_voc(config: Config) -> DetectionDataset:
     splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
-    corners = config.voc_corners or "from_1"
-    return voc.load(config.data_dir, **splits, corners=corners, cache_dir=config.run.cache_dir)
+    return voc.load(config.data_dir, **splits, **voc_reading(config), cache_dir=config.run.cache_dir)
+
+
+def voc_reading(config: Config) -> dict[str, Any]:
+    """How a voc folder's boxes are read, arguments of `voc.load`."""
+    return {"corners": config.voc_corners or "from_1", "orientation": config.orientation or "auto"}
 
 
 def _load_coco(config: Config) -> DetectionDataset:
     given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    given["orientation"] = config.orientation or "auto"
     return coco.load(cache_dir=config.run.cache_dir, **given)
 
 
@@ -41,12 +46,12 @@ DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
     "voc": Dataset(
         _load_voc,
-        ("data_dir", "train_split", "validation_split", "voc_corners"),
+        ("data_dir", "train_split", "validation_split", "voc_corners", "orientation"),
         {"data_dir": f"DIR with {voc.LAYOUT}"},
     ),
     "coco": Dataset(
         _load_coco,
-        ("annotations", "images", "validation_annotations", "validation_images"),
+        ("annotations", "images", "validation_annotations", "validation_images", "orientation"),
         {"annotations": "JSON", "images": "DIR"},
     ),
 }

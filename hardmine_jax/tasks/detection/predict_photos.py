@@ -4,7 +4,8 @@
 
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
 detection, `bbox` as [x, y, width, height] in pixels of the image as stored (EXIF is not looked at, as in
-training), `category_id` counting from 1 in the order of the training's classes, `category` their names.
+training), `category_id` and `category` as in the file that the run was trained on (ids count from 1 where it
+had none).
 `image_id` is the file's name where that is a number, else its place on the command line. Proposals come from
 selective search with the settings of the training. Seconds on a laptop CPU.
 """
@@ -43,12 +44,14 @@ class PredictConfig:
       output: folder for the pictures and detections.json.
       min_score: detections with a lower score are not drawn; the JSON has all that the training's --min-score
         lets through.
+      max_detections: an image, by default the training's.
     """
 
     images: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     checkpoint: pathlib.Path
     output: pathlib.Path = pathlib.Path("detections")
     min_score: float = 0.5
+    max_detections: int | None = None
 
 
 class Photo(NamedTuple):
@@ -79,14 +82,14 @@ def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detection
             yield Detections(*(outputs[name][place][keep] for name in Detections._fields))
 
 
-def coco_results(photo: Photo, found: Detections, classes: Sequence[str]) -> list[dict]:
-    """COCO detection results of one photo."""
+def coco_results(photo: Photo, found: Detections, run: TrainedRun) -> list[dict]:
+    """COCO detection results of one photo, in the ids and names that the run was trained on."""
     return [
         {
             "image_id": photo.image_id,
             "file_name": photo.path.name,
-            "category_id": int(label),
-            "category": classes[label - 1],
+            "category_id": run.category_ids[label - 1],
+            "category": run.classes[label - 1],
             "bbox": np.round([*box[:2], *(box[2:] - box[:2])], 2).tolist(),
             "score": round(float(score), 4),
         }
@@ -98,8 +101,7 @@ def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
     if not config.images:
         raise InputError("no image: name at least one file")
-    trained = load_run(config.checkpoint)
-    classes = trained.classes
+    trained = load_run(config.checkpoint, max_detections=config.max_detections)
     photos = [
         Photo(path, *read_photo(path), photo_id(path, position))
         for position, path in enumerate(config.images, start=1)
@@ -110,10 +112,10 @@ def run(config: PredictConfig) -> None:
     for photo, name, found in zip(photos, names, everything, strict=True):
         sure = found.scores >= config.min_score
         boxes, scores, labels = (column[sure] for column in found)
-        drawn = pictures.draw_boxes(photo.image, boxes, labels, classes, scores=scores)
+        drawn = pictures.draw_boxes(photo.image, boxes, labels, trained.classes, scores=scores)
         picture = config.output / f"{name}_boxes.png"
         write_png(picture, drawn)
-        results += coco_results(photo, found, classes)
+        results += coco_results(photo, found, trained)
         print(f"{printable(str(photo.path))}: {sure.sum()} objects, {picture}")
     (config.output / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {config.output / 'detections.json'}")
