@@ -144,14 +144,23 @@ def make_mining(config: Config) -> Mining:
 
 
 def build(
-    config: Config, classes: Sequence[str], *, labels: tuple[int, ...] | None = None
+    config: Config,
+    num_classes: int,
+    *,
+    classes: Sequence[str] | None = None,
+    labels: tuple[int, ...] | None = None,
 ) -> DetectionFunctions:
-    """What a settled config comes to; `labels` are of the classes that prediction looks for, None for all."""
-    model_for = functools.partial(make_model, config, len(classes))
+    """What a settled config comes to.
+
+    Args:
+      classes: their names, by which the weights of another run are taken over; None where nobody knows.
+      labels: of the classes that prediction looks for, None for all.
+    """
+    model_for = functools.partial(make_model, config, num_classes)
 
     def find_outputs(path: pathlib.Path) -> Outputs | None:
         theirs = read_classes(path, load_config)
-        return None if theirs is None else match_outputs(theirs, classes)
+        return None if theirs is None or classes is None else match_outputs(theirs, classes)
 
     model, mining = model_for(), make_mining(config)
     decoding = Decoding(
@@ -344,4 +353,4 @@ def load_run(
     ids = load_category_ids(workdir, classes)
     check_counts(config, {"max_detections": 1})
     step, variables = training.load_step(checkpoint, which=which)
-    return TrainedRun(config, classes, variables, build(config, classes).of_run.predict, step, ids)
+    return TrainedRun(config, classes, variables, build(config, len(classes)).of_run.predict, step, ids)

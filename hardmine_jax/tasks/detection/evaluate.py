@@ -246,7 +246,7 @@ def make_evaluator(
     predict = trained.predict
     if matched.left_out:
         labels = tuple(place + 1 for place in matched.ours)
-        predict = build(trained.config, trained.classes, labels=labels).of_run.predict
+        predict = build(trained.config, len(trained.classes), labels=labels).of_run.predict
     parallel = make_parallel(trained.config.run)
     predict = parallel.evaluate_step(matched_predict(predict, matched, len(trained.classes)))
     evaluator = Evaluator(seen, proposals, predict, batching=batching, num_images=1)

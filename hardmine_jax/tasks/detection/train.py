@@ -66,7 +66,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     if exchange.is_main():
         for note in notes_on_data(config, dataset):
             print(f"note: {note}", file=sys.stderr)
-    run, functions = config.run, build(config, dataset.classes)
+    run, functions = config.run, build(config, len(dataset.classes), classes=dataset.classes)
     with exchange.first_of_host():
         proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(run, functions.of_run)
