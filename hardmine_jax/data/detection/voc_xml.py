@@ -142,8 +142,10 @@ def _object(node: ElementTree.Element) -> VocObject:
 
 def _outline(node: ElementTree.Element) -> np.ndarray | None:
     """The box [4] around an outline; None where there is none."""
-    x, y = ([_number(part) for part in node.iterfind("polygon//*") if re.fullmatch(f"{axis}[0-9]*", part.tag)]
-            for axis in "xy")  # fmt: skip
+    x, y = (
+        [_number(part) for part in node.iterfind("polygon//*") if re.fullmatch(f"{axis}[0-9]*", part.tag)]
+        for axis in "xy"
+    )
     turned = [_number(node.find(f"robndbox/{part}")) for part in ("cx", "cy", "w", "h", "angle")]
     if np.isfinite(turned).all():
         cx, cy, width, height, angle = turned
