@@ -24,6 +24,13 @@ class File(NamedTuple):
     content: dict
 
 
+class Category(NamedTuple):
+    """What is annotated: its id as the file writes it, and its name."""
+
+    id: int | str
+    name: str
+
+
 def load_file(annotations: str | os.PathLike | None, images: str | os.PathLike | None) -> File:
     """Reads the JSON; raises DataError where it, or the folder, is none."""
     if annotations is None or images is None:

@@ -6,6 +6,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from hardmine_jax.data.problems import DataError
@@ -22,19 +23,26 @@ _Config = TypeVar("_Config", bound=Dataclass)
 _Kind = TypeVar("_Kind")
 
 
-def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list[Any]:
+def read_config(
+    workdir: pathlib.Path,
+    kinds: Mapping[str, type | None],
+    *,
+    script: str,
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Any]:
     """The parts of a run's config.json.
 
     Args:
       kinds: for each part the dataclass it becomes; None leaves it as it is, lists as tuples.
       script: whose config.json it should be, for the error.
+      absent: what the parts are, as JSON has them, that older versions did not write.
 
     Raises:
       DataError: no config.json there, or not one of this script.
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = {**absent, **json.loads(path.read_text())}
         return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
                 for name, kind in kinds.items()]  # fmt: skip
     except FileNotFoundError as error:

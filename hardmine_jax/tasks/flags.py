@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hardmine_jax.data.problems import Skipped
@@ -62,6 +62,12 @@ def warn_skipped(skipped: Skipped) -> None:
     """One line on stderr, where anything was left out or is odd."""
     if skipped.reasons or skipped.noted:
         print(skipped.report(), file=sys.stderr)
+
+
+def warn_of(notes: Iterable[str]) -> None:
+    """Each on a line of stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def flag(name: str) -> str:

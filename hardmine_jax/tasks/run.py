@@ -21,6 +21,7 @@ from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone, check_joined
+from hardmine_jax.training.checkpoint_folder import FOLDER
 from hardmine_jax.training.loop import Batches
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
@@ -204,6 +205,12 @@ def check_run(run: RunConfig) -> None:
         raise training.CheckpointError(f"{run.workdir} has no run to evaluate: train there first")
     if run.init_from is not None and not run.init_from.exists() and not (begun and run.resume):
         raise UserError(f"--init-from {run.init_from}: no such file or folder")
+
+
+def goes_on(run: RunConfig) -> bool:
+    """Whether there is something in the run's folder that the next start goes on from, or evaluates."""
+    begun = (run.folder / "config.json").exists() and any((run.folder / FOLDER).glob("[0-9]*"))
+    return begun and (run.resume or run.eval_only)
 
 
 def start_anew(workdir: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import jax
 from hardmine_jax import training
 from hardmine_jax.models.torch_weights import WarmStart
 from hardmine_jax.tasks.run_config import RunConfig
-from hardmine_jax.tasks.warm_start import start_from
+from hardmine_jax.tasks.warm_start import FindOutputs, start_from
 from hardmine_jax.training import LossFunction
 from hardmine_jax.training.loop import Batches
 
@@ -22,6 +22,7 @@ class Functions(NamedTuple):
       loss_for: name of the mapped axis, or None -> the loss function of `training.make_train_step`.
       predict: `(variables, what the task evaluates) -> predictions`.
       published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
+      find_outputs: how the outputs of another run are matched with this one's by name, see `start_from`.
     """
 
     apply: Callable[..., Any]
@@ -29,6 +30,7 @@ class Functions(NamedTuple):
     loss_for: Callable[[str | None], LossFunction]
     predict: Callable[[dict, Any], dict[str, jax.Array]]
     published: Callable[[dict, dict], WarmStart] | None = None
+    find_outputs: FindOutputs = lambda path: None
 
 
 def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Parallel, training.TrainState]:
@@ -56,8 +58,15 @@ def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Paralle
 
 
 def begin(run: RunConfig, functions: Functions, state: training.TrainState) -> training.TrainState:
-    """The state that a run without a checkpoint starts from."""
-    return state if run.init_from is None else start_from(run.init_from, state, functions.published)
+    """The state that a run without a checkpoint starts from.
+
+    Raises:
+      WeightsError: --init-from cannot be used; with --eval-only, does not have all weights.
+    """
+    if run.init_from is None:
+        return state
+    find_outputs, complete = functions.find_outputs, run.eval_only
+    return start_from(run.init_from, state, functions.published, find_outputs=find_outputs, complete=complete)
 
 
 def fit(

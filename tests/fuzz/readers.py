@@ -283,6 +283,7 @@ def make_pose_config(folder: pathlib.Path) -> pathlib.Path:
 
 def read_pose_config(folder: pathlib.Path) -> None:
     pose_config.load_config(folder)
+    pose_config.load_categories(folder)
 
 
 def make_detection_config(folder: pathlib.Path) -> pathlib.Path:

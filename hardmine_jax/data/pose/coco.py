@@ -12,6 +12,7 @@ as COCO does, or from 0 when a 0 is among them. Ids may be whole numbers or text
 same id. Format: https://cocodataset.org/#format-data
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -98,13 +99,15 @@ def load(
         "code": code_hash(__file__),
         **options,
     }
-    return records.prepare(
+    dataset = records.prepare(
         name,
         made_from=made_from,
         read=lambda skip: _read(files, options, skip),
         expected=f"readable images in {files[0].folder} with labelled keypoints in {files[0].path}",
         cache_dir=cache_dir,
     )
+    chosen = find_category(files[0].content["categories"], category, files[0].path)
+    return dataclasses.replace(dataset, categories=(written_category(chosen),))
 
 
 def load_official(
@@ -220,6 +223,13 @@ def find_category(categories: list, wanted: str | int | None, path: pathlib.Path
         what = "several categories with keypoints" if wanted is None else f"not one category {wanted!r}"
         raise DataError(f"{path} has {what}: choose the category by name or id among {listed}")
     return posed[0]
+
+
+def written_category(category: dict) -> coco_json.Category:
+    """Id and name of one that `find_category` found."""
+    category_id = whole_id(category["id"])
+    assert category_id is not None, "`find_category` finds none without an id"
+    return coco_json.Category(category_id, printable(title(category.get("name"))))
 
 
 def _is_posed(category: dict) -> bool:

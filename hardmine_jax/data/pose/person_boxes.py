@@ -10,21 +10,20 @@ float32. `data/pose/augment.evaluate_crop` takes it as it is, widens the box to 
 
 import dataclasses
 import json
+import math
 import operator
 import os
 import pathlib
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from hardmine_jax.data import coco_json, listing
-from hardmine_jax.data.coco_json import id_number
+from hardmine_jax.data.coco_json import Category, id_number
 from hardmine_jax.data.images import read_file
-from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather
+from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather, printable
 from hardmine_jax.data.records import Records
-
-_SHAPE = '[{"image_id": 139, "category_id": 1, "bbox": [x, y, width, height], "score": 0.98}, ...]'
 
 
 class Images(Protocol):
@@ -50,18 +49,24 @@ class SourceImages:
 
 
 class CocoImages:
-    """All pictures that a COCO file lists, with people or without: on the latter, too, a detector may err."""
+    """All pictures that a COCO file lists, with people or without: on the latter, too, a detector may err.
+
+    Not those that share their id.
+    """
 
     def __init__(self, file: coco_json.File):
         listed = [image for image in file.content["images"] if isinstance(image, dict)]
         ids = (id_number(image.get("id")) for image in listed)
         paths = (listing.inside(file.folder, image.get("file_name")) for image in listed)
         self._folder = file.folder
-        self._paths = {
-            number: path
-            for number, path in zip(ids, paths, strict=True)
-            if number is not None and path is not None
-        }
+        self._paths: dict[int, pathlib.Path] = {}
+        # Which of two pictures with one id a box is on nobody knows.
+        shared = set()
+        for number, path in zip(ids, paths, strict=True):
+            if number is not None and path is not None and self._paths.setdefault(number, path) != path:
+                shared.add(number)
+        for number in shared:
+            del self._paths[number]
         self.ids: Collection[int] = self._paths.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
@@ -122,75 +127,167 @@ def load(
     *,
     num_keypoints: int,
     category_id: int | str = 1,
-    min_score: float = 0.0,
+    category_name: str = "",
+    other_ids: Collection[int | str] = (),
+    given: str | None = None,
+    min_score: float = -math.inf,
 ) -> PersonBoxes:
-    """Reads a detector's boxes.
+    """Reads a detector's JSON; what cannot be used is counted and left out.
 
-    Left out and counted in `skipped`: a box of another category, on a picture that `images` does not have,
-    without area, with a number that is none or not finite, or with a score below `min_score`.
+    Taken are boxes of the category's name, where the detector writes names (`category`), else of its id.
+    Where there are none and all boxes are of one category, which is no other of the data's (some detectors
+    count from 0, some have but one class), those are, and that is noted. Boxes of no category always are.
 
     Args:
       path: the JSON file.
-      images: `CocoImages`, or `SourceImages` of a split.
+      images: where the pictures are, and which there are.
       num_keypoints: K of the skeleton.
-      category_id: of people.
+      category_id, category_name: of people; other_ids: of the data's other categories.
+      given: id or name by which the detector knows people, in place of all that.
       min_score: boxes with a lower score are left out; the published evaluation takes all.
 
     Raises:
       DataError: no such file, no JSON of that shape, or no box left.
     """
     file = pathlib.Path(path).expanduser()
-    found, problems = [], []
-    for position, entry in enumerate(_entries(file)):
-        box = _box(entry, category_id=category_id, images=images, min_score=min_score)
+    entries = _entries(file)
+    category = Category(category_id, category_name)
+    taken, note = _taken(entries, category, {str(other) for other in other_ids}, given)
+    found, problems, noted = [], [], []
+    for position, entry in enumerate(entries):
+        box = _box(entry, taken=taken, images=images, min_score=min_score)
         if isinstance(box, str):
             problems.append((box, f"box {position}"))
         else:
             found.append(box)
-    skipped = gather(problems)
+            noted += [(note, f"box {position}")] if note else []
+    skipped = gather(problems, noted)
     if not found:
-        raise DataError(f"no box of {file} can be used ({skipped.report()}): expected {_SHAPE}")
+        raise DataError(f"no box of {file} can be used ({skipped.report()}): expected {_shape(category_id)}")
     image_ids, corners, scores = zip(*found, strict=True)
     arrays = np.asarray(image_ids, np.int64), np.asarray(corners, np.float32), np.asarray(scores, np.float32)
     return PersonBoxes(*arrays, images, num_keypoints, skipped)
 
 
 def _entries(path: pathlib.Path) -> list:
+    shape = _shape(1)
     if not path.is_file():
-        raise DataError(f"no file {path}: give a detector's results as JSON, {_SHAPE}")
+        raise DataError(f"no file {path}: give a detector's results as JSON, {shape}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}): expected {_SHAPE}") from error
+        raise DataError(f"{path} is no JSON ({error}): expected {shape}") from error
     if not isinstance(entries, list):
-        raise DataError(f"{path} is JSON but no list of detections: expected {_SHAPE}")
+        raise DataError(f"{path} is JSON but no list of detections: expected {shape}")
     return entries
 
 
+def _shape(category_id: int | str) -> str:
+    number = json.dumps(category_id)
+    return (
+        f'[{{"image_id": 139, "category_id": {number}, "bbox": [x, y, width, height], "score": 0.98}}, ...]'
+    )
+
+
+class Key(NamedTuple):
+    """The category of an entry: its id as text, its name without capitals; None where it has none."""
+
+    id: str | None
+    name: str | None
+
+    def is_called(self, given: str) -> bool:
+        """Whether that is its id or its name."""
+        return given == self.id or given.casefold() == self.name
+
+
+def category_key(entry: object) -> Key | None:
+    """The category that an entry names; None where it names none.
+
+    >>> category_key({"category_id": 2.0, "category": "Mouse"}), category_key({"bbox": [1, 2, 3, 4]})
+    (Key(id='2', name='mouse'), None)
+    """
+    if not isinstance(entry, dict) or not entry.keys() & {"category_id", "category", "category_name"}:
+        return None
+    number = coco_json.whole_id(entry.get("category_id"))
+    name = entry.get("category", entry.get("category_name"))
+    return Key(
+        None if number is None else str(number), name.casefold() if isinstance(name, str) and name else None
+    )
+
+
+def _taken(
+    entries: Sequence[object], category: Category, others: Collection[str], given: str | None
+) -> tuple[set[Key], str]:
+    """The categories that are taken, and what is odd about that, if anything is."""
+    keys = {key for entry in entries if (key := category_key(entry)) is not None}
+    if given is not None:
+        return {key for key in keys if key.is_called(given)}, ""
+    named = {key for key in keys if key.name == category.name.casefold()}
+    found = named or {key for key in keys if key.id == str(category.id)}
+    ids = {key.id for key in keys if key.id is not None}
+    if found or len(ids) != 1 or ids & set(others):
+        return found, ""
+    name = f"{printable(category.name)} (id {category.id})" if category.name else f"id {category.id}"
+    return {key for key in keys if key.id in ids}, f"of category {ids.pop()}, the only one, taken for {name}"
+
+
+def read_box(entry: Mapping, *, score: float | None = None) -> tuple[list[float], float] | str:
+    """(xyxy, score) of a detection, or the reason why there is none.
+
+    Args:
+      score: of one that has none; without it, it must have one.
+    """
+    if entry.get("bbox") is None:
+        return "no bbox"
+    if "score" not in entry and score is None:
+        return "no score"
+    try:
+        sides = [_number(side) for side in _four(entry["bbox"])]
+    except (ValueError, TypeError, OverflowError):
+        return "bbox that is not 4 numbers"
+    try:
+        sure = _number(entry.get("score", score))
+    except (ValueError, TypeError, OverflowError):
+        return "score that is no number"
+    corners = [*sides[:2], sides[0] + sides[2], sides[1] + sides[3]]
+    # In float32, as records have it: a box far out may lose its sides there, or be too large for it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = np.asarray(corners, np.float32)
+        extent = single[2:] - single[:2]
+        finite = np.isfinite([*single, np.prod(extent), np.float32(sure)]).all()
+    if not finite:
+        return "bbox or score that is no finite number"
+    return (corners, sure) if (extent > 0).all() else "box of no area"
+
+
+def _four(sides: object) -> Sequence:
+    if not isinstance(sides, list | tuple) or len(sides) != 4:
+        raise ValueError(f"{sides!r:.40} is not 4 numbers")
+    return sides
+
+
+def _number(given: object) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        raise TypeError(f"{given!r:.40} is no number")
+    return float(given)
+
+
 def _box(
-    entry: object, *, category_id: int | str, images: Images, min_score: float
+    entry: object, *, taken: Collection[Key], images: Images, min_score: float
 ) -> tuple[int, list[float], float] | str:
     """(image id, xyxy, score), or the reason why there is none."""
-    if not isinstance(entry, dict) or not entry.keys() >= {"image_id", "bbox", "score"}:
-        return "no image_id, bbox or score"
-    if str(coco_json.whole_id(entry.get("category_id", category_id))) != str(category_id):
+    if not isinstance(entry, dict):
+        return "no object of names and values"
+    if "image_id" not in entry:
+        return "no image_id"
+    key = category_key(entry)
+    if key is not None and key not in taken:
         return "another category"
     image_id = id_number(entry["image_id"])
     if image_id is None or image_id not in images.ids:
         return "image not in the dataset"
-    try:
-        x, y, width, height = (float(number) for number in entry["bbox"])
-        score = float(entry["score"])
-    except (ValueError, TypeError, OverflowError):
-        return "bbox or score that is no number, or not 4 of them"
-    corners = [x, y, x + width, y + height]
-    # In float32, as records have it: a box far out may lose its sides there, or be too large for it.
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = np.asarray(corners, np.float32)
-        sides = single[2:] - single[:2]
-        finite = np.isfinite([*single, np.prod(sides), np.float32(score)]).all()
-    if not finite:
-        return "bbox or score that is no finite number"
-    if not (sides > 0).all():
-        return "box of no area"
+    box = read_box(entry)
+    if isinstance(box, str):
+        return box
+    corners, score = box
     return (image_id, corners, score) if score >= min_score else f"score below {min_score:g}"

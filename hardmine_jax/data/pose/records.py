@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hardmine_jax.data import prepared
+from hardmine_jax.data.coco_json import Category
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.images import in_threads, open_image
 from hardmine_jax.data.problems import DataError, Skipped, gather
@@ -60,7 +61,10 @@ Skip = Callable[[str, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class PoseDataset:
-    """A prepared dataset: two sources of records, what they have in common, and what was left out."""
+    """A prepared dataset: two sources of records, what they have in common, and what was left out.
+
+    `categories` are those of its COCO file that are trained on; none where there is no such file.
+    """
 
     name: str
     skeleton: Skeleton
@@ -68,6 +72,7 @@ class PoseDataset:
     validation: Records
     skipped: Skipped
     folder: pathlib.Path
+    categories: tuple[Category, ...] = ()
 
 
 class PersonSource:

@@ -5,8 +5,8 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,18 +14,22 @@ import jax.numpy as jnp
 import tyro
 
 from hardmine_jax import training
+from hardmine_jax.data.coco_json import Category, whole_id
 from hardmine_jax.data.pose.augment import AugmentConfig
+from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose.donor import match_outputs, read_names
 from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
 from hardmine_jax.tasks.pose.predict import make_predict
 from hardmine_jax.tasks.run_config import RunConfig, check_run_config
 from hardmine_jax.tasks.trainer import Functions
+from hardmine_jax.tasks.warm_start import Outputs
 from hardmine_jax.training import LossFunction, OptimizerConfig
 
 PresetName = Literal[
@@ -69,7 +73,12 @@ class Config:
       heatmap_sigma: of the target Gaussians, in heatmap pixels (a quarter of image pixels).
       global_sigmas: the same for the heatmaps before the last; by default wider by as much as published.
       evaluate_people: validation people that are evaluated while training; the last evaluation takes all.
-      boxes: COCO results JSON of a person detector: the last evaluation is by COCO's procedure on these, too.
+      max_people: of an image so many people count in AP and AR, those with the best scores; by default 20,
+        as COCO has it.
+      boxes: COCO results JSON of a person detector: the last evaluation is by COCO's procedure on these, too;
+        boxes of other categories than the one that is trained on are left out.
+      box_category: which of the boxes are of that category where the detector numbers or names it otherwise.
+      box_min_score: boxes with a lower score are left out; by default all are taken.
       inputs: how the network sees images and pixels, for networks that released code trained.
       decode: heatmap maxima to coordinates.
       flip_test: average with the mirrored image's heatmaps when evaluating.
@@ -102,7 +111,10 @@ class Config:
     heatmap_sigma: float = 1.5
     global_sigmas: tuple[float, ...] | None = None
     evaluate_people: int = 200
+    max_people: int | None = None
     boxes: pathlib.Path | None = None
+    box_category: str | None = None
+    box_min_score: float | None = None
     inputs: Inputs = OWN_INPUTS
     decode: Literal["dark", "quarter", "argmax"] = "dark"
     flip_test: bool = True
@@ -146,12 +158,22 @@ def build(config: Config, skeleton: Skeleton) -> Functions:
         flip_test=config.flip_test,
         inputs=config.inputs,
     )
+
+    def init_for(num_keypoints: int) -> Callable[[jax.Array], Mapping[str, Any]]:
+        network = make_model(config, num_keypoints)
+        return lambda key: network.init(key, jnp.zeros((1, *config.image_size, 3)))
+
+    def find_outputs(path: pathlib.Path) -> Outputs | None:
+        theirs = read_names(path, load_config)
+        return None if theirs is None else match_outputs(theirs, skeleton, init_for)
+
     return Functions(
         apply=model.apply,
-        init=lambda key: model.init(key, jnp.zeros((1, *config.image_size, 3))),
+        init=init_for(skeleton.num_keypoints),
         loss_for=loss_for,
         predict=predict,
         published=networks.NETWORKS[config.model].published,
+        find_outputs=find_outputs,
     )
 
 
@@ -204,6 +226,7 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise UserError(f"--image-size {config.image_size}: height and width must be multiples of {multiple}")
     check_heads(config)
     check_counts(config, {"evaluate_people": 1})
+    check_scoring(config)
     if not (0 < config.heatmap_sigma < math.inf and config.min_loss >= 0):
         raise UserError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
@@ -216,6 +239,17 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
             file=sys.stderr,
         )
     return config
+
+
+def check_scoring(config: Config) -> None:
+    """Raises UserError for flags of an evaluation that cannot be."""
+    if config.max_people is not None:
+        check_counts(config, {"max_people": 1})
+    for name in ("box_category", "box_min_score"):
+        if getattr(config, name) is not None and config.boxes is None:
+            raise UserError(f"{flag(name)} means nothing without --boxes: add it, or drop this")
+    if config.box_min_score is not None and not math.isfinite(config.box_min_score):
+        raise UserError(f"--box-min-score {config.box_min_score} must be a finite number")
 
 
 def check_heads(config: Config) -> None:
@@ -252,9 +286,10 @@ def check_heads(config: Config) -> None:
         )
 
 
-def save_config(config: Config, skeleton: Skeleton) -> None:
+def save_config(config: Config, skeleton: Skeleton, categories: Sequence[Category] = ()) -> None:
     """config.json: what prediction needs beside the weights."""
-    content = {"config": plain(config), "skeleton": plain(skeleton)}
+    named = [category._asdict() for category in categories]
+    content = {"config": plain(config), "skeleton": plain(skeleton), "categories": named}
     write_json(config.run.folder / "config.json", content)
 
 
@@ -270,6 +305,23 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     return config, skeleton
 
 
+def load_categories(workdir: pathlib.Path) -> tuple[Category, ...]:
+    """The COCO categories that a run was trained on, as `save_config` wrote them; none that it does not know.
+
+    Raises:
+      DataError: as for `load_config`.
+    """
+    script = "hardmine pose train"
+    (listed,) = read_config(workdir, {"categories": None}, script=script, absent={"categories": []})
+    try:
+        found = tuple(Category(whole_id(entry["id"]), entry["name"]) for entry in listed)
+        if all(one.id is not None and isinstance(one.name, str) for one in found):
+            return found
+    except (TypeError, KeyError):
+        pass
+    raise DataError(f"{workdir / 'config.json'} has odd categories: give the --workdir of a {script} run")
+
+
 class TrainedRun(NamedTuple):
     """A run to predict with, to export or to score.
 
@@ -277,6 +329,7 @@ class TrainedRun(NamedTuple):
       config: of the training; skeleton: what it was trained on.
       variables: of one of its checkpoints; step: where that was saved.
       predict: `(variables, images) -> keypoints and scores`, see `predict.make_predict`.
+      categories: of the COCO file that it was trained on; none where it had none, or is of an older version.
     """
 
     config: Config
@@ -284,6 +337,7 @@ class TrainedRun(NamedTuple):
     variables: dict
     predict: Callable[[dict, jax.Array], dict[str, jax.Array]]
     step: int
+    categories: tuple[Category, ...] = ()
 
 
 def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
@@ -293,6 +347,9 @@ def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "be
       DataError: no run of this task is there.
       CheckpointError: it has no checkpoint that can be read.
     """
-    config, skeleton = load_config(find_workdir(checkpoint, script="hardmine pose train"))
+    workdir = find_workdir(checkpoint, script="hardmine pose train")
+    config, skeleton = load_config(workdir)
+    categories = load_categories(workdir)
     step, variables = training.load_step(checkpoint, which=which)
-    return TrainedRun(config, skeleton, variables, build(config, skeleton).predict, step)
+    predict = build(config, skeleton).predict
+    return TrainedRun(config, skeleton, variables, predict, step, categories)

@@ -46,10 +46,10 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.flags import warn_of, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.pose import pictures, report
-from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
+from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, check_scoring, load_run
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.matched import (
@@ -61,7 +61,7 @@ from hardmine_jax.tasks.pose.matched import (
 )
 from hardmine_jax.tasks.pose.people import People, mean_pose_of, place_pose
 from hardmine_jax.tasks.pose.protocol import prepare_protocol, score_heads, score_protocol, validation_file
-from hardmine_jax.tasks.pose.score import mean_oks, pck, score
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, mean_oks, note_crowded, pck, score
 from hardmine_jax.tasks.rows import evenly_spaced
 
 _DATA = ("dataset", *sorted({name for row in DATASETS.values() for name in row.flags}))
@@ -82,7 +82,11 @@ class EvaluateConfig:
       which: of the run's checkpoints.
       split: which part of the data; by default all of a JSON given by --annotations, else the validation
         split.
-      boxes: COCO results JSON of a person detector: scored by COCO's procedure on these, too.
+      max_people: of an image so many people count in AP and AR, over the training's.
+      boxes: COCO results JSON of a person detector: scored by COCO's procedure on these, too; boxes of other
+        categories than the one that is scored are left out.
+      box_category: which of the boxes are of that category where the detector numbers or names it otherwise.
+      box_min_score: boxes with a lower score are left out; by default all are taken.
       flip_test: over the training's.
       decode: over the training's.
       batch_size: by default the training's.
@@ -99,7 +103,10 @@ class EvaluateConfig:
     sigmas: tuple[float, ...] | None = None
     which: Literal["best", "latest"] = "best"
     split: Split | None = None
+    max_people: int | None = None
     boxes: pathlib.Path | None = None
+    box_category: str | None = None
+    box_min_score: float | None = None
     flip_test: bool | None = None
     decode: Literal["dark", "quarter", "argmax"] | None = None
     batch_size: int | None = None
@@ -130,7 +137,10 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     """
     config, changed = scored_data(given, trained, _DATA)
     # What a run was measured by in training is asked for anew.
-    config = change(config, boxes=given.boxes, cache_dir=given.cache_dir or trained.run.cache_dir)
+    asked = {name: getattr(given, name) for name in ("boxes", "box_category", "box_min_score")}
+    asked["max_people"] = trained.max_people if given.max_people is None else given.max_people
+    config = change(config, **asked, cache_dir=given.cache_dir or trained.run.cache_dir)
+    check_scoring(config)
     split = given.split or ("validation" if given.annotations is None else "all")
     # Of one file: --split all of a run with a second one is both.
     whole = split == "all" and given.annotations is not None
@@ -191,8 +201,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     warn_skipped(dataset.skipped)
     matched = match_names(trained.skeleton.names, dataset.skeleton.names, what="keypoint")
     notes = describe_unmatched(matched, what="keypoint")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    warn_of(notes)
     seen = see_through(trained.skeleton, dataset, matched, source_of(dataset, data.split))
     parallel = make_parallel(trained.config.run)
     evaluator = Evaluator(
@@ -202,10 +211,12 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         size=trained.config.image_size,
         padding=trained.config.augment.padding,
         num_people=1,
+        max_people=data.config.max_people or COCO_PEOPLE,
     )
     weights = parallel.put_state(trained.variables)
     people, keypoints, scores = evaluated = evaluator.run(weights)
-    result = score(keypoints, scores, people, seen.skeleton)
+    max_people = data.config.max_people or COCO_PEOPLE
+    result = score(keypoints, scores, people, seen.skeleton, max_people=max_people)
     result |= _by_protocol(data, dataset, seen, matched, evaluator, weights, evaluated)
     if data.split == "validation" and len(dataset.train):
         train = see_through(trained.skeleton, dataset, matched, dataset.train).validation
@@ -220,7 +231,9 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
                          dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
-    notes += [dataset.skipped.report()] if dataset.skipped.count else []
+    crowded = note_crowded(people, max_people=max_people)
+    warn_of(crowded)
+    notes += crowded + ([dataset.skipped.report()] if dataset.skipped.count else [])
     write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")

@@ -3,6 +3,7 @@
 Keypoints and boxes are in pixels of the original images.
 """
 
+import math
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -10,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardmine_jax.data import coco_download, coco_json
-from hardmine_jax.data.pose import coco_truth, mpii, person_boxes
+from hardmine_jax.data.pose import coco, coco_truth, mpii, person_boxes
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.pose import pck_correct
 from hardmine_jax.tasks.pose.config import Config
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.people import People
-from hardmine_jax.tasks.pose.score import coco_annotations, mean_where, score_boxes
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, coco_annotations, mean_where, score_boxes
 
 # The joints of each group that MPII's published tables have; pelvis and thorax are in none, nor in the mean.
 _GROUPS = {
@@ -55,10 +56,19 @@ def prepare_protocol(config: Config, dataset: PoseDataset) -> Protocol:
             print(f"note: no PCKh: {error}", file=sys.stderr)
     if config.boxes is None:
         return Protocol(heads=heads)
-    images, annotations = _truth(config, dataset)
-    boxes = person_boxes.load(config.boxes, images, num_keypoints=dataset.skeleton.num_keypoints)
+    truth = _truth(config, dataset)
+    boxes = person_boxes.load(
+        config.boxes,
+        truth.images,
+        num_keypoints=dataset.skeleton.num_keypoints,
+        category_id=truth.category.id,
+        category_name=truth.category.name,
+        other_ids=truth.other_ids,
+        given=config.box_category,
+        min_score=-math.inf if config.box_min_score is None else config.box_min_score,
+    )
     _warn_skipped("boxes", boxes.skipped)
-    return Protocol(boxes, tuple(annotations), heads)
+    return Protocol(boxes, tuple(truth.annotations), heads)
 
 
 def score_protocol(
@@ -88,25 +98,39 @@ def score_protocol(
             dataset.skeleton,
             size=config.image_size,
             padding=config.augment.padding,
+            max_people=config.max_people or COCO_PEOPLE,
         )
     return result
 
 
-def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict]]:
+class _Truth(NamedTuple):
     """The pictures that boxes may lie on, and all that COCO annotates there; nothing where it is not COCO."""
+
+    images: person_boxes.Images
+    annotations: list[dict] = []
+    category: coco_json.Category = coco_json.Category(1, "person")
+    other_ids: tuple[int | str, ...] = ()
+
+
+def _truth(config: Config, dataset: PoseDataset) -> _Truth:
     shown = person_boxes.SourceImages(dataset.validation)
     if config.dataset != "coco":
-        return shown, []
+        return _Truth(shown)
     file, apart = validation_file(config)
     images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
+    name = config.category or ("person" if config.annotations is None else None)
     annotations, skipped = coco_truth.annotations(
         file,
         num_keypoints=dataset.skeleton.num_keypoints,
-        category=config.category or ("person" if config.annotations is None else None),
+        category=name,
         image_ids=images.ids,
     )
     _warn_skipped("annotations", skipped)
-    return images, annotations
+    listed = file.content["categories"]
+    category = coco.written_category(coco.find_category(listed, name, file.path))
+    ids = [coco_json.whole_id(one.get("id")) for one in listed if isinstance(one, dict)]
+    others = tuple(one for one in ids if one is not None and one != category.id)
+    return _Truth(images, annotations, category, others)
 
 
 def validation_file(config: Config) -> tuple[coco_json.File, bool]:
@@ -123,7 +147,7 @@ def validation_file(config: Config) -> tuple[coco_json.File, bool]:
 
 
 def _warn_skipped(what: str, skipped: Skipped) -> None:
-    if skipped.count:
+    if skipped.reasons or skipped.noted:
         print(f"{what}: {skipped.report()}", file=sys.stderr)
 
 
