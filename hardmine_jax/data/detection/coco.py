@@ -148,10 +148,10 @@ def _pictures(file: coco_json.File, labels: Mapping[str, int], report: Report) -
     """Args: labels: by the name of the category."""
     listed = coco_json.listed_images(file)
     for image_id, names in listed.ambiguous.items():
-        for file_name in names:
-            report.skip("image whose id another image has too", f"{file_name} (id {image_id})")
-    for file_name in listed.without_id:
-        report.skip("image without an id", file_name)
+        for name in names:
+            report.skip("image whose id another image has too", f"{name} (id {image_id})")
+    for nameless in listed.without_id:
+        report.skip("image without an id", nameless)
     relative = are_relative(_corners(one) for one in file.content["annotations"] if isinstance(one, dict))
     objects = _objects(file, labels, report)
     for image_id, image in listed.images.items():

@@ -269,6 +269,7 @@ class _Images:
                 if name in self.by_stem:
                     return self._folder / self.by_stem[name]
                 for ending in ("", *_IMAGE_SUFFIXES):
-                    if _is_there(self._folder, f"{name}{ending}"):
-                        return listing.inside(self._folder, f"{name}{ending}")
+                    path = listing.inside(self._folder, f"{name}{ending}")
+                    if path is not None and os.path.isfile(path):
+                        return path
         return self._folder / f"{annotation.name}.jpg"

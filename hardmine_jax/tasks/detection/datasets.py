@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.detection.voc_xml import Corners
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.tasks.detection.config import Config
 from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags, warn_skipped
 
@@ -27,12 +29,20 @@ class Dataset(NamedTuple):
 
 
 def _load_voc(config: Config) -> DetectionDataset:
-    splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
-    return voc.load(config.data_dir, **splits, **voc_reading(config), cache_dir=config.run.cache_dir)
+    train, validation = config.train_split or "train", config.validation_split or "val"
+    reading, cache = voc_reading(config), config.run.cache_dir
+    return voc.load(config.data_dir, train=train, validation=validation, **reading, cache_dir=cache)
 
 
-def voc_reading(config: Config) -> dict[str, Any]:
-    """How a voc folder's boxes are read, arguments of `voc.load`."""
+class VocReading(TypedDict):
+    """Arguments of `voc.load`."""
+
+    corners: Corners
+    orientation: Orientation
+
+
+def voc_reading(config: Config) -> VocReading:
+    """How a voc folder's boxes are read."""
     return {"corners": config.voc_corners or "from_1", "orientation": config.orientation or "auto"}
 
 

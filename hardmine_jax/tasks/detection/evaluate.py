@@ -41,6 +41,7 @@ from hardmine_jax.tasks.detection.evaluation import (
     Evaluated,
     Evaluator,
     count_mistakes,
+    count_wanted,
     curves,
     score,
     voc_precision,
@@ -196,7 +197,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     image_ids = [int(seen.validation[int(row)]["image_id"]) for row in evaluated.rows]
     found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, trained, matched))
     write_results(folder, "detections.json", found)
-    most = max((int((~truth.difficult).sum()) for truth in evaluated.truth), default=0)
+    most = max(map(count_wanted, evaluated.truth), default=0)
     notes += many_objects(most, trained.config)
     if dataset.skipped.reasons or dataset.skipped.noted:
         notes.append(dataset.skipped.report())

@@ -198,6 +198,11 @@ def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def count_wanted(truth: GroundTruth) -> int:
+    """Objects that are to be found."""
+    return int((~np.asarray(truth.difficult, bool)).sum())
+
+
 def count_mistakes(found: Detections, truth: GroundTruth, *, min_score: float = 0.5) -> int:
     """Objects missed, difficult ones aside, plus detections that cover no object of their class."""
     sure = found.scores >= min_score
