@@ -53,9 +53,9 @@ def made_from(files: Sequence[File]) -> dict:
     }
 
 
-def _listed_images(file: File) -> list[pathlib.Path]:
+def _listed_images(file: File) -> list[str]:
     names = (image.get("file_name") for image in file.content["images"] if isinstance(image, dict))
-    return [path for name in names if (path := listing.inside(file.folder, name)) is not None]
+    return [path for name in names if (path := listing.path_inside(file.folder, name)) is not None]
 
 
 class Listed(NamedTuple):
@@ -110,6 +110,8 @@ def whole_id(given: object) -> int | str | None:
     >>> whole_id("7.0")
     '7'
     """
+    if type(given) is int:
+        return given
     if isinstance(given, float) and given.is_integer():
         return int(given)
     if isinstance(given, str) and (match := re.fullmatch(r"(-?[0-9]+)\.0+", given)):

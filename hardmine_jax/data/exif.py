@@ -135,6 +135,8 @@ def _in_chunks(encoded: bytes, *, first: int, name: bytes, order: str, extra: in
             found = _in_tiff(encoded, inner)
             if found is None or not extra:
                 return found
+            if start + length + extra > len(encoded):
+                return None
             return found._replace(chunk=slice(place + 4, start + length))
         place = start + length + extra + (0 if extra else length % 2)
     return None

@@ -1,5 +1,6 @@
 """Files that somebody else names: only regular ones are opened."""
 
+import errno
 import os
 import pathlib
 import stat
@@ -15,7 +16,7 @@ def read_bytes(path: str | os.PathLike, *, max_bytes: int | None = None) -> byte
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{os.fspath(path)} is no regular file")
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
     if max_bytes is not None and status.st_size > max_bytes:
-        raise OSError(f"{os.fspath(path)} has more than {max_bytes:,} bytes")
+        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", os.fspath(path))
     return pathlib.Path(path).read_bytes()

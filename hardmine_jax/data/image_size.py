@@ -45,10 +45,10 @@ def foreign_kind(encoded: bytes) -> str | None:
     """
     if not encoded:
         return "an empty file"
-    for start, kind in _NO_IMAGES.items():
+    for start, reason in _NO_IMAGES.items():
         if encoded.startswith(start):
-            return kind
-    kind = next((kind for start, kind in _FOREIGN.items() if encoded.startswith(start)), None)
+            return reason
+    kind: str | None = next((one for start, one in _FOREIGN.items() if encoded.startswith(start)), None)
     if encoded[4:8] == b"ftyp":
         # The first brand may be a general one, that of AVIF among those that follow it.
         kind = next((kind for brand, kind in _BRANDS.items() if brand in encoded[8:64]), "a film")

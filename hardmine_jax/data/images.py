@@ -188,12 +188,7 @@ def open_image(
     decoded = decode_image(encoded)
     if decoded is None:
         return why_not_decoded(encoded) or "image unreadable"
-    upright, stated = (decoded.shape[0], decoded.shape[1]), exif.orientation(encoded)
-    sizes = {"upright": upright, "stored": exif.turned_size(upright, stated)}
-    if stated == 1 or orientation == "upright":
-        del sizes["stored"]
-    elif orientation == "stored":
-        del sizes["upright"]
+    sizes = _readings(encoded, (decoded.shape[0], decoded.shape[1]), orientation)
     fitting = [reading for reading, size in sizes.items() if listed_size in (None, size)]
     if not fitting:
         return "image is not of the listed width and height (turned by EXIF?)"
@@ -206,7 +201,28 @@ def open_image(
     return Opened(encoded, sizes[fitting[0]], note)
 
 
+def oriented(encoded: bytes, listed_size: tuple[int, int] | None, orientation: Orientation) -> bytes:
+    """The bytes as `open_image` gives them, whatever they are: nothing is decoded or refused."""
+    size, stated = stated_size(encoded), exif.orientation(encoded)
+    if size is None or stated == 1:
+        return encoded
+    sizes = _readings(encoded, exif.turned_size(size, stated), orientation)
+    fitting = [reading for reading, size in sizes.items() if listed_size in (None, size)] or list(sizes)
+    return exif.as_stored(encoded) if fitting[0] == "stored" else encoded
+
+
 _EITHER_WAY = "photograph that its EXIF turns, which its labels fit both ways (read upright)"
+
+
+def _readings(
+    encoded: bytes, upright: tuple[int, int], orientation: Orientation
+) -> dict[Orientation, tuple[int, int]]:
+    """(H, W) by the readings that `orientation` allows, the likelier first."""
+    stated = exif.orientation(encoded)
+    sizes: dict[Orientation, tuple[int, int]] = {"upright": upright}
+    if stated != 1:
+        sizes["stored"] = exif.turned_size(upright, stated)
+    return sizes if orientation == "auto" or stated == 1 else {orientation: sizes[orientation]}
 
 
 def _holds(size: tuple[int, int], extent: tuple[float, float]) -> bool:

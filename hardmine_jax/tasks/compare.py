@@ -22,6 +22,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hardmine_jax.data import files
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.tasks.config_json import read_config
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
@@ -88,11 +89,11 @@ def read_run(workdir: pathlib.Path) -> Run:
     }
     path = workdir / "result.json"
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(files.read_bytes(path))
         return Run(settings, settings.pop("seed"), dict(result))
     except FileNotFoundError as error:
         raise DataError(f"no {path}: give --workdirs of finished runs") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is of no finished run: give --workdirs of finished runs") from error
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from hardmine_jax.data import files
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.job import exchange
 
@@ -42,7 +43,7 @@ def read_config(
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        content = {**absent, **json.loads(path.read_text())}
+        content = {**absent, **json.loads(files.read_bytes(path))}
         return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
                 for name, kind in kinds.items()]  # fmt: skip
     except FileNotFoundError as error:

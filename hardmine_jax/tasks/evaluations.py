@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from hardmine_jax import training
+from hardmine_jax.data import files
 from hardmine_jax.data.coco_json import File, id_number, whole_id
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -159,7 +160,7 @@ def _is_free(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     try:
         if not any(folder.iterdir()):
             return True
-        before = json.loads((folder / "result.json").read_text())["evaluation"]["settings"]
+        before = json.loads(files.read_bytes(folder / "result.json"))["evaluation"]["settings"]
         # What is not given is the same whether the version that wrote it knew the flag or not.
         one, other = ({name: x for name, x in each.items() if x is not None} for each in (before, settings))
         return one == other

@@ -60,7 +60,7 @@ def check_needed_flags(config: object, needed: Mapping[str, str], kind: str) -> 
 
 def warn_skipped(skipped: Skipped) -> None:
     """One line on stderr, where anything was left out or is odd."""
-    if skipped.reasons or skipped.noted:
+    if skipped:
         print(skipped.report(), file=sys.stderr)
 
 

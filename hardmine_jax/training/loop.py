@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,10 @@ from hardmine_jax.training.window import Window, check_state
 _FIRST_SLACK = 10.0
 # A checkpoint may have to wait for the one before, on its way to storage that is far away.
 _SAVE_SLACK = 10.0
+_NO_LOSS = (
+    "note: the loss of the first step is exactly 0: nothing in its examples takes part. Are labels where the "
+    "pictures show something (pixels, not shares of the image), and is anything of them kept?"
+)
 
 
 class Batches(Protocol):
@@ -122,6 +127,8 @@ def fit(
                     line: dict[str, Any] = window.flush()
                 if learning_rate is not None:
                     line["learning_rate"] = float(learning_rate(step - 1))
+                if step == 1 and line.get("loss") == 0 and is_main():
+                    print(_NO_LOSS, file=sys.stderr, flush=True)
                 reports.progress(step, line)
                 if evaluate is not None and evaluating:
                     with working("an evaluation"):

@@ -135,7 +135,7 @@ def _read(
     things = [thing for read in annotations.values() if read for thing in read.objects]
     if classes is None:
         classes = sorted({thing.title for thing in things if thing.title})
-    relative = are_relative(thing.corners for thing in things)
+    relative = are_relative(thing.corners if thing.outline is None else thing.outline for thing in things)
     images = _Images(folder / "JPEGImages")
     splits = {}
     for split, listed in zip(("train", "validation"), names, strict=True):
@@ -156,7 +156,9 @@ def _split_names(folder: pathlib.Path, files: Sequence[pathlib.Path], whole: boo
         listed = [_listed(file, folder / "Annotations") for file in files]
         return [*listed, {}] if whole else listed
     annotated = {path.stem for path in (folder / "Annotations").glob("*.xml")}
-    names = sorted(annotated | set(_Images(folder / "JPEGImages").by_stem))
+    images = _Images(folder / "JPEGImages").by_stem
+    # NAME.jpg.xml is of NAME.jpg.
+    names = sorted(annotated | {stem for stem, file in images.items() if file not in annotated})
     splits = [names, []] if whole else listing.tenth_apart(names, names)
     return [dict.fromkeys(split) for split in splits]
 
@@ -226,7 +228,7 @@ def _picture(
             continue
         chosen.append(thing)
         if corners == "from_1" and not relative and 0 <= thing.corners.min() < 1:
-            report.note(_FROM_ZERO, f"{annotation.name}#{thing.title}")
+            report.note(_FROM_ZERO, f"{annotation.name}#{thing.title or 'nameless'}")
     return ObjectPicture(
         name=annotation.name,
         image_id=number,

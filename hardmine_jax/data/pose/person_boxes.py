@@ -21,7 +21,7 @@ import numpy as np
 
 from hardmine_jax.data import coco_json, listing
 from hardmine_jax.data.coco_json import Category, id_number
-from hardmine_jax.data.images import read_file
+from hardmine_jax.data.images import Orientation, oriented, read_file
 from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather, printable
 from hardmine_jax.data.records import Records
 
@@ -51,30 +51,25 @@ class SourceImages:
 class CocoImages:
     """All pictures that a COCO file lists, with people or without: on the latter, too, a detector may err.
 
-    Not those that share their id.
+    `orientation` as for `coco.load`, so that pixels are those of the people's records.
     """
 
-    def __init__(self, file: coco_json.File):
-        listed = [image for image in file.content["images"] if isinstance(image, dict)]
-        ids = (id_number(image.get("id")) for image in listed)
-        paths = (listing.inside(file.folder, image.get("file_name")) for image in listed)
-        self._folder = file.folder
-        self._paths: dict[int, pathlib.Path] = {}
-        # Which of two pictures with one id a box is on nobody knows.
-        shared = set()
-        for number, path in zip(ids, paths, strict=True):
-            if number is not None and path is not None and self._paths.setdefault(number, path) != path:
-                shared.add(number)
-        for number in shared:
-            del self._paths[number]
-        self.ids: Collection[int] = self._paths.keys()
+    def __init__(self, file: coco_json.File, orientation: Orientation = "auto"):
+        self._folder, self._orientation = file.folder, orientation
+        self._images: dict[int, tuple[pathlib.Path, tuple[int, int] | None]] = {}
+        for image_id, image in coco_json.listed_images(file).images.items():
+            path = listing.inside(file.folder, image.get("file_name"))
+            if path is not None:
+                self._images[listing.id_number(image_id)] = path, coco_json.listed_size(image)
+        self.ids: Collection[int] = self._images.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
-        path = self._paths[image_id]
+        path, size = self._images[image_id]
         try:
-            return path.relative_to(self._folder).as_posix(), read_file(path)
+            encoded = oriented(read_file(path), size, self._orientation)
         except OSError as error:
             raise UnreadableImage(f"{path}: {error.strerror or error}") from error
+        return path.relative_to(self._folder).as_posix(), encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +122,7 @@ def load(
     *,
     num_keypoints: int,
     category_id: int | str = 1,
-    category_name: str = "",
+    categories: Sequence[Category] = (),
     other_ids: Collection[int | str] = (),
     given: str | None = None,
     min_score: float = -math.inf,
@@ -142,7 +137,7 @@ def load(
       path: the JSON file.
       images: where the pictures are, and which there are.
       num_keypoints: K of the skeleton.
-      category_id, category_name: of people; other_ids: of the data's other categories.
+      category_id: of people; categories: in place of it, with names; other_ids: of the data's others.
       given: id or name by which the detector knows people, in place of all that.
       min_score: boxes with a lower score are left out; the published evaluation takes all.
 
@@ -151,8 +146,8 @@ def load(
     """
     file = pathlib.Path(path).expanduser()
     entries = _entries(file)
-    category = Category(category_id, category_name)
-    taken, note = _taken(entries, category, {str(other) for other in other_ids}, given)
+    categories = categories or (Category(category_id, ""),)
+    taken, note = _taken(entries, categories, {str(other) for other in other_ids}, given)
     found, problems, noted = [], [], []
     for position, entry in enumerate(entries):
         box = _box(entry, taken=taken, images=images, min_score=min_score)
@@ -163,7 +158,9 @@ def load(
             noted += [(note, f"box {position}")] if note else []
     skipped = gather(problems, noted)
     if not found:
-        raise DataError(f"no box of {file} can be used ({skipped.report()}): expected {_shape(category_id)}")
+        raise DataError(
+            f"no box of {file} can be used ({skipped.report()}): expected {_shape(categories[0].id)}"
+        )
     image_ids, corners, scores = zip(*found, strict=True)
     arrays = np.asarray(image_ids, np.int64), np.asarray(corners, np.float32), np.asarray(scores, np.float32)
     return PersonBoxes(*arrays, images, num_keypoints, skipped)
@@ -216,19 +213,21 @@ def category_key(entry: object) -> Key | None:
 
 
 def _taken(
-    entries: Sequence[object], category: Category, others: Collection[str], given: str | None
+    entries: Sequence[object], categories: Sequence[Category], others: Collection[str], given: str | None
 ) -> tuple[set[Key], str]:
     """The categories that are taken, and what is odd about that, if anything is."""
     keys = {key for entry in entries if (key := category_key(entry)) is not None}
     if given is not None:
         return {key for key in keys if key.is_called(given)}, ""
-    named = {key for key in keys if key.name == category.name.casefold()}
-    found = named or {key for key in keys if key.id == str(category.id)}
+    names, numbers = {one.name.casefold() for one in categories}, {str(one.id) for one in categories}
+    found = {key for key in keys if key.name in names} or {key for key in keys if key.id in numbers}
     ids = {key.id for key in keys if key.id is not None}
     if found or len(ids) != 1 or ids & set(others):
         return found, ""
-    name = f"{printable(category.name)} (id {category.id})" if category.name else f"id {category.id}"
-    return {key for key in keys if key.id in ids}, f"of category {ids.pop()}, the only one, taken for {name}"
+    wanted = ", ".join(f"{printable(one.name)} (id {one.id})".strip() for one in categories)
+    return {
+        key for key in keys if key.id in ids
+    }, f"of category {ids.pop()}, the only one, taken for {wanted}"
 
 
 def read_box(entry: Mapping, *, score: float | None = None) -> tuple[list[float], float] | str:

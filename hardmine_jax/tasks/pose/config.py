@@ -15,7 +15,9 @@ import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.coco_json import Category, whole_id
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.augment import AugmentConfig
+from hardmine_jax.data.pose.sided_names import unpaired_names
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
@@ -53,10 +55,15 @@ class Config:
       images: folder that the JSON's file names are relative to.
       validation_annotations: a second JSON to validate on; without it a tenth of the images.
       validation_images: its folder, if not --images.
-      category: which category of the JSON, by name or id, if several have keypoints.
+      category: which category of the JSON, by name or id, if several have keypoints; several names with the
+        same keypoints, or all, are trained on as one.
       sigmas: OKS constants, one a keypoint, over the file's own.
       flip_pairs: names that a mirror swaps, two by two, over those found by left/right in the names.
       edges: names that a line joins, two by two, over the file's own.
+      exif_orientation: how the JSON counts the pixels of photographs that EXIF turns: upright, stored, or
+        auto (the default), which is by their listed width and height, and upright where both fit.
+      point_side: pixels of the square around somebody who is one point and has no box; a quarter of the
+        picture's shorter side by default.
       model: the network.
       image_size: height and width of the crops, multiples of 32 (64 for the published hourglasses).
       mining: which labelled keypoints of each image carry the gradient.
@@ -93,10 +100,12 @@ class Config:
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None
     validation_images: pathlib.Path | None = None
-    category: str | None = None
+    category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     edges: tuple[tuple[str, str], ...] | None = None
+    exif_orientation: Orientation | None = None
+    point_side: float | None = None
     model: networks.ModelName = "laptop"
     hrnet: HRNetConfig = HRNetConfig()
     image_size: tuple[int, int] = (96, 96)
@@ -139,8 +148,8 @@ def make_model(config: Config, num_keypoints: int, axis_name: str | None = None)
     )
 
 
-def build(config: Config, skeleton: Skeleton) -> Functions:
-    """What a settled config comes to."""
+def build(config: Config, skeleton: Skeleton, *, with_second: bool = False) -> Functions:
+    """What a settled config comes to; `with_second` as `predict.make_predict` has it."""
 
     model_for = functools.partial(make_model, config, skeleton.num_keypoints)
 
@@ -157,6 +166,7 @@ def build(config: Config, skeleton: Skeleton) -> Functions:
         decode=config.decode,
         flip_test=config.flip_test,
         inputs=config.inputs,
+        with_second=with_second,
     )
 
     def init_for(num_keypoints: int) -> Callable[[jax.Array], Mapping[str, Any]]:
@@ -231,13 +241,8 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise UserError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
         )
-    mirrored = config.augment.flip_probability > 0 or config.flip_test
-    if mirrored and not skeleton.flip_pairs and num_keypoints > 1:
-        print(
-            f"note: no left/right pairs among {', '.join(skeleton.names[:4])} ...: mirrored images keep the "
-            "names. Give --flip-pairs, or --augment.flip-probability 0 --no-flip-test",
-            file=sys.stderr,
-        )
+    if config.augment.flip_probability > 0 or config.flip_test:
+        warn_of_sides(config, skeleton)
     return config
 
 
@@ -250,6 +255,21 @@ def check_scoring(config: Config) -> None:
             raise UserError(f"{flag(name)} means nothing without --boxes: add it, or drop this")
     if config.box_min_score is not None and not math.isfinite(config.box_min_score):
         raise UserError(f"--box-min-score {config.box_min_score} must be a finite number")
+
+
+def warn_of_sides(config: Config, skeleton: Skeleton) -> None:
+    """One line about keypoints that keep their names in mirrored images, and should not."""
+    advice = (
+        "mirrored images keep the names. Give --flip-pairs, or --augment.flip-probability 0 --no-flip-test"
+    )
+    alone = () if config.flip_pairs is not None else unpaired_names(skeleton.names, skeleton.flip_pairs)
+    if not skeleton.flip_pairs and skeleton.num_keypoints > 1:
+        names = f"no left/right pairs among {', '.join(skeleton.names[:4])} ..."
+    elif alone:
+        names = f"{len(alone)} keypoints look sided and have no partner ({', '.join(alone[:20])})"
+    else:
+        return
+    print(f"note: {names}: {advice}", file=sys.stderr)
 
 
 def check_heads(config: Config) -> None:
@@ -314,8 +334,9 @@ def load_categories(workdir: pathlib.Path) -> tuple[Category, ...]:
     script = "hardmine pose train"
     (listed,) = read_config(workdir, {"categories": None}, script=script, absent={"categories": []})
     try:
-        found = tuple(Category(whole_id(entry["id"]), entry["name"]) for entry in listed)
-        if all(one.id is not None and isinstance(one.name, str) for one in found):
+        given = [(whole_id(entry["id"]), entry["name"]) for entry in listed]
+        found = tuple(Category(number, name) for number, name in given if number is not None)
+        if len(found) == len(given) and all(isinstance(one.name, str) for one in found):
             return found
     except (TypeError, KeyError):
         pass
@@ -340,8 +361,10 @@ class TrainedRun(NamedTuple):
     categories: tuple[Category, ...] = ()
 
 
-def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best") -> TrainedRun:
-    """The run in a workdir, or one checkpoint of it.
+def load_run(
+    checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "best", with_second: bool = False
+) -> TrainedRun:
+    """The run in a workdir, or one checkpoint of it; `with_second` as `predict.make_predict` has it.
 
     Raises:
       DataError: no run of this task is there.
@@ -351,5 +374,5 @@ def load_run(checkpoint: pathlib.Path, *, which: Literal["best", "latest"] = "be
     config, skeleton = load_config(workdir)
     categories = load_categories(workdir)
     step, variables = training.load_step(checkpoint, which=which)
-    predict = build(config, skeleton).predict
+    predict = build(config, skeleton, with_second=with_second).predict
     return TrainedRun(config, skeleton, variables, predict, step, categories)

@@ -31,6 +31,7 @@ class Dataset(NamedTuple):
 
 def _load_coco(config: Config) -> PoseDataset:
     given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    given["orientation"] = given.pop("exif_orientation") or "auto"
     return coco.load(cache_dir=config.run.cache_dir, **given)
 
 
@@ -50,7 +51,7 @@ DATASETS: Mapping[str, Dataset] = {
         _load_coco,
         (
             "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
-            "flip_pairs", "edges",
+            "flip_pairs", "edges", "exif_orientation", "point_side",
         ),
         {"annotations": "JSON", "images": "DIR"},
     ),

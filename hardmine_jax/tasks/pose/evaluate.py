@@ -27,7 +27,8 @@ import tyro
 
 from hardmine_jax.data import coco_download, coco_json
 from hardmine_jax.data.coco_json import whole_id
-from hardmine_jax.data.pose import coco
+from hardmine_jax.data.pose.coco import id_of_annotation
+from hardmine_jax.data.pose.coco_categories import find_categories, of_categories
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -168,6 +169,7 @@ def _val2017(config: Config) -> Config:
         annotations=folder / "annotations" / "person_keypoints_val2017.json",
         images=folder / "val2017",
         category="person",
+        exif_orientation="stored",
         data_dir=None,
     )
 
@@ -229,11 +231,11 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     }
     write_json(folder / "result.json", result)
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
-                         dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip
+                         dataset.skeleton.num_keypoints), scores, _ids(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
     crowded = note_crowded(people, max_people=max_people)
     warn_of(crowded)
-    notes += crowded + ([dataset.skipped.report()] if dataset.skipped.count else [])
+    notes += crowded + ([dataset.skipped.report()] if dataset.skipped else [])
     write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")
@@ -293,39 +295,53 @@ def _triples(keypoints: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.concatenate([keypoints, scores[..., None]], axis=-1, dtype=np.float64)
 
 
-def _ids(config: Config) -> tuple[Mapping[int | None, Any], Any]:
-    """Image ids as the COCO file has them by those of the records, and its category's id."""
+class _Ids(NamedTuple):
+    """Ids as COCO files have them.
+
+    Attributes:
+      images: by those of the records, which are taken where there is none.
+      categories: by ids of image and annotation, as records have them; `category` of all others.
+    """
+
+    images: Mapping[int | None, Any]
+    categories: Mapping[tuple[int | None, int], Any]
+    category: Any
+
+
+def _ids(config: Config) -> _Ids:
     if config.dataset != "coco" or config.annotations is None:
-        return {}, 1
+        return _Ids({}, {}, 1)
     files = [coco_json.load_file(config.annotations, config.images)]
     if config.validation_annotations is not None:
         files.append(validation_file(config)[0])
-    category = coco.find_category(files[-1].content["categories"], config.category, files[-1].path)
-    return written_image_ids(files), whole_id(category["id"])
+    categories, first = {}, None
+    for file in files:
+        chosen = find_categories(file, config.category)
+        first = whole_id(chosen[0]["id"])
+        if len(chosen) > 1:
+            for place, entry in of_categories(file.content["annotations"], chosen, file.path):
+                key = coco_json.id_number(entry.get("image_id")), id_of_annotation(entry, place)
+                categories[key] = whole_id(entry.get("category_id", first))
+    return _Ids(written_image_ids(files), categories, first)
 
 
-def coco_results(
-    people: People,
-    triples: np.ndarray,
-    scores: np.ndarray,
-    image_ids: Mapping[int | None, Any],
-    category_id: Any,
-) -> list[dict[str, Any]]:
+def coco_results(people: People, triples: np.ndarray, scores: np.ndarray, ids: _Ids) -> list[dict[str, Any]]:
     """COCO keypoint results; a person's score is the mean of what was scored of them.
 
     Args:
       triples: [N, K, 3], (x, y, score) of the data's keypoints; scores: [N, K common].
-      image_ids: the file's by the records'; a record's own where there is none.
+      ids: as the results have them.
     """
+    keys = list(zip(people.image_id.tolist(), people.annotation_id.tolist(), strict=True))
     return [
         {
-            "image_id": image_ids.get(int(people.image_id[row]), int(people.image_id[row])),
+            "image_id": ids.images.get(key[0], key[0]),
             "file_name": people.names[row],
-            "category_id": category_id,
+            "category_id": ids.categories.get(key, ids.category),
             "keypoints": np.round(triples[row], 3).ravel().tolist(),
             "score": float(scores[row].mean()),
         }
-        for row in range(len(people.names))
+        for row, key in enumerate(keys)
     ]
 
 

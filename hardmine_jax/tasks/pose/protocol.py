@@ -6,12 +6,14 @@ Keypoints and boxes are in pixels of the original images.
 import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hardmine_jax.data import coco_download, coco_json
-from hardmine_jax.data.pose import coco, coco_truth, mpii, person_boxes
+from hardmine_jax.data.pose import coco_truth, mpii, person_boxes
+from hardmine_jax.data.pose.coco_categories import find_categories, written_categories
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.pose import pck_correct
@@ -61,8 +63,7 @@ def prepare_protocol(config: Config, dataset: PoseDataset) -> Protocol:
         config.boxes,
         truth.images,
         num_keypoints=dataset.skeleton.num_keypoints,
-        category_id=truth.category.id,
-        category_name=truth.category.name,
+        categories=truth.categories,
         other_ids=truth.other_ids,
         given=config.box_category,
         min_score=-math.inf if config.box_min_score is None else config.box_min_score,
@@ -108,7 +109,7 @@ class _Truth(NamedTuple):
 
     images: person_boxes.Images
     annotations: list[dict] = []
-    category: coco_json.Category = coco_json.Category(1, "person")
+    categories: Sequence[coco_json.Category] = (coco_json.Category(1, "person"),)
     other_ids: tuple[int | str, ...] = ()
 
 
@@ -117,20 +118,23 @@ def _truth(config: Config, dataset: PoseDataset) -> _Truth:
     if config.dataset != "coco":
         return _Truth(shown)
     file, apart = validation_file(config)
-    images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
-    name = config.category or ("person" if config.annotations is None else None)
+    official = config.annotations is None
+    orientation = "stored" if official else config.exif_orientation or "auto"
+    images: person_boxes.Images = person_boxes.CocoImages(file, orientation) if apart else shown
+    wanted = config.category or ("person" if official else None)
     annotations, skipped = coco_truth.annotations(
         file,
         num_keypoints=dataset.skeleton.num_keypoints,
-        category=name,
+        category=wanted,
         image_ids=images.ids,
+        point_side=config.point_side,
     )
     _warn_skipped("annotations", skipped)
-    listed = file.content["categories"]
-    category = coco.written_category(coco.find_category(listed, name, file.path))
-    ids = [coco_json.whole_id(one.get("id")) for one in listed if isinstance(one, dict)]
-    others = tuple(one for one in ids if one is not None and one != category.id)
-    return _Truth(images, annotations, category, others)
+    categories = written_categories(find_categories(file, wanted))
+    listed = [one for one in file.content["categories"] if isinstance(one, dict)]
+    ids = {coco_json.whole_id(one.get("id")) for one in listed}
+    others = tuple(one for one in ids - {one.id for one in categories} if one is not None)
+    return _Truth(images, annotations, categories, others)
 
 
 def validation_file(config: Config) -> tuple[coco_json.File, bool]:
@@ -147,7 +151,7 @@ def validation_file(config: Config) -> tuple[coco_json.File, bool]:
 
 
 def _warn_skipped(what: str, skipped: Skipped) -> None:
-    if skipped.reasons or skipped.noted:
+    if skipped:
         print(f"{what}: {skipped.report()}", file=sys.stderr)
 
 

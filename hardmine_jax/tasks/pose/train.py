@@ -135,7 +135,7 @@ def finish(
     shown = [evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical)]
     crowded = note_crowded(people, max_people=max_people)
     warn_of(crowded)
-    notes = [dataset.skipped.report()] if dataset.skipped.count else []
+    notes = [dataset.skipped.report()] if dataset.skipped else []
     notes += crowded
     if unreadable:
         notes.append(

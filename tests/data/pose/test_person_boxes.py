@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.data import coco_json
+from hardmine_jax.data.coco_json import Category
 from hardmine_jax.data.pose import person_boxes
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_crops
@@ -115,7 +116,7 @@ def _taken(tmp_path, coco, entries, **options) -> list[float]:
 
 def test_boxes_of_the_category_that_is_trained_on_are_taken_whatever_its_id(tmp_path, coco):
     entries = [{"category_id": number} for number in (5, "absent", 1, "5", 5.0)]
-    mouse = {"category_id": 5, "category_name": "mouse", "other_ids": (1, 6)}
+    mouse = {"categories": [Category(5, "mouse")], "other_ids": (1, 6)}
     assert _taken(tmp_path, coco, entries, category_id=5) == [0, 1, 3, 4]
     assert _taken(tmp_path, coco, entries) == [1, 2]
     # By name, where the detector writes them, as our own does; its ids count for nothing then.
@@ -123,14 +124,16 @@ def test_boxes_of_the_category_that_is_trained_on_are_taken_whatever_its_id(tmp_
     assert _taken(tmp_path, coco, named, **mouse) == [0]
     assert _taken(tmp_path, coco, named, **mouse, given="rat") == [1]
     assert _taken(tmp_path, coco, entries, **mouse, given="1") == [1, 2]
+    several = [Category(1, "rat"), Category(5, "mouse")]
+    assert _taken(tmp_path, coco, [*entries, {"category_id": 6}], categories=several) == [0, 1, 2, 3, 4]
     # A category called by a number is no other's id.
-    assert _taken(tmp_path, coco, entries, category_id=5, category_name="1") == [0, 1, 3, 4]
+    assert _taken(tmp_path, coco, entries, categories=[Category(5, "1")]) == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("number", [0, 1, "mouse"])
 def test_boxes_of_one_unknown_category_are_taken_which_is_noted(tmp_path, coco, number):
     path = _write(tmp_path, [GOOD | {"category_id": number}] * 2)
-    images, wanted = person_boxes.CocoImages(coco), {"category_id": 2, "category_name": "mouse"}
+    images, wanted = person_boxes.CocoImages(coco), {"categories": [Category(2, "mouse")]}
     boxes = person_boxes.load(path, images, num_keypoints=3, **wanted)
     assert (
         len(boxes) == 2
