@@ -292,7 +292,8 @@ def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_detection_config(folder: pathlib.Path) -> None:
-    detection_config.load_config(folder)
+    _, classes = detection_config.load_config(folder)
+    detection_config.load_category_ids(folder, classes)
 
 
 _ARRAYS = {

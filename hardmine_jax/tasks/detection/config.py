@@ -46,7 +46,7 @@ class Config:
       validation_split: which one to validate on; val by default.
       voc_corners: how the numbers of voc's boxes count: from_1, VOC's own, the default; from_0, the last
         pixel in the box; edges, from 0 to the picture's width (VoTT, CVAT).
-      orientation: how boxes count the pixels of a photograph that its EXIF turns: upright, as viewers show
+      exif_orientation: how boxes count the pixels of a photograph that EXIF turns: upright, as viewers show
         it; stored; or auto, the default, as the listed size or the boxes tell, and otherwise upright, with a
         note.
       annotations: COCO detection JSON.
@@ -80,7 +80,7 @@ class Config:
     train_split: str | None = None
     validation_split: str | None = None
     voc_corners: Corners | None = None
-    orientation: Orientation | None = None
+    exif_orientation: Orientation | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None

@@ -43,12 +43,12 @@ class VocReading(TypedDict):
 
 def voc_reading(config: Config) -> VocReading:
     """How a voc folder's boxes are read."""
-    return {"corners": config.voc_corners or "from_1", "orientation": config.orientation or "auto"}
+    return {"corners": config.voc_corners or "from_1", "orientation": config.exif_orientation or "auto"}
 
 
 def _load_coco(config: Config) -> DetectionDataset:
     given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
-    given["orientation"] = config.orientation or "auto"
+    given["orientation"] = given.pop("exif_orientation") or "auto"
     return coco.load(cache_dir=config.run.cache_dir, **given)
 
 
@@ -56,12 +56,12 @@ DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
     "voc": Dataset(
         _load_voc,
-        ("data_dir", "train_split", "validation_split", "voc_corners", "orientation"),
+        ("data_dir", "train_split", "validation_split", "voc_corners", "exif_orientation"),
         {"data_dir": f"DIR with {voc.LAYOUT}"},
     ),
     "coco": Dataset(
         _load_coco,
-        ("annotations", "images", "validation_annotations", "validation_images", "orientation"),
+        ("annotations", "images", "validation_annotations", "validation_images", "exif_orientation"),
         {"annotations": "JSON", "images": "DIR"},
     ),
 }

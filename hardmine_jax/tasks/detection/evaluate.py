@@ -77,7 +77,7 @@ class EvaluateConfig:
       data_dir: folder of voc.
       train_split: which ImageSets/Main/*.txt of voc was trained on, for --split train.
       validation_split: which one is scored; val by default.
-      voc_corners, orientation: how the boxes count, see hardmine detection train.
+      voc_corners, exif_orientation: how the boxes count, see hardmine detection train.
       annotations: COCO detection JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
       which: of the run's checkpoints.
@@ -96,7 +96,7 @@ class EvaluateConfig:
     train_split: str | None = None
     validation_split: str | None = None
     voc_corners: Corners | None = None
-    orientation: Orientation | None = None
+    exif_orientation: Orientation | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     which: Literal["best", "latest"] = "best"

@@ -3,12 +3,12 @@
     hardmine detection predict photo.jpg other.jpg --checkpoint WORKDIR --output detections
 
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
-detection, `bbox` as [x, y, width, height] in pixels of the image as stored (EXIF is not looked at, as in
-training), `category_id` and `category` as in the file that the run was trained on (ids count from 1 where it
-had none). `image_id` is the file's name where that is a number of no other file, else its place on the command
-line or the next that is free; `file_name` has folders where names alone do not tell the files apart. `hardmine
-pose predict --boxes` takes that file. Proposals come from selective search with the settings of the training.
-Seconds on a laptop CPU.
+detection, `bbox` as [x, y, width, height] in pixels of the image upright, as viewers show it (as stored where
+the run was trained so), `category_id` and `category` as in the file that the run was trained on (ids count
+from 1 where it had none). `image_id` is the file's name where that is a number of no other file, else its place
+on the command line or the next that is free; `file_name` has folders where names alone do not tell the files
+apart. `hardmine pose predict --boxes` takes that file. Proposals come from selective search with the settings
+of the training. Seconds on a laptop CPU.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import tyro
 
 from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import search_image
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.problems import printable
 from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import Detections
@@ -114,8 +115,9 @@ def run(config: PredictConfig) -> None:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint, max_detections=config.max_detections)
     paths = once_each(config.images)
+    orientation: Orientation = "stored" if trained.config.exif_orientation == "stored" else "upright"
     photos = [
-        Photo(path, *read_photo(path), image_id, name)
+        Photo(path, *read_photo(path, orientation), image_id, name)
         for path, image_id, name in zip(paths, number_photos(paths), file_names(paths), strict=True)
     ]
     drawings = [config.output / f"{name}_boxes.png" for name in picture_names(paths)]

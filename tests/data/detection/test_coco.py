@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.data.detection import coco
+from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.problems import DataError
 
 
@@ -248,3 +249,30 @@ def test_one_file_listed_twice(content, save):
     assert noted["image in the training and in the validation list"] == ("./1.png", "1.png")
     noted = coco.load(*save(second), validation_annotations=save(content, "b.json")[0]).skipped.noted
     assert noted["image file listed twice"] == ("1.png",)
+
+
+def test_a_photograph_that_exif_turns_is_read_as_its_boxes_count(content, save, tmp_path):
+    """Turned by 180 degrees both readings fit, and a flag decides; what is listed decides by itself."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[6:26, 5:15] = 255
+    for number, orientation in ((0, 3), (1, 6)):
+        exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0%c\0\0\0\0\0\0\0" % orientation
+        encoded = cv2.imencode(".jpg", pixels)[1].tobytes()
+        segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(encoded[:2] + segment + encoded[2:])
+        content["images"][number]["file_name"] = f"{number}.jpg"
+    content["annotations"] = [annotation(1, 10), annotation(2, 11), annotation(3, 12), annotation(4, 13)]
+
+    def brightness(dataset, name: str) -> float:
+        record = everything(dataset)[name]
+        x1, y1, x2, y2 = record["boxes"][0].astype(int)
+        return decode_image(record["image"])[y1:y2, x1:x2].mean()
+
+    stored, upright, auto = (
+        coco.load(*save(content), orientation=way) for way in ("stored", "upright", "auto")
+    )
+    assert brightness(stored, "0.jpg") > 240 and brightness(upright, "0.jpg") < 15 > brightness(auto, "0.jpg")
+    noted = "photograph that its EXIF turns, which its labels fit both ways (read upright)"
+    assert auto.skipped.noted[noted] == ("0.jpg",) and noted not in stored.skipped.noted
+    # Listed as 60 wide, which it is as stored.
+    assert brightness(auto, "1.jpg") > 240 and "1.jpg" not in everything(upright)

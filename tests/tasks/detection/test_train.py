@@ -300,7 +300,7 @@ def _fails(capsys, main, arguments: list[str]) -> str:
         (["--background-overlap", 0.5, "--mining", "random"], "--background-overlap 0.5"),
         (["--background-overlap", 0, "--mining", "hard_negatives"], "--background-overlap means nothing"),
         (["--voc-corners", "edges"], "--voc-corners means nothing to --dataset synthetic"),
-        (["--orientation", "stored"], "--orientation means nothing to --dataset synthetic"),
+        (["--exif-orientation", "stored"], "--exif-orientation means nothing to --dataset synthetic"),
         (["--seed", 2**32], "--seed 4294967296"),
         (["--init-from", "w.npz"], "--init-from w.npz"),
         (["--images", "d"], "--images"),
