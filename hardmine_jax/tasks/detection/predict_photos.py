@@ -5,10 +5,10 @@
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
 detection, `bbox` as [x, y, width, height] in pixels of the image upright, as viewers show it (as stored where
 the run was trained so), `category_id` and `category` as in the file that the run was trained on (ids count
-from 1 where it had none). `image_id` is the file's name where that is a number of no other file, else its place
-on the command line or the next that is free; `file_name` has folders where names alone do not tell the files
-apart. `hardmine pose predict --boxes` takes that file. Proposals come from selective search with the settings
-of the training. Seconds on a laptop CPU.
+from 1 where it had none). `image_id` is the file's name where that is a number of no other file, else its
+place on the command line or the next that is free; `file_name` has folders where names alone do not tell the
+files apart. `hardmine pose predict --boxes` takes that file. Proposals come from selective search with the
+settings of the training. Seconds on a laptop CPU.
 """
 
 import dataclasses
