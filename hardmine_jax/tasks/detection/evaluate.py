@@ -198,7 +198,9 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, trained, matched))
     write_results(folder, "detections.json", found)
     most = max(map(count_wanted, evaluated.truth), default=0)
-    notes += many_objects(most, trained.config)
+    for note in many_objects(most, trained.config):
+        print(f"note: {note}", file=sys.stderr)
+        notes.append(note)
     if dataset.skipped.reasons or dataset.skipped.noted:
         notes.append(dataset.skipped.report())
     if result["classes_without_objects"]:
