@@ -41,13 +41,15 @@ from hardmine_jax.data.detection import proposals, voc  # noqa: E402
 from hardmine_jax.data.pose import coco as coco_keypoints  # noqa: E402
 from hardmine_jax.data.pose import coco_truth, lspet, mpii, person_boxes  # noqa: E402
 from hardmine_jax.data.pose.augment import evaluate_crop  # noqa: E402
-from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage  # noqa: E402
+from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather  # noqa: E402
 from hardmine_jax.models.torch_files import read_torch_file  # noqa: E402
 from hardmine_jax.models.torch_weights import WeightsError  # noqa: E402
 from hardmine_jax.tasks.charts import series  # noqa: E402
 from hardmine_jax.tasks.config_json import change  # noqa: E402
 from hardmine_jax.tasks.detection import config as detection_config  # noqa: E402
+from hardmine_jax.tasks.photos import InputError  # noqa: E402
 from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.tasks.pose import photo_boxes, predict_photos  # noqa: E402
 from hardmine_jax.tasks.pose.protocol import score_heads  # noqa: E402
 from hardmine_jax.training.metrics_log import mean_speed  # noqa: E402
 
@@ -172,9 +174,17 @@ def read_coco_truth(folder: pathlib.Path) -> Skipped:
     return coco_truth.annotations(file, num_keypoints=3)[1]
 
 
-def make_boxes(folder: pathlib.Path) -> pathlib.Path:
-    make_coco(folder)
+def make_boxes(folder: pathlib.Path, *, named: bool = False, whole: bool = False) -> pathlib.Path:
+    content = json.loads(make_coco(folder).read_text())
     boxes = [{"image_id": n % 4, "category_id": 1, "bbox": [n, 2, 20.5, 30], "score": 0.5} for n in range(6)]
+    if named:
+        names = [image["file_name"] for image in content["images"]]
+        boxes = [
+            box | {"file_name": names[n % len(names)], "category": "nose"} for n, box in enumerate(boxes)
+        ]
+    if whole:
+        unnamed = [{name: value for name, value in box.items() if name != "file_name"} for box in boxes]
+        boxes = {"images": content["images"], "annotations": unnamed, "categories": content["categories"]}
     return _write(folder / "boxes.json", boxes)
 
 
@@ -185,6 +195,17 @@ def read_boxes(folder: pathlib.Path) -> Skipped:
     for row in range(len(boxes)):
         evaluate_crop(boxes[row], size=(32, 32), skeleton=skeleton)
     return boxes.skipped
+
+
+def read_photo_boxes(folder: pathlib.Path) -> Skipped:
+    problems = []
+    boxes = photo_boxes.read_boxes(folder / "boxes.json", skip=lambda *found: problems.append(found))
+    paths = sorted((folder / "images").iterdir())
+    photos = predict_photos.read_photos(paths, boxes, skip=lambda *found: problems.append(found))
+    results = [predict_photos.coco_results(photo, np.ones((len(photo.boxes), 3, 3))) for photo in photos]
+    assert json.dumps(results) and all(photo.image.size for photo in photos)
+    assert predict_photos.category_notes(photos, [coco_json.Category(1, "nose")], chosen=False) is not None
+    return gather(problems)
 
 
 def make_voc(folder: pathlib.Path) -> pathlib.Path:
@@ -390,6 +411,10 @@ KINDS = {
     "COCO outlines JSON": Kind(make_coco_outlines, _JSON, read_coco_detection),
     "COCO truth JSON": Kind(make_coco, _JSON, read_coco_truth),
     "person boxes JSON": Kind(make_boxes, _JSON, read_boxes),
+    "boxes of photos JSON": Kind(_make(make_boxes, named=True), _JSON, read_photo_boxes, (InputError,)),
+    "boxes of photos, COCO JSON": Kind(
+        _make(make_boxes, named=True, whole=True), _JSON, read_photo_boxes, (InputError,)
+    ),
     "VOC XML": Kind(make_voc_xml, mutations.spoil_xml, read_voc),
     "VOC list": Kind(make_voc, _BYTES, read_voc),
     "MPII JSON": Kind(make_mpii, _JSON, read_mpii),

@@ -144,7 +144,7 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwargs):
+def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, weight=1.0, **kwargs):
     """Fits one number; at step `bad_at` the metric or the loss is infinite, after `spoiled_by` the number."""
 
     def loss_fn(params, batch_stats, batch, key, step):
@@ -171,10 +171,22 @@ def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwarg
         return jax.numpy.where(count + 1 == (spoiled_by or -1), jax.numpy.inf, 0.1)
 
     state = create_state(
-        {"params": {"w": np.float32([1.0])}}, apply_fn=None, optimizer=optax.sgd(rate), key=jax.random.key(0)
+        {"params": {"w": np.float32([weight])}},
+        apply_fn=None,
+        optimizer=optax.sgd(rate),
+        key=jax.random.key(0),
     )
     parallel = parallelise(lambda axis: make_train_step(loss_fn, axis_name=axis), devices=jax.devices()[:1])
     return fit(state, parallel=parallel, batches=Batches(), batch_size=2, workdir=workdir, **kwargs)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_first_loss_of_exactly_zero_is_told_once(tmp_path, capsys, weight):
+    scalar_fit(tmp_path, weight=weight, steps=3, log_every=1)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.startswith("note: the loss of the first step is exactly 0") for note in notes] == [True] * (
+        not weight
+    )
 
 
 @pytest.mark.parametrize("metric, named", [("loss", "loss is nan"), ("extra", "extra is inf")])

@@ -168,6 +168,8 @@ def _read(files: list[coco_json.File], options: dict, report: Report) -> tuple[S
         train, (other, validation) = everybody, _read_file(files[1], options, report)
         if other.names != skeleton.names:
             raise DataError(f"{files[1].path} has keypoints {other.names}, {files[0].path} {skeleton.names}")
+        if other.sigmas != skeleton.sigmas:
+            report.note(f"sigmas other than those of {files[0].path.name}, which count", files[1].path.name)
     trained = {picture.image for picture in train}
     for picture in validation:
         if picture.image in trained:

@@ -14,7 +14,7 @@ import math
 import operator
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,9 +27,10 @@ from hardmine_jax.data.records import Records
 
 
 class Images(Protocol):
-    """Pictures by the id that records have."""
+    """Pictures by the id that records have, and their file names."""
 
     ids: Collection[int]
+    names: Mapping[int, str]
 
     def read(self, image_id: int) -> tuple[str, bytes]:
         """Name and encoded bytes of one; raises UnreadableImage."""
@@ -40,7 +41,14 @@ class SourceImages:
 
     def __init__(self, source: Records):
         self._source = source
-        self._rows = {int(source[row]["image_id"]): row for row in reversed(range(len(source)))}
+        self._rows: dict[int, int] = {}
+        names: dict[int, str] = {}
+        for row in range(len(source)):
+            record = source[row]
+            image_id = int(record["image_id"])
+            self._rows.setdefault(image_id, row)
+            names.setdefault(image_id, record["name"])
+        self.names: Mapping[int, str] = names
         self.ids: Collection[int] = self._rows.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
@@ -61,6 +69,9 @@ class CocoImages:
             path = listing.inside(file.folder, image.get("file_name"))
             if path is not None:
                 self._images[listing.id_number(image_id)] = path, coco_json.listed_size(image)
+        self.names: Mapping[int, str] = {
+            number: path.relative_to(self._folder).as_posix() for number, (path, _) in self._images.items()
+        }
         self.ids: Collection[int] = self._images.keys()
 
     def read(self, image_id: int) -> tuple[str, bytes]:
@@ -149,8 +160,9 @@ def load(
     categories = categories or (Category(category_id, ""),)
     taken, note = _taken(entries, categories, {str(other) for other in other_ids}, given)
     found, problems, noted = [], [], []
+    find_image = _make_find(images)
     for position, entry in enumerate(entries):
-        box = _box(entry, taken=taken, images=images, min_score=min_score)
+        box = _box(entry, taken=taken, find_image=find_image, min_score=min_score)
         if isinstance(box, str):
             problems.append((box, f"box {position}"))
         else:
@@ -271,20 +283,58 @@ def _number(given: object) -> float:
     return float(given)
 
 
+def _make_find(images: Images) -> Callable[[dict], int | str]:
+    """`entry -> the id of its image`, or the reason why there is none."""
+    paths = {number: _parts(name) for number, name in images.names.items()}
+    by_last: dict[str, list[int]] = {}
+    for number, parts in paths.items():
+        for last in {parts[-1], _stem(parts[-1])} if parts else ():
+            by_last.setdefault(last, []).append(number)
+
+    def find_image(entry: dict) -> int | str:
+        image_id, name = id_number(entry.get("image_id")), entry.get("file_name")
+        parts = _parts(name) if isinstance(name, str) else []
+        if not parts:
+            return "image not in the dataset" if image_id is None or image_id not in images.ids else image_id
+        # By another ending where there is none of its own: a detector may have seen converted files.
+        for last in (parts[-1], _stem(parts[-1])):
+            alike = [number for number in by_last.get(last, ()) if _same_folders(paths[number], parts)]
+            if image_id in alike or len(alike) == 1:
+                return image_id if image_id is not None and image_id in alike else alike[0]
+            if alike:
+                return "file_name of several images"
+        return "file_name of no image"
+
+    return find_image
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def _stem(name: str) -> str:
+    return pathlib.PurePosixPath(name).stem
+
+
+def _same_folders(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the folders of one path are the end of the other's."""
+    return all(a == b for a, b in zip(one[-2::-1], other[-2::-1], strict=False))
+
+
 def _box(
-    entry: object, *, taken: Collection[Key], images: Images, min_score: float
+    entry: object, *, taken: Collection[Key], find_image: Callable[[dict], int | str], min_score: float
 ) -> tuple[int, list[float], float] | str:
     """(image id, xyxy, score), or the reason why there is none."""
     if not isinstance(entry, dict):
         return "no object of names and values"
-    if "image_id" not in entry:
+    if "image_id" not in entry and "file_name" not in entry:
         return "no image_id"
     key = category_key(entry)
     if key is not None and key not in taken:
         return "another category"
-    image_id = id_number(entry["image_id"])
-    if image_id is None or image_id not in images.ids:
-        return "image not in the dataset"
+    image_id = find_image(entry)
+    if isinstance(image_id, str):
+        return image_id
     box = read_box(entry)
     if isinstance(box, str):
         return box

@@ -27,6 +27,7 @@ import tyro
 
 from hardmine_jax.data import coco_download, coco_json
 from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.coco import id_of_annotation
 from hardmine_jax.data.pose.coco_categories import find_categories, of_categories
 from hardmine_jax.data.pose.records import PoseDataset
@@ -78,8 +79,10 @@ class EvaluateConfig:
       data_dir: folder of the dataset, as in training.
       annotations: COCO keypoint JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
-      category: which category of the JSON, by name or id, if several have keypoints.
+      category: which category of the JSON, by name or id, if several have keypoints; or several, or all.
       sigmas: OKS constants, one a keypoint of the JSON, over its own.
+      exif_orientation: how the JSON counts the pixels of photographs that EXIF turns, as in training.
+      point_side: pixels of the square around somebody who is one point and has no box, as in training.
       which: of the run's checkpoints.
       split: which part of the data; by default all of a JSON given by --annotations, else the validation
         split.
@@ -100,8 +103,10 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
-    category: str | None = None
+    category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    exif_orientation: Orientation | None = None
+    point_side: float | None = None
     which: Literal["best", "latest"] = "best"
     split: Split | None = None
     max_people: int | None = None

@@ -84,6 +84,7 @@ def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) 
         "keypoints": list(skeleton.names),
         "edges": [list(edge) for edge in skeleton.edges],
         "flip_pairs": [list(pair) for pair in skeleton.flip_pairs],
+        "categories": [category._asdict() for category in run.categories],
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
         "trained": {

@@ -14,7 +14,8 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hardmine_jax.data.coco_json import Category, whole_id
+from hardmine_jax.data import files
+from hardmine_jax.data.coco_json import Category, is_true, whole_id
 from hardmine_jax.data.pose.person_boxes import Key, category_key, read_box
 from hardmine_jax.data.problems import printable
 from hardmine_jax.tasks.photos import InputError
@@ -85,7 +86,7 @@ def read_boxes(
 
 def _read(path: pathlib.Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(files.read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -127,16 +128,17 @@ def _read_entry(
     """The key and the box of an entry, or the reason why there is none."""
     if not isinstance(entry, dict):
         return "no object of names and values"
-    if str(entry.get("iscrowd", 0)).lower() in ("1", "1.0", "true"):
+    if is_true(entry.get("iscrowd")):
         return "crowd (iscrowd)"
     given = entry.get("image_id")
     image_id = whole_id(given)
     if given is not None and image_id is None:
         return "image_id that is neither a whole number nor text"
-    name = entry.get("file_name", names.get(str(image_id)))
+    named = isinstance(entry.get("file_name"), str)
+    name = entry["file_name"] if named else names.get(str(image_id))
     if not isinstance(name, str) and image_id is None:
         return "neither file_name nor image_id"
-    if "file_name" not in entry and str(image_id) in shared:
+    if not named and str(image_id) in shared:
         return "image_id that images of several names share"
     found = read_box(entry, score=1.0)
     if isinstance(found, str):

@@ -270,8 +270,9 @@ def run(config: PredictConfig) -> None:
     photos = _find_people(config, paths, trained)
     pictures_of = [config.output / f"{name}_pose.png" for name in picture_names(paths)]
     check_outputs(pictures_of, paths)
-    people, several = _predict(trained, photos)
+    warn_of(category_notes(photos, trained.categories, chosen=config.box_category is not None))
     config.output.mkdir(parents=True, exist_ok=True)
+    people, several = _predict(trained, photos)
     results, category_id = [], trained.categories[0].id if trained.categories else 1
     for photo, picture, found in zip(photos, pictures_of, people, strict=True):
         drawn = draw_people(photo, found, trained.skeleton, min_score=config.min_score)
@@ -321,7 +322,6 @@ def _find_people(config: PredictConfig, paths: Sequence[pathlib.Path], trained: 
         raise InputError(f"{error} ({config.boxes}: {gather(problems).report()})") from error
     if problems:
         print(f"boxes: {gather(problems).report()}", file=sys.stderr)
-    warn_of(category_notes(photos, trained.categories, chosen=config.box_category is not None))
     return photos
 
 

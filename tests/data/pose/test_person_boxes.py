@@ -147,6 +147,27 @@ def test_boxes_of_one_unknown_category_are_taken_which_is_noted(tmp_path, coco, 
         person_boxes.load(path, images, num_keypoints=3, **wanted)
 
 
+def test_a_file_name_decides_on_which_image_a_box_is(tmp_path, coco):
+    """Our own detector counts photographs from 1, whatever their ids in an annotation file are."""
+    coco.content["images"] += [{"id": 1, "file_name": "a/x.png"}, {"id": 2, "file_name": "b/x.png"}]
+    names = {"8.png": 8, "in/8.png": 8, "a/x.png": 1, "b\\x.png": 2, "/far/b/x.png": 2, "9.jpg": "nine"}
+    entries = [GOOD | {"file_name": name} for name in names]
+    bad = [GOOD | {"file_name": name} for name in ("x.png", "c/x.png", "77.png")]
+    alone = [{name: value for name, value in entry.items() if name != "image_id"} for entry in entries]
+    images = person_boxes.CocoImages(coco)
+    boxes = person_boxes.load(_write(tmp_path, entries + bad + alone), images, num_keypoints=3)
+    expected = [coco_json.id_number(one) for one in names.values()]
+    assert boxes.image_ids.tolist() == expected * 2
+    assert boxes.skipped.reasons == {
+        "file_name of several images": ("box 6",), "file_name of no image": ("box 7", "box 8"),
+    }  # fmt: skip
+    # An id that is right decides where names cannot.
+    boxes = person_boxes.load(
+        _write(tmp_path, [GOOD | {"file_name": "x.png", "image_id": 2}]), images, num_keypoints=3
+    )
+    assert boxes.image_ids.tolist() == [2]
+
+
 def test_pictures_that_share_an_id_have_no_boxes(tmp_path, coco):
     coco.content["images"].append({"id": "7", "file_name": "8.png"})
     boxes = person_boxes.load(
