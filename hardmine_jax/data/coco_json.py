@@ -190,7 +190,7 @@ def listed_size(image: dict) -> tuple[int, int] | None:
 def _load_json(path: pathlib.Path) -> dict:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            # Outlines are most of an official file, and never used.
+            # Outlines are most of an official file, and used where there is no box alone.
             content = json.load(file, object_hook=_without_segmentation)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}): expected {_SHAPE}") from error
@@ -202,8 +202,14 @@ def _load_json(path: pathlib.Path) -> dict:
 
 
 def _without_segmentation(content: dict) -> dict:
-    content.pop("segmentation", None)
+    if "segmentation" in content and has_area(numbers(content.get("bbox"))):
+        del content["segmentation"]
     return content
+
+
+def has_area(bbox: np.ndarray | None) -> bool:
+    """Whether these are the four numbers (x, y, width, height) of a box with an area."""
+    return bbox is not None and len(bbox) == 4 and bool(np.isfinite(bbox).all() and (bbox[2:] != 0).all())
 
 
 def id_number(given: object) -> int | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.detection.boxes import iou
+from hardmine_jax.detection.boxes import area, iou, sides
 from hardmine_jax.mining.types import ArrayLike
 
 
@@ -82,6 +82,52 @@ def match(
         overlaps=overlaps,
         indices=jnp.where(touches, indices, 0),
     )
+
+
+def part_inside(boxes: ArrayLike, regions: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """The largest part of each box that lies in one of the regions.
+
+    part_n = max over m in where of |box_n and region_m| / |box_n|
+
+    So COCO's evaluation tells what lies in a crowd: a box within it belongs to it however small it is, where
+    the intersection over union would be small. No gradient flows; a box or a region without area, or NaN,
+    gives 0.
+
+    Args:
+      boxes: [..., N, 4] pixels.
+      regions: [..., M, 4] pixels; M may be 0.
+      where: bool [..., M], which regions take part; None for all.
+
+    Returns:
+      float [..., N] in 0 .. 1.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    >>> crowd = jnp.array([[0.0, 0.0, 100.0, 50.0]])
+    >>> part_inside(jnp.array([[10.0, 10.0, 20.0, 20.0], [90.0, 0.0, 110.0, 20.0]]), crowd)
+    Array([1. , 0.5], dtype=float32)
+    """
+    boxes, regions = (jax.lax.stop_gradient(jnp.asarray(array)) for array in (boxes, regions))
+    where = jnp.ones(regions.shape[:-1], bool) if where is None else jnp.asarray(where)
+    if boxes.ndim < 2 or boxes.shape[:-2] != regions.shape[:-2] or where.shape != regions.shape[:-1]:
+        raise ValueError(
+            f"boxes {boxes.shape}, regions {regions.shape} and where {where.shape} must be [..., N, 4],"
+            " [..., M, 4] and [..., M]"
+        )
+    if where.dtype != bool:
+        raise ValueError(f"where must be bool, not {where.dtype}: say which regions take part")
+    if regions.shape[-2] == 0:
+        return jnp.zeros(boxes.shape[:-1], jnp.float32)
+    one, other = ([side[..., None] for side in sides(boxes)], [side[..., None, :] for side in sides(regions)])
+    across, down = (
+        jnp.minimum(one[axis + 2], other[axis + 2]) - jnp.maximum(one[axis], other[axis]) for axis in (0, 1)
+    )
+    both = jnp.maximum(across, 0) * jnp.maximum(down, 0)
+    own = area(boxes)[..., None]
+    # NaN is no overlap.
+    some = where[..., None, :] & (both > 0) & (own > 0)
+    return jnp.where(some, both / jnp.where(some, own, 1), 0).max(axis=-1)
 
 
 def _check(

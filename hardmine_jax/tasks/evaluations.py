@@ -160,9 +160,11 @@ def _is_free(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     try:
         if not any(folder.iterdir()):
             return True
-        content = json.loads(files.read_bytes(folder / "result.json"))
-        return content["evaluation"]["settings"] == settings
-    except (OSError, ValueError, KeyError, TypeError):
+        before = json.loads(files.read_bytes(folder / "result.json"))["evaluation"]["settings"]
+        # What is not given is the same whether the version that wrote it knew the flag or not.
+        one, other = ({name: x for name, x in each.items() if x is not None} for each in (before, settings))
+        return one == other
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

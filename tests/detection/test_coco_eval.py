@@ -119,6 +119,17 @@ def test_nothing_found_and_nothing_there(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_more_than_a_hundred_objects_where_asked_for():
+    corner = 20.0 * np.stack(np.meshgrid(np.arange(15), np.arange(10)), -1).reshape(-1, 2)
+    boxes, labels = np.concatenate([corner, corner + 12], 1), np.ones(150, int)
+    given = [(boxes, np.linspace(1, 0.5, 150), labels)], [(boxes, labels)]
+    assert coco_average_precision(*given, classes=("a",))["AR100"] == pytest.approx(100 / 150)
+    most = coco_average_precision(*given, classes=("a",), max_detections=200)
+    assert most["AP"] == most["AR200"] == 1.0 and "AR100" not in most
+    with pytest.raises(ValueError, match="max_detections=10 must be above 10"):
+        coco_average_precision(*given, classes=("a",), max_detections=10)
+
+
 def test_a_label_that_is_no_class_is_refused():
     truth = GroundTruth(np.array([[0, 0, 100, 100]]), np.array([4]))
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.detection import encode_boxes, iou, match
+from hardmine_jax.detection.match import part_inside
 
 
 def _by_loop(boxes, gt_boxes, gt_labels, foreground, where):
@@ -113,3 +114,35 @@ def test_refusals(heaps):
         ValueError, match=r"boxes \(1, 5, 4\) and gt_boxes \(3, 4\) must have the same leading"
     ):
         match(boxes[None], heaps(3), labels)
+
+
+def test_the_part_inside_is_by_the_box_s_own_area(heaps):
+    boxes, regions = heaps(80), heaps(12)
+    boxes[3, 2:], regions[2, 2:], boxes[5, 1] = boxes[3, :2], regions[2, :2], np.nan
+    where = np.random.default_rng(0).random(12) < 0.7
+    expected = np.zeros(80)
+    for n, (x1, y1, x2, y2) in enumerate(boxes.astype(np.float64)):
+        for region in regions[where].astype(np.float64):
+            across, down = min(x2, region[2]) - max(x1, region[0]), min(y2, region[3]) - max(y1, region[1])
+            if across > 0 and down > 0:
+                expected[n] = max(expected[n], across * down / ((x2 - x1) * (y2 - y1)))
+    assert 5 < (expected > 0.5).sum() < 75
+    inside = jax.jit(part_inside)(boxes, regions, where=where)
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    np.testing.assert_array_equal(
+        jax.vmap(part_inside)(boxes[None], regions[None])[0], part_inside(boxes, regions)
+    )
+    assert not part_inside(boxes, regions[:0]).any()
+    gradient = jax.grad(lambda boxes: part_inside(boxes, regions).sum())(boxes)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_what_does_not_fit_a_region_is_refused():
+    boxes, where = jnp.zeros((3, 4)), jnp.ones(2, bool)
+    for regions, given, message in (
+        (jnp.zeros((5, 4)), where, "must be"),
+        (jnp.zeros((2, 4)), where.astype(int), "must be bool"),
+        (jnp.zeros((1, 2, 4)), where[None], "must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            part_inside(boxes, regions, where=given)

@@ -149,6 +149,18 @@ def make_coco(folder: pathlib.Path) -> pathlib.Path:
     return _write(folder / "a.json", {"images": images, "annotations": annotations, "categories": [_NOSE]})
 
 
+def make_coco_outlines(folder: pathlib.Path) -> pathlib.Path:
+    """Of three objects there are outlines and no box."""
+    path = make_coco(folder)
+    content = json.loads(path.read_text())
+    runs = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT + 5, 7, HEIGHT - 7, 7]}
+    outlines = ([[3, 4, 43, 4, 43, 34.5]], runs, runs | {"counts": "]17Q10"})
+    for annotation, outline in zip(content["annotations"], outlines, strict=False):
+        del annotation["bbox"]
+        annotation["segmentation"] = outline
+    return _write(path, content)
+
+
 def read_coco_keypoints(folder: pathlib.Path) -> Skipped:
     return _everything(coco_keypoints.load(folder / "a.json", folder / "images", cache_dir=folder / "cache"))
 
@@ -313,7 +325,8 @@ def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_detection_config(folder: pathlib.Path) -> None:
-    detection_config.load_config(folder)
+    _, classes = detection_config.load_config(folder)
+    detection_config.load_category_ids(folder, classes)
 
 
 _ARRAYS = {
@@ -395,6 +408,7 @@ KINDS = {
     "joints.mat, packed": Kind(_make(make_lspet, compressed=True), _MATRIX, read_lspet),
     "COCO keypoints JSON": Kind(make_coco, _JSON, read_coco_keypoints),
     "COCO detection JSON": Kind(make_coco, _JSON, read_coco_detection),
+    "COCO outlines JSON": Kind(make_coco_outlines, _JSON, read_coco_detection),
     "COCO truth JSON": Kind(make_coco, _JSON, read_coco_truth),
     "person boxes JSON": Kind(make_boxes, _JSON, read_boxes),
     "boxes of photos JSON": Kind(_make(make_boxes, named=True), _JSON, read_photo_boxes, (InputError,)),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from hardmine_jax.tasks.detection.config import (
     Config,
     build,
     load_config,
+    notes_on_data,
     room_for_boxes,
     save_config,
     settle,
@@ -40,6 +42,7 @@ from hardmine_jax.tasks.detection.evaluation import (
 )
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
+from hardmine_jax.tasks.detection.trained_on import check_trained_on
 from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
@@ -58,8 +61,12 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
       What result.json holds; None when a signal stopped the run, and in processes other than the first.
     """
     check_run(config.run)
+    check_trained_on(config.run, dataset)
     config = settle_with_data(config, dataset)
-    run, functions = config.run, build(config, len(dataset.classes))
+    if exchange.is_main():
+        for note in notes_on_data(config, dataset):
+            print(f"note: {note}", file=sys.stderr)
+    run, functions = config.run, build(config, len(dataset.classes), classes=dataset.classes)
     with exchange.first_of_host():
         proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(run, functions.of_run)
@@ -76,10 +83,11 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
         evaluator = Evaluator(dataset, proposals.validation, predict, batching=batching, num_images=few)
         recorder = MinedRecorder(run.folder, dataset.train, proposals.train, choose, batching=batching)
         finishing = functools.partial(finish, config, dataset, evaluator, recorder)
+        saving = functools.partial(save_config, config, dataset.classes, dataset.category_ids)
         if run.eval_only:
-            keep_begun(opened, batches, lambda: save_config(config, dataset.classes))
+            keep_begun(opened, batches, saving)
             return finishing(parallel.put_state(opened.state), opened.step, {}, [])
-        save_config(config, dataset.classes)
+        saving()
 
         def evaluate(state: training.TrainState) -> dict[str, float]:
             recorder.record(state, int(parallel.get(state.step)))
@@ -163,7 +171,7 @@ def finish(
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     measured = voc_precision(evaluated, dataset.classes)
-    result = score(evaluated, measured)
+    result = score(evaluated, measured, max_detections=config.max_detections)
     result |= {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": step,
