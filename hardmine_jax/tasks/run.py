@@ -16,6 +16,7 @@ import numpy as np
 from hardmine_jax import training
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import distributed, exchange
+from hardmine_jax.job.folder_lock import locked
 from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
@@ -33,7 +34,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
     """
 
     def noted_body() -> None:
-        with noted(run.folder):
+        with only_start(run), noted(run.folder):
             # It asks JAX for the devices, which have to wait until the processes have found each other.
             keep_freed_memory()
             body()
@@ -50,6 +51,19 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
         noted_body()
 
     return run_to_exit_code(run_joined if run.distributed else run_alone)
+
+
+@contextlib.contextmanager
+def only_start(run: RunConfig) -> Iterator[None]:
+    """Within it a second start in the same --workdir is refused; of a job's processes the first speaks for all.
+
+    Raises:
+      UserError: this is the second.
+    """
+    with contextlib.ExitStack() as holding:
+        if exchange.is_main():
+            holding.enter_context(locked(run.folder))
+        yield
 
 
 _NOTE = "non_finite.json"
