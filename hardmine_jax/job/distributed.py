@@ -53,7 +53,9 @@ def joined(
       UserError: some of the three are missing or senseless, or no cluster was found.
     """
     if not 0 <= patience <= _LONGEST:
-        raise UserError(f"patience={patience} must lie in [0, {_LONGEST:.0e}]: give seconds, or 0 to wait for ever")
+        raise UserError(
+            f"patience={patience} must lie in [0, {_LONGEST:.0e}]: give seconds, or 0 to wait for ever"
+        )
     _initialise(coordinator, num_processes, process_id)
     over = threading.Event()
     arguments = (over, patience or math.inf, threading.get_ident())

@@ -92,7 +92,7 @@ def end_job(error: BaseException, line: str | None) -> NoReturn:
 
 
 def end_others(answer: Answer) -> None:
-    """Tells the other processes to end as this one does, which was interrupted; returns when they have heard."""
+    """Tells the other processes to end with this one, which was interrupted; returns when they have heard."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if declare(answer.code, f"process {jax.process_index()}: {answer.line}"):
             wait_until_acknowledged()

@@ -50,7 +50,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def _open(path: pathlib.Path) -> int:
     """The number of the locked file."""
     while True:
-        # flock's belongs to this opening: it ends with the process, and children that run other programs have none.
+        # flock's lock is this opening's: it ends with the process, and children do not inherit the number.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

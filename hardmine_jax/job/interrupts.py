@@ -1,9 +1,9 @@
 """Ctrl-C from the first line of a command on: one line and an exit code, whatever the process is at.
 
-While there is nothing to save (imports, data, compiling) it ends the process at once, by a thread of its own: the
-main thread may be in C for a minute, and KeyboardInterrupt comes out of the middle of somebody else's code, as a
-traceback or a crash. While training it is `signals.stop_requests` that answers. Python's own modules only: this is
-imported before everything else.
+While there is nothing to save (imports, data, compiling) it ends the process at once, by a thread of its own:
+the main thread may be in C for a minute, and KeyboardInterrupt comes out of the middle of somebody else's
+code, as a traceback or a crash. While training it is `signals.stop_requests` that answers. Python's own
+modules only: this is imported before everything else.
 """
 
 import contextlib

@@ -25,9 +25,9 @@ _TWICE = "interrupted again: ended at once; checkpoints of earlier steps are kep
 def stop_requests() -> Iterator[threading.Event]:
     """Within it SIGTERM, SIGHUP and the first Ctrl-C set the event; a second Ctrl-C ends the process at once.
 
-    A second one that comes while a checkpoint is being written only says so; the next one ends it. SIGHUP stays
-    ignored where it was, as by nohup. The handlers of before come back at the end. Outside the main thread, where
-    Python allows no handlers, the event is never set.
+    A second one that comes while a checkpoint is being written only says so; the next one ends it. SIGHUP
+    stays ignored where it was, as by nohup. The handlers of before come back at the end. Outside the main
+    thread, where Python allows no handlers, the event is never set.
     """
     stop = threading.Event()
     warned = False

@@ -1,5 +1,5 @@
-"""How a command ends: 0 done, 1 a restart may mend it, or a bug, 2 after a line about what is the user's to mend,
-130 interrupted."""
+"""How a command ends: 0 done, 1 a restart may mend it, or a bug, 2 after a line about what is the user's, 130
+interrupted."""
 
 import contextlib
 import sys
@@ -17,8 +17,8 @@ from hardmine_jax.job.interrupts import INTERRUPTED
 def run_to_exit_code(body: Callable[[], object]) -> int:
     """0 when `body` came to its end, 2 after one line about what is wrong, 1 after the traceback of a bug.
 
-    1 after the line where, unlike of wrong input, a start from the last checkpoint may mend it; 130 after a line
-    where Ctrl-C interrupted it.
+    1 after the line where, unlike of wrong input, a start from the last checkpoint may mend it; 130 after a
+    line where Ctrl-C interrupted it.
     """
     try:
         with bugs_marked():

@@ -55,7 +55,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
 
 @contextlib.contextmanager
 def only_start(run: RunConfig) -> Iterator[None]:
-    """Within it a second start in the same --workdir is refused; of a job's processes the first speaks for all.
+    """Within it a second start in the same --workdir is refused; of a job's processes the first is asked.
 
     Raises:
       UserError: this is the second.

@@ -2,11 +2,43 @@
 
 import os
 import pathlib
+import re
 import shutil
 from typing import TypeAlias
 
+from hardmine_jax.errors import UserError
+
 FOLDER = "checkpoints"
 AnyPath: TypeAlias = str | os.PathLike[str]
+# As orbax calls what it has not finished, and no more than that: the folder may hold what is not ours.
+_UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp(-[0-9]+)?")
+_STEP = re.compile(r"0|[1-9][0-9]*")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; the message is one line and says what to do."""
+
+
+def is_step(path: pathlib.Path) -> bool:
+    """Whether a checkpoint may lie there, by the name."""
+    return _STEP.fullmatch(path.name) is not None
+
+
+def remove_unfinished(directory: pathlib.Path) -> None:
+    """Removes what a writing that was killed or failed has left, and nothing else."""
+    for path in directory.glob("*.*"):
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_name(path: pathlib.Path) -> None:
+    """Raises CheckpointError where the storage of checkpoints cannot be told of a folder."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{ascii(os.fspath(path))}: checkpoints need a folder with a name in UTF-8: rename it"
+        ) from None
 
 
 def set_aside(workdir: AnyPath) -> pathlib.Path | None:
