@@ -53,7 +53,7 @@ def _lasting(stream: TextIO) -> TextIO:
         return stream
     unbuffered = isinstance(stream.buffer, io.FileIO)
     return io.TextIOWrapper(
-        file if unbuffered else io.BufferedWriter(file),  # type: ignore[arg-type]  # As Python's own with -u.
+        file if unbuffered else io.BufferedWriter(file),  # As Python's own with -u.
         encoding=stream.encoding,
         # A name in a message need not be of this encoding.
         errors="backslashreplace" if stream.errors == "strict" else stream.errors,

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
+from hardmine_jax.job.exchange import from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
 from hardmine_jax.training.checkpoint_damage import is_damage, other_model, reason, say_damaged
 from hardmine_jax.training.checkpoint_folder import (
@@ -30,15 +30,17 @@ from hardmine_jax.training.checkpoint_folder import (
     CheckpointError,
     check_name,
     find_checkpoints,
+    is_step,
     remove_unfinished,
     set_damaged_aside,
 )
+from hardmine_jax.training.checkpoint_of_all import Restored, shared
 from hardmine_jax.training.checkpoint_seal import (
     check_about,
     check_folder,
-    check_number,
     make_seal,
     mend_scores,
+    read_scores,
     read_seal,
 )
 from hardmine_jax.training.named_arrays import (
@@ -55,14 +57,6 @@ from hardmine_jax.training.state import TrainState
 
 # Bytes of a disk that is full.
 _LITTLE = 2**16
-
-
-class Restored(NamedTuple):
-    """A training state as it was saved (numpy leaves), and where its input iterator stood."""
-
-    step: int
-    state: TrainState
-    iterator_state: Any
 
 
 class Checkpoints:
@@ -205,7 +199,7 @@ class Checkpoints:
         Raises:
           CheckpointError: made by another model or optimizer, or every one is damaged.
         """
-        return _shared(functools.partial(self._find_latest, check=check), template)
+        return shared(functools.partial(self._find_latest, check=check), template)
 
     def _find_latest(self, template: TrainState, check: Callable[[Restored], object]) -> Restored | None:
         damaged = {}
@@ -240,7 +234,8 @@ class Checkpoints:
 
     def _best_step(self) -> int | None:
         self.wait()
-        return _choose(self._manager, "best")
+        best: int | None = self._manager.best_step()
+        return max(self._manager.all_steps(), default=None) if best is None else best
 
     def close(self) -> None:
         self.wait()
@@ -259,7 +254,6 @@ class Checkpoints:
             check_described(about["arrays"], named(tree))
             raise other_model(path, differing, self._anew)
         check_whole(about["arrays"], named(tree))
-        check_number(path, step if seal is not None else int(tree.get("step", step)))
         return Restored(step, from_tree(template, tree), decode_json(about["iterator"]))
 
     def _score(self, metrics: dict | None) -> dict | None:
@@ -275,24 +269,6 @@ class Checkpoints:
         target = set_damaged_aside(self.directory / str(step), self.directory, str(step))
         self._manager.reload()
         print(f"{say_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
-
-
-def _shared(find: Callable[[TrainState], Restored | None], template: TrainState) -> Restored | None:
-    """What `find(template)` gives in process 0, in every process."""
-    if jax.process_count() == 1:
-        return find(template)
-    restored = find(template) if is_main() else None
-
-    def about() -> tuple[int, Any] | None:
-        return None if restored is None else (restored.step, restored.iterator_state)
-
-    said = from_main(about, "restored")
-    if said is None:
-        return None
-    state = template if restored is None else restored.state
-    arrays = broadcast_arrays({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
-    tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
-    return Restored(said[0], from_tree(template, tree), said[1])
 
 
 def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> dict[str, Any]:
@@ -321,13 +297,15 @@ def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tu
         raise CheckpointError(f"{folder}: no such folder; give a workdir or a checkpoint in it")
     check_name(directory)
     check_folder(directory)
-    manager = _open(directory)
+    reader = _open_to_read(directory)
     try:
-        if step is None:
-            step = _choose(manager, which)
-        if step is None or step not in manager.all_steps():
+        steps = [int(path.name) for path in directory.iterdir() if is_step(path)]
+        if step is None and steps:
+            scores = {n: x for n, x in read_scores(directory).items() if n in steps and which == "best"}
+            step = max(scores, key=lambda n: (scores[n], n)) if scores else max(steps)
+        if step is None or step not in steps:
             raise CheckpointError(f"{folder}: no checkpoint there; give a workdir that was trained in")
-        return step, _read_variables(manager, step)
+        return step, _read_variables(reader, step)
     except Exception as error:
         if not is_damage(error):
             raise
@@ -335,11 +313,29 @@ def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tu
             say_damaged(folder if step is None else directory / str(step), error)
         ) from error
     finally:
-        manager.close()
+        reader.checkpointer.close()
 
 
-def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.CheckpointManager:
-    """For reading only unless `keep_last` is given."""
+class _Reader(NamedTuple):
+    """Reads as a CheckpointManager does, but no other step, whose score may be damaged."""
+
+    directory: pathlib.Path
+    checkpointer: ocp.Checkpointer
+
+    def restore(self, step: int, args: ocp.args.Composite) -> Any:
+        return self.checkpointer.restore(self.directory / str(step), args=args)
+
+
+def _open_to_read(directory: pathlib.Path) -> _Reader:
+    keep_quiet()
+    alone = _alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return _Reader(directory, ocp.Checkpointer(handler, multiprocessing_options=alone))
+
+
+def _open(directory: pathlib.Path, keep_last: int) -> ocp.CheckpointManager:
     keep_quiet()
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
@@ -349,7 +345,6 @@ def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.Checkpoi
         create=jax.process_count() == 1,
         best_fn=_get_score,
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
-        read_only=keep_last is None,
         # Where a folder cannot be made, threads would wait for it for minutes, and the process with them.
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
@@ -370,19 +365,14 @@ def _get_score(metrics: dict) -> float:
     return metrics["score"]
 
 
-def _choose(manager: ocp.CheckpointManager, which: str) -> int | None:
-    best = manager.best_step() if which == "best" else None
-    return max(manager.all_steps(), default=None) if best is None else best
-
-
-def _read_about(manager: ocp.CheckpointManager, step: int) -> dict:
+def _read_about(manager: ocp.CheckpointManager | _Reader, step: int) -> dict:
     about: dict = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
     return about
 
 
-def _read_variables(manager: ocp.CheckpointManager, step: int) -> dict:
+def _read_variables(manager: _Reader, step: int) -> dict:
     about = _read_about(manager, step)
-    check_about(about, read_seal(pathlib.Path(manager.directory) / str(step)))
+    check_about(about, read_seal(manager.directory / str(step)))
     entries = about["arrays"]
     params = "ema_params" if any(name.startswith("ema_params/") for name in entries) else "params"
     entries = {name: e for name, e in entries.items() if name.split("/")[0] in (params, "batch_stats")}

@@ -4,6 +4,7 @@
 with or None, the CRC-32 of `about`, and that of the other three. Checkpoints of before have none.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,8 @@ import pathlib
 import sys
 import zlib
 from typing import Any
+
+import numpy as np
 
 from hardmine_jax.training.checkpoint_folder import CheckpointError, is_step, set_damaged_aside
 
@@ -46,14 +49,6 @@ def check_about(about: Any, seal: dict[str, Any] | None) -> None:
         raise ValueError("the description is not what was saved")
 
 
-def check_number(path: pathlib.Path, saved: int) -> None:
-    """Raises CheckpointError where a checkpoint lies under another number than it was saved under."""
-    if int(path.name) != saved:
-        raise CheckpointError(
-            f"{path} is checkpoint {saved} under another number, renamed or copied: move it out of there"
-        )
-
-
 def check_folder(directory: pathlib.Path) -> None:
     """Raises CheckpointError naming a link, or a folder that was renamed or copied, among the checkpoints."""
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
@@ -61,9 +56,36 @@ def check_folder(directory: pathlib.Path) -> None:
             continue
         if path.is_symlink():
             raise CheckpointError(f"{path} is a link, and no checkpoint of this run: remove it")
-        seal = _sound_seal(path)
-        if seal is not None:
-            check_number(path, seal["step"])
+        if not _bears_its_number(path):
+            raise CheckpointError(
+                f"{path} was not saved under that number, but renamed or copied: move it out of there"
+            )
+
+
+def _bears_its_number(path: pathlib.Path) -> bool:
+    number, seal = int(path.name), _sound_seal(path)
+    if seal is not None:
+        return bool(seal["step"] == number)
+    # Without a seal the state's own count of steps tells, of which `about` has the CRC-32.
+    try:
+        shape, dtype, crc = json.loads((path / "about" / "metadata").read_text())["arrays"]["step"]
+        return bool((path / "seal").exists() or crc == zlib.crc32(np.array(number, dtype).tobytes()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        # Damaged, which is told when it is read.
+        return True
+
+
+def read_scores(directory: pathlib.Path) -> dict[int, float]:
+    """The scores of the checkpoints that have any, by step; a damaged one is none."""
+    scores = {}
+    for path in directory.iterdir():
+        if is_step(path):
+            seal, score = _sound_seal(path), None
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                score = _read_score(path / "metrics" / "metrics") if seal is None else seal["score"]
+            if score is not None:
+                scores[int(path.name)] = score
+    return scores
 
 
 def mend_scores(directory: pathlib.Path) -> None:
