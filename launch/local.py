@@ -7,10 +7,11 @@ Needs: the packages of the script (`pip install -e ".[train]"`), no accelerator;
 Costs: nothing; the processes share this machine's cores, each sees --devices simulated CPU devices.
 Resume: a process that dies ends the others, and all start again from the last checkpoint, at most --retries
     times; after a start that ran for --steady they are counted anew. After Ctrl-C, a kill or a reboot, run
-    the same command again: it goes on where it stood. With `--no-resume` among the script's flags every launch
-    starts anew, and its restarts go on.
-Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP (but under nohup) after saving; 2 wrong flags or
-    input, or a full disk, which no restart mends; otherwise that of the process that died first (128 + signal).
+    the same command again: it goes on where it stood. With the script's `--no-resume` every launch starts
+    anew, and its restarts go on.
+Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP (which nohup keeps away) after saving; 2 wrong
+    flags or input, or a full disk, which no restart mends; 130 interrupted before there was anything to save;
+    otherwise that of the process that died first (128 + signal).
 
 Every process gets `--distributed --coordinator localhost:PORT --num-processes N --process-id I` appended, its
 output comes prefixed with its number. Times are in seconds. After a signal the processes have --timeout to
@@ -236,11 +237,9 @@ def watch(workers: list[Worker], received: list[int], timeout: float) -> int:
             kill_at = min(kill_at, end_others(workers, first, timeout))
         if len(received) > passed:
             # The second signal means now; but a terminal that is closed sends SIGHUP more than once.
-            if passed == 0:
-                kill_at = time.monotonic() + timeout
-            elif received[passed] != signal.SIGHUP:
-                kill_at = 0.0
-            send(alive, received[passed])
+            if passed == 0 or received[passed] != signal.SIGHUP:
+                kill_at = time.monotonic() + timeout if passed == 0 else 0.0
+                send(alive, received[passed])
             passed += 1
         late = time.monotonic() > kill_at
         kill_hanging(running(workers) if late else hanging(running(workers), ended, timeout))

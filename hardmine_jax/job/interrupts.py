@@ -59,6 +59,11 @@ def listening() -> Iterator[None]:
         os.close(mouth)
 
 
+def is_listening() -> bool:
+    """Whether this is a command's own process, within `listening`."""
+    return _listening
+
+
 def answer(line: str, code: int) -> None:
     """From now on Ctrl-C ends the process with that line and code, where anybody is listening."""
     global _answer

@@ -51,6 +51,9 @@ def stop_requests() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
+        if stop.is_set() and interrupts.is_listening():
+            # The process is about to end, with what it was asked for done: asked again it ends no other way.
+            before = {signal.SIGINT: before[signal.SIGINT]}
         for number, handler in before.items():
             # None: set by something other than Python, and not ours to know.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
