@@ -59,7 +59,7 @@ def main(what):
         time.sleep(0.5)
         assert len(workers()) == 2
         workers()[0].kill()
-        assert first + indices(batches, 11) == indices(start(0), 12)
+        assert first + indices(batches, 29) == indices(start(0), 30)
     elif what == "killed again and again":
         threading.Thread(target=kill_all_the_time, daemon=True).start()
         indices(batches, 100)

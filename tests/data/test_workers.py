@@ -46,17 +46,13 @@ def test_they_end_with_a_parent_that_is_killed():
 def test_one_that_is_killed_costs_no_batch_and_signals_for_the_trainer_end_none():
     ended = run("killed")
     assert ended.returncode == 0 and not ended.stdout, ended.stderr
-    assert (
-        ended.stderr.count("an input process was killed, as when memory runs out: all input processes") == 1
-    )
+    assert ended.stderr.count("was killed, as when memory runs out: all input processes start again") == 1
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_they_are_given_up_in_one_line():
     ended = run("killed again and again")
-    said = (
-        "DataError: an input process was killed, as when memory runs out; or read with fewer input processes"
-    )
+    said = "DataError: an input process was killed, as when memory runs out; or read with fewer"
     assert ended.stdout.startswith(said) and "Traceback" not in ended.stderr
 
 
@@ -80,10 +76,8 @@ def test_what_an_error_says_of_them():
     died = "Worker process was terminated unexpectedly with exit code {}. Search the logs above"
     text, sure = line(RuntimeError(died.format(-signal.SIGBUS)))
     assert text.startswith("/dev/shm") and "has no room for the batches" in text and sure
-    assert line(RuntimeError(died.format(-9))) == (
-        "an input process was killed, as when memory runs out",
-        False,
-    )
+    killed = "an input process was killed, as when memory runs out"
+    assert line(RuntimeError(died.format(-9))) == (killed, False)
     assert line(RuntimeError(died.format(3))) == ("an input process ended with exit code 3", False)
     text, sure = line(OSError(errno.ENOSPC, "No space left on device"))
     assert text.startswith("/dev/shm") and "has no room for input processes" in text and sure

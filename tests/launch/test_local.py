@@ -351,7 +351,7 @@ def test_closed_output_does_not_stop_the_training(launch, tmp_path):
         (["--processes", "two", "--", __file__], "invalid int value"),
         (
             ["--processes", "2", "--timeout", "nan", "--", __file__],
-            "--timeout nan must be a number from 0 to",
+            "--timeout nan must be a number from 0",
         ),
         (["--processes", "2", "--steady", "inf", "--", __file__], "--steady inf must be a number from 0 to"),
         (["--processes", "2", "--timeout", "1e20", "--", __file__], "--timeout 1e+20 must be a number from"),
