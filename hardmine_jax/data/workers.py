@@ -34,7 +34,9 @@ def start_tracker() -> None:
     # Before `starting_workers`: it unblocks signals that were blocked.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
-        resource_tracker.ensure_running()
+        # Against SIGHUP it does nothing itself.
+        with starting_workers():
+            resource_tracker.ensure_running()
     finally:
         sys.warnoptions.pop()
 

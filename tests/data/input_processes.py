@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import numpy as np
 
@@ -56,6 +57,7 @@ def main(what):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             for child in workers():
                 os.kill(child.pid, number)
+            os.kill(resource_tracker._resource_tracker._pid, number)
         time.sleep(0.5)
         assert len(workers()) == 2
         workers()[0].kill()

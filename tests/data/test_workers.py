@@ -47,6 +47,7 @@ def test_one_that_is_killed_costs_no_batch_and_signals_for_the_trainer_end_none(
     ended = run("killed")
     assert ended.returncode == 0 and not ended.stdout, ended.stderr
     assert ended.stderr.count("was killed, as when memory runs out: all input processes start again") == 1
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow
