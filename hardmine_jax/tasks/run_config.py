@@ -39,7 +39,8 @@ class RunConfig:
       process_id: which one this is, from 0.
       patience: seconds that a process may keep the others waiting in training before it counts as hanging and
         the job ends, to be started again; 0 waits for ever.
-      resume: go on from the last checkpoint in --workdir.
+      resume: go on from the last checkpoint in --workdir. --no-resume starts anew, once: what a launcher or a
+        scheduler starts again goes on.
       eval_only: no training, evaluate the last checkpoint.
       evaluate_every: steps between evaluations on a part of the validation split, beside those after the
         first and the last step; 0 only those.

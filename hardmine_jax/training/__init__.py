@@ -2,14 +2,9 @@
 
 try:
     from hardmine_jax.job.ending import NonFiniteError
-    from hardmine_jax.training.checkpoint import (
-        CheckpointError,
-        Checkpoints,
-        Restored,
-        load_step,
-        load_variables,
-    )
-    from hardmine_jax.training.checkpoint_folder import set_aside
+    from hardmine_jax.training.checkpoint import Checkpoints, load_step, load_variables
+    from hardmine_jax.training.checkpoint_folder import CheckpointError, set_aside
+    from hardmine_jax.training.checkpoint_of_all import Restored
     from hardmine_jax.training.loop import FitResult, fit
     from hardmine_jax.training.metrics_log import MetricsLog, read_metrics
     from hardmine_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule

@@ -144,6 +144,34 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
+def test_a_terminal_that_is_closed_saves_but_under_nohup(tiny, tmp_path):
+    batches = batches_with_signal(tiny, 7, signal.SIGHUP)
+    _, result = tiny.train(tmp_path / "hung up", STEPS, batches=batches)
+    assert result.stopped and Checkpoints(tmp_path / "hung up").steps()[-1] == result.step < STEPS
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        batches = batches_with_signal(tiny, 7, signal.SIGHUP)
+        _, result = tiny.train(tmp_path / "nohup", STEPS, batches=batches)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not result.stopped and result.step == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_last_checkpoint_is_being_written_waits_for_it(tmp_path, monkeypatch, number):
+    checkpoints, wait = Checkpoints(tmp_path), Checkpoints.wait
+
+    def wait_and_be_stopped(self):
+        if self._writing == 6:
+            os.kill(os.getpid(), number)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", wait_and_be_stopped)
+    result = scalar_fit(tmp_path, steps=6, checkpoints=checkpoints)
+    assert result.stopped and result.step == 6 and checkpoints.steps() == (6,)
+    checkpoints.close()
+
+
 def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, weight=1.0, **kwargs):
     """Fits one number; at step `bad_at` the metric or the loss is infinite, after `spoiled_by` the number."""
 

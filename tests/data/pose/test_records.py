@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -323,6 +324,74 @@ def test_abandoned_folders_go_and_young_ones_stay(tmp_path):
     os.utime(old, (1, 1))
     cache.build_once(tmp_path / "new", lambda temporary: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.x.tmp", "new"]
+
+
+def test_what_a_killed_process_was_making_goes_and_what_another_makes_stays(tmp_path):
+    def build(temporary):
+        os.utime(temporary, (1e9, time.time() - 100))
+        cache.build_once(tmp_path / "other", lambda temporary: None)
+        assert temporary.exists()
+
+    killed = tmp_path / ".a.x.tmp"
+    killed.mkdir()
+    os.utime(killed, (1e9, time.time() - 100))
+    cache.build_once(tmp_path / "new", build)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other"]
+
+
+def flip(path, content):
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+
+
+def cut(path, content):
+    path.write_bytes(content[: len(content) // 2])
+
+
+def empty(path, content):
+    path.write_bytes(b"")
+
+
+def lose(path, content):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, lose])
+def test_damage_to_any_prepared_file_is_one_error_and_no_wrong_data(tmp_path, damage):
+    folder = prepare([picture(0)], [picture(1)], cache_dir=tmp_path).folder
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "contents.json")
+    assert len(files) >= 6
+    for path in files:
+        content = path.read_bytes()
+        damage(path, content)
+        if damage is not flip or ".array_record" not in path.name:
+            with pytest.raises(DataError, match=f"{folder} is damaged: delete that folder"):
+                prepare([picture(0)], [picture(1)], cache_dir=tmp_path)
+        path.write_bytes(content)
+    assert len(prepare([picture(0)], [picture(1)], cache_dir=tmp_path).train) == 1
+
+
+@pytest.mark.parametrize("kilobytes", [60, 200])
+def test_a_cache_on_a_full_disk_is_one_error_that_says_what_to_do(tmp_path, small_disk, kilobytes):
+    disk = small_disk(1)
+    (disk.path / "filler").write_bytes(bytes(2**20 - 1024 * kilobytes))
+    with pytest.raises(DataError, match="No space left on device.*: make room there, or set HARDMINE_CACHE"):
+        prepare([picture(number, num_people=3) for number in range(60)], cache_dir=disk.path / "cache")
+    assert not list((disk.path / "cache").rglob(".*.tmp"))
+
+
+def test_a_cache_without_a_home_or_with_a_name_that_is_no_utf8(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="a name that is not in UTF-8: set HARDMINE_CACHE"):
+        cache.cache_root(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+    def nobody(*_):
+        raise KeyError("no such user")
+
+    for name in ("HOME", "HARDMINE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(DataError, match="no folder for the cache .*: set HARDMINE_CACHE"):
+        cache.cache_root()
+    assert cache.cache_root(tmp_path) == tmp_path
 
 
 def test_damaged_cache_says_which_folder_to_delete(tmp_path):
