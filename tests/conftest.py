@@ -18,6 +18,7 @@ import pytest  # noqa: E402
 
 # A silent rank or dtype promotion is the commonest way for a mask to go wrong without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def _shared(name: str) -> pathlib.Path:

@@ -80,7 +80,7 @@ def test_key_changes_from_step_to_step_only():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_function_is_given_the_step(accumulate):
     def loss_fn(params, batch_stats, batch, key, step):
-        return step * params["w"].sum(), (batch_stats, {"seen": step})
+        return step.astype(jnp.float32) * params["w"].sum(), (batch_stats, {"seen": step})
 
     step, state = jax.jit(make_train_step(loss_fn, accumulate=accumulate)), linear_state()
     for number in range(3):
