@@ -221,7 +221,7 @@ def _blur_rows(reach: jax.Array, radius: int, sigma: float) -> jax.Array:
     """[M] -> [M, 3, 2 * radius + 3]: Gaussian weights about the three middle places, none beyond `reach`."""
     distance = np.abs(np.arange(2 * radius + 3)[None, :] - np.arange(3)[:, None] - radius)[None]
     weights = jnp.asarray(np.exp(-(distance**2) / (2 * sigma**2)), jnp.float32)
-    return jnp.where(distance <= reach[:, None, None], weights, 0.0)
+    return jnp.where(distance.astype(np.int32) <= reach[:, None, None], weights, 0.0)
 
 
 def _top_of_parabola(near: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
