@@ -155,7 +155,8 @@ def decode_boxes(
     """The boxes that a regressor means: undoes `encode_boxes`.
 
     The change of a side is bounded at 1000 / 16 times, so that exp of a wild answer stays finite; nothing is
-    cut at the border of the image (`clip_boxes`). R-CNN, 1311.2524, appendix C.
+    cut at the border of the image (`clip_boxes`). A box that is not finite, and a delta of NaN, give NaN and
+    no gradient. R-CNN, 1311.2524, appendix C.
 
     Args:
       boxes: [..., 4] pixels, the proposals.
@@ -173,15 +174,22 @@ def decode_boxes(
     """
     boxes, deltas = as_floats(boxes, deltas)
     _check_weights(weights)
-    x, y, width, height = _centre_size(boxes)
-    four = zip(sides(deltas), weights, strict=True)
+    four, moves = _centre_size(boxes), sides(deltas)
+    known = jnp.isfinite(four[0]) & jnp.isfinite(four[1]) & jnp.isfinite(four[2]) & jnp.isfinite(four[3])
+    for move in moves:
+        known = known & ~jnp.isnan(move)
+    # Before anything is worked out, as in `encode_boxes`.
+    x, y, width, height = (jnp.where(known, number, 0) for number in four)
+    most = float(jnp.finfo(deltas.dtype).max)
     x_delta, y_delta, width_delta, height_delta = (
-        delta / jnp.asarray(weight, delta.dtype) for delta, weight in four
+        jnp.where(known, jnp.clip(move, -most, most), 0) / jnp.asarray(weight, deltas.dtype)
+        for move, weight in zip(moves, weights, strict=True)
     )
     x, y = x + x_delta * width, y + y_delta * height
     half_width = 0.5 * width * jnp.exp(jnp.minimum(width_delta, _LARGEST_LOG_RATIO))
     half_height = 0.5 * height * jnp.exp(jnp.minimum(height_delta, _LARGEST_LOG_RATIO))
-    return jnp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    decoded = jnp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    return jnp.where(known[..., None], decoded, jnp.nan)
 
 
 def clip_boxes(boxes: ArrayLike, *, size: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]) -> jax.Array:

@@ -11,6 +11,9 @@ import numpy as np
 from hardmine_jax.detection.labels import class_numbers
 from hardmine_jax.mining.types import ArrayLike, Scalar, as_floats
 
+# exp(-800) is 0 in float64 as well.
+_FAR = 800.0
+
 
 def fast_rcnn_losses(
     logits: ArrayLike, deltas: ArrayLike, labels: ArrayLike, targets: ArrayLike, *, box_weight: Scalar = 1.0
@@ -83,10 +86,14 @@ def smooth_l1(difference: ArrayLike, *, beta: float = 1.0) -> jax.Array:
     if not 0 < beta < np.inf:
         raise ValueError(f"beta={beta} must be positive: it is where the parabola ends")
     given = jnp.asarray(difference)
-    distance = jnp.abs(as_floats(given)[0])
+    (known,) = as_floats(given)
+    # NaN comes back at the end: left out by `where`, it would yet make NaN of the gradient.
+    lost = jnp.isnan(known)
+    distance = jnp.abs(jnp.where(lost, 0, known))
     # Cut before it is squared: the square of a far one would overflow, and make NaN of its gradient.
     near = jnp.minimum(distance, beta)
     losses = jnp.where(distance < beta, near**2 / (2 * beta), distance - beta / 2)
+    losses = jnp.where(lost, jnp.nan, losses)
     return losses.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else losses
 
 
@@ -129,7 +136,9 @@ def focal_losses(
     yes = _one_hot(labels - 1, logits.shape[-1])
     right = jnp.where(yes, logits, -logits)
     # (1 - p_t)^gamma from its logarithm: no power of a number that has rounded to 0.
-    modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-right))
+    # Further out it is 1 or its product 0, and its gradient 0 times infinity, which a clip would let through.
+    near = jnp.where(right > _FAR, _FAR, jnp.where(right < -_FAR, -_FAR, right))
+    modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-near))
     losses = jnp.where(yes, alpha, 1 - alpha) * modulation * jax.nn.softplus(-right)
     # The sum of the classes is finite as well; what is taken off has no gradient.
     most = float(jnp.finfo(losses.dtype).max) / (2 * max(1, logits.shape[-1]))
