@@ -54,8 +54,11 @@ def fast_rcnn_losses(
             " [..., N, C + 1], [..., N] and [..., N, 4]"
         )
     deltas = _deltas_of_label(deltas, labels, num_classes)
+    # NaN comes back at the end: left out by `where`, it would yet make NaN of the gradient.
+    known = (logits < jnp.inf).all(axis=-1)
+    logits = jnp.where(logits < jnp.inf, logits, 0)
     right = jnp.where(_one_hot(labels, num_classes + 1), logits, 0).sum(axis=-1)
-    cross_entropy = jax.nn.logsumexp(logits, axis=-1) - right
+    cross_entropy = jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - right, jnp.nan)
     # Cut before the distance, so that a target that means nothing gives no gradient either.
     difference = jnp.where((labels > 0)[..., None], deltas - targets, 0)
     box_weight = jnp.asarray(box_weight).astype(logits.dtype)
@@ -87,7 +90,7 @@ def smooth_l1(difference: ArrayLike, *, beta: float = 1.0) -> jax.Array:
         raise ValueError(f"beta={beta} must be positive: it is where the parabola ends")
     given = jnp.asarray(difference)
     (known,) = as_floats(given)
-    # NaN comes back at the end: left out by `where`, it would yet make NaN of the gradient.
+    # As in `fast_rcnn_losses`.
     lost = jnp.isnan(known)
     distance = jnp.abs(jnp.where(lost, 0, known))
     # Cut before it is squared: the square of a far one would overflow, and make NaN of its gradient.
@@ -107,8 +110,7 @@ def focal_losses(
 
     There is no logit for background: it is a no to every class. Finite, with finite gradients, for all finite
     logits. A label below 0 or above C gives NaN, and no gradient. RetinaNet divides the sum over anchors by
-    the number of those that show an object:
-    `masked_mean(..., denominator=)`. 1708.02002, section 3.
+    the number of those that show an object: `masked_mean(..., denominator=)`. 1708.02002, section 3.
 
     Args:
       logits: [..., N, C], column c - 1 for label c.
@@ -134,7 +136,9 @@ def focal_losses(
             raise ValueError(f"{name}={number} must lie in 0 .. {most}")
     alpha, gamma = (jnp.asarray(number).astype(logits.dtype) for number in (alpha, gamma))
     yes = _one_hot(labels - 1, logits.shape[-1])
-    right = jnp.where(yes, logits, -logits)
+    given = jnp.where(yes, logits, -logits)
+    finite = jnp.isfinite(given)
+    right = jnp.where(finite, given, 0)
     # (1 - p_t)^gamma from its logarithm: no power of a number that has rounded to 0.
     # Further out it is 1 or its product 0, and its gradient 0 times infinity, which a clip would let through.
     near = jnp.where(right > _FAR, _FAR, jnp.where(right < -_FAR, -_FAR, right))
@@ -142,8 +146,8 @@ def focal_losses(
     losses = jnp.where(yes, alpha, 1 - alpha) * modulation * jax.nn.softplus(-right)
     # The sum of the classes is finite as well; what is taken off has no gradient.
     most = float(jnp.finfo(losses.dtype).max) / (2 * max(1, logits.shape[-1]))
-    excess = jnp.where(jnp.isfinite(losses), jnp.maximum(losses - most, 0), 0)
-    losses = losses - jax.lax.stop_gradient(excess)
+    losses = losses - jax.lax.stop_gradient(jnp.maximum(losses - most, 0))
+    losses = jnp.where(finite, losses, jax.lax.stop_gradient(jnp.maximum(-given, 0)))
     return _where_known(labels, logits.shape[-1], losses.sum(axis=-1))
 
 
