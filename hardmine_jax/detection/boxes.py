@@ -18,10 +18,11 @@ Sides = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 _LARGEST_LOG_RATIO = float(np.log(1000 / 16))
 # Pixels. Divided by less, an ordinary offset is no longer a finite float32.
 _SMALLEST_SIDE = 1e-6
-# Pixels. Longer ones are measured in units of 2^66, so that no area overflows. The area of shorter ones is so
-# far below the largest float32 that beside one that overflows it is nothing.
-_LARGE_SIDE = 2.0**32
-_LARGE_UNIT = 2.0**66
+# Pixels in which overlaps are measured, so that the area of a side of 1e20 is still a finite float32: a power of
+# 2, which rounds nothing. Not more, since the gradient holds one over the square of an area.
+_UNIT = 2.0**10
+# Pixels: the areas of two squares of this side have a finite sum.
+_LARGEST_SIDE = 2.0**72
 
 
 def sides(boxes: ArrayLike) -> Sides:
@@ -50,8 +51,8 @@ def iou(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     iou_nm = |a_n and b_m| / (|a_n| + |b_m| - |a_n and b_m|)
 
-    A box without area, turned inside out, or with a side that is not finite overlaps nothing: 0. Boxes that
-    do not touch give 0 with a gradient of zeros, and so do boxes without area.
+    A box without area, turned inside out, with a NaN, or with a side from 2^72 (5e21) pixels overlaps nothing:
+    0. Boxes that do not touch give 0 with a gradient of zeros, and so do boxes that overlap nothing.
 
     Args:
       a: [..., N, 4] pixels.
@@ -212,35 +213,31 @@ def clip_boxes(boxes: ArrayLike, *, size: tuple[jax.typing.ArrayLike, jax.typing
     return jnp.stack([x1, y1, x2, y2], axis=-1)
 
 
-def _area(four: Sequence[jax.Array], scale: jax.Array | float = 1.0) -> jax.Array:
+def _area(four: Sequence[jax.Array]) -> jax.Array:
     x1, y1, x2, y2 = four
-    return (jnp.maximum(x2 - x1, 0) * scale) * (jnp.maximum(y2 - y1, 0) * scale)
+    return jnp.maximum(x2 - x1, 0) * jnp.maximum(y2 - y1, 0)
 
 
 def _sound(four: Sides) -> Sides:
-    """The boxes, with zeros for one that has no area or a side that is not finite: no NaN in a gradient."""
+    """The boxes in units of `_UNIT`, and zeros for one that overlaps nothing: no NaN in a gradient."""
     x1, y1, x2, y2 = four
     width, height = x2 - x1, y2 - y1
-    sound = (width > 0) & (height > 0) & (width < jnp.inf) & (height < jnp.inf)
-    x1, y1, x2, y2 = (jnp.where(sound, side, 0) for side in four)
+    sound = (width > 0) & (height > 0) & (jnp.maximum(width, height) < _LARGEST_SIDE)
+    x1, y1, x2, y2 = (jnp.where(sound, side, 0) / _UNIT for side in four)
     return x1, y1, x2, y2
 
 
 def _iou(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
-    """IoU of sound boxes; the units are a power of 2, which rounds nothing."""
-    large = jnp.maximum(a[2] - a[0], a[3] - a[1]) > _LARGE_SIDE
-    scale = jnp.where(large, jnp.asarray(1 / _LARGE_UNIT, a[0].dtype), 1)
     both = (
         jnp.maximum(a[0], b[0]),
         jnp.maximum(a[1], b[1]),
         jnp.minimum(a[2], b[2]),
         jnp.minimum(a[3], b[3]),
     )
-    overlap = _area(both, scale)
+    overlap = _area(both)
     # The division must be safe as well as its result: 0 / 0 has a NaN for a gradient.
     some = overlap > 0
-    union = _area(a, scale) + _area(b, scale) - overlap
-    return jnp.where(some, overlap / jnp.where(some, union, 1), 0)
+    return jnp.where(some, overlap / jnp.where(some, _area(a) + _area(b) - overlap, 1), 0)
 
 
 def _centre_size(boxes: ArrayLike) -> Sides:

@@ -1,6 +1,6 @@
 """Laws of `pose`: the dtype changes no answer, what `where` leaves out changes nothing, N may be 0.
 
-All of it under strict promotion of dtypes and ranks, as the whole suite (tests/conftest.py).
+All of it under strict promotion of dtypes and ranks (tests/conftest.py).
 """
 
 import functools
@@ -143,6 +143,7 @@ def test_the_dtype_of_whole_numbers_changes_no_answer(name):
 
 
 def test_every_function_stands_in_the_table():
+    assert jax.config.jax_numpy_dtype_promotion == "strict" and jax.config.jax_numpy_rank_promotion == "raise"
     assert {name.split()[0] for name in FUNCTIONS} == set(pose.__all__) - {"Skeleton"}
 
 

@@ -29,7 +29,8 @@ def test_step_is_gradient_and_optimizer_update():
     state, batch = linear_state(), linear_batch()
     new, metrics = make_train_step(linear_loss)(state, batch)
     loss, grads = jax.value_and_grad(lambda p: linear_loss(p, {}, batch, None, 0)[0])(state.params)
-    updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
     chex.assert_trees_all_close(new.params, optax.apply_updates(state.params, updates), atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grads["w"]), rtol=1e-6)
