@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 # A silent rank or dtype promotion is the commonest way for a mask to go wrong without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Dtypes likewise, but flax, optax, orbax and chex promote inside: so where the tests are of our own arithmetic.
+# Dtypes likewise; but flax and optax promote inside, so only where the tests are of our own arithmetic.
 _STRICT_DTYPES = ("mining/", "pose/", "detection/", "training/test_step.py", "training/test_sharding.py")
 
 

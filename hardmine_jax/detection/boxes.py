@@ -18,8 +18,8 @@ Sides = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 _LARGEST_LOG_RATIO = float(np.log(1000 / 16))
 # Pixels. Divided by less, an ordinary offset is no longer a finite float32.
 _SMALLEST_SIDE = 1e-6
-# Pixels in which overlaps are measured, so that the area of a side of 1e20 is still a finite float32: a power of
-# 2, which rounds nothing. Not more, since the gradient holds one over the square of an area.
+# Pixels in which overlaps are measured, so that the area of a side of 1e20 is still a finite float32: a power
+# of 2, which rounds nothing. Not more, since the gradient holds one over the square of an area.
 _UNIT = 2.0**10
 # Pixels: the areas of two squares of this side have a finite sum.
 _LARGEST_SIDE = 2.0**72
@@ -51,8 +51,8 @@ def iou(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     iou_nm = |a_n and b_m| / (|a_n| + |b_m| - |a_n and b_m|)
 
-    A box without area, turned inside out, with a NaN, or with a side from 2^72 (5e21) pixels overlaps nothing:
-    0. Boxes that do not touch give 0 with a gradient of zeros, and so do boxes that overlap nothing.
+    A box without area, turned inside out, with a NaN, or with a side from 2^72 (5e21) pixels overlaps
+    nothing: 0. Boxes that do not touch give 0 with a gradient of zeros, and so do boxes that overlap nothing.
 
     Args:
       a: [..., N, 4] pixels.
