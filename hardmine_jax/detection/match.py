@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import area, iou, sides
-from hardmine_jax.mining.types import ArrayLike
+from hardmine_jax.detection.labels import class_numbers
+from hardmine_jax.mining.types import ArrayLike, as_floats
 
 
 class Matched(NamedTuple):
@@ -54,26 +55,26 @@ def match(
 
     Raises:
       ValueError: for foreground <= 0 or > 1, or shapes that do not fit.
+      TypeError: if labels are no integers.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [50.0, 0.0, 60.0, 10.0]])
     >>> matched = match(boxes, jnp.array([[0.0, 0.0, 10.0, 12.0]]), jnp.array([7]))
     >>> matched.labels, matched.overlaps.round(2)
     (Array([7, 0, 0], dtype=int32), Array([0.83, 0.29, 0.  ], dtype=float32))
     """
-    boxes, gt_boxes, gt_labels = (
-        jax.lax.stop_gradient(jnp.asarray(array)) for array in (boxes, gt_boxes, gt_labels)
-    )
+    boxes, gt_boxes = (jax.lax.stop_gradient(array) for array in as_floats(boxes, gt_boxes))
+    gt_labels = class_numbers(gt_labels)
     where = jnp.ones(gt_labels.shape, bool) if where is None else jnp.asarray(where)
     _check(boxes, gt_boxes, gt_labels, foreground, where)
     if gt_labels.shape[-1] == 0:
         none = jnp.zeros(boxes.shape[:-1], jnp.int32)
-        return Matched(labels=none, boxes=boxes, overlaps=none.astype(jnp.float32), indices=none)
+        return Matched(labels=none, boxes=boxes, overlaps=none.astype(boxes.dtype), indices=none)
     pairs = jnp.where(where[..., None, :], iou(boxes, gt_boxes), 0)
     overlaps = pairs.max(axis=-1)
     number = jnp.arange(gt_labels.shape[-1], dtype=jnp.int32).reshape((1,) * (pairs.ndim - 1) + (-1,))
     # The lowest index of the best: XLA:CPU has no fast arg-max.
     indices = jnp.where(pairs == overlaps[..., None], number, gt_labels.shape[-1]).min(axis=-1)
-    labels = jnp.take_along_axis(gt_labels.astype(jnp.int32), indices, axis=-1)
+    labels = jnp.take_along_axis(gt_labels, indices, axis=-1)
     nearest = jnp.take_along_axis(gt_boxes, indices[..., None], axis=-2)
     touches = overlaps > 0
     return Matched(

@@ -108,10 +108,11 @@ def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling
     near = (places >= -1) & (places <= length)
     places = jnp.clip(jnp.where(near, places, 0.0), 0.0, length - 1.0)
     low = jnp.minimum(jnp.floor(places).astype(jnp.int32), max(0, length - 2))
-    high_share = places - low
+    high_share = places - low.astype(places.dtype)
     indices = jnp.concatenate([low, jnp.minimum(low + 1, length - 1)], axis=-1)
     weights = jnp.concatenate([1 - high_share, high_share], axis=-1)
-    return _Taps(indices, weights * jnp.concatenate([near, near], axis=-1) / sampling_ratio)
+    seen = jnp.concatenate([near, near], axis=-1).astype(weights.dtype)
+    return _Taps(indices, weights * seen / sampling_ratio)
 
 
 @jax.custom_vjp

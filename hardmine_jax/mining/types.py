@@ -55,6 +55,32 @@ def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+def as_floats(*arrays: ArrayLike) -> list[jax.Array]:
+    """The arrays in one dtype: float64 where one of them has it, else float32, whatever they were.
+
+    Differences of small integers and of 16-bit floats wrap around, or lose their digits.
+
+    Raises:
+      TypeError: for complex numbers.
+    """
+    made = [jnp.asarray(array) for array in arrays]
+    for array in made:
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise TypeError(f"an array of {array.dtype} and shape {array.shape}: give real numbers")
+    wide = any(array.dtype == jnp.float64 for array in made)
+    return [array.astype(jnp.float64 if wide else jnp.float32) for array in made]
+
+
+def check_overlap(name: str, threshold: Scalar) -> None:
+    """A threshold of overlaps or similarities, unless it is an array.
+
+    Raises:
+      ValueError: if it is not in 0 .. 1: a percentage would suppress nothing.
+    """
+    if isinstance(threshold, (int, float, np.generic)) and not 0 <= threshold <= 1:
+        raise ValueError(f"{name}={threshold} must lie in 0 .. 1: it is an overlap")
+
+
 def check_where(losses: jax.Array, where: ArrayLike | None) -> jax.Array:
     """`where` as a bool array of the shape of `losses`; all True for None.
 

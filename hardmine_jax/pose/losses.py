@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining import masked_mean, top_k
-from hardmine_jax.mining.types import AnyArray
+from hardmine_jax.mining.types import ArrayLike
+from hardmine_jax.pose.types import check_labelled
 
 # Of 8, 16 and 48 the fastest at 64 x 48 pixels.
 _NEIGHBOURS = 8
 
 
-def heatmap_mse(predicted: AnyArray, target: AnyArray, *, where: AnyArray | None = None) -> jax.Array:
+def heatmap_mse(predicted: ArrayLike, target: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared error over the pixels of each map.
 
     error[b, k] = [where] mean over y, x of (predicted[b, y, x, k] - target[b, y, x, k])^2
@@ -20,7 +21,7 @@ def heatmap_mse(predicted: AnyArray, target: AnyArray, *, where: AnyArray | None
     Without the factor 0.5 that HRNet carries. Worked out in float32.
 
     Args:
-      predicted: [B, H, W, K], any float.
+      predicted: [B, H, W, K], any real dtype.
       target: [B, H, W, K].
       where: bool [B, K]; an unlabelled keypoint gives 0 and no gradient, whatever its maps hold.
 
@@ -30,14 +31,12 @@ def heatmap_mse(predicted: AnyArray, target: AnyArray, *, where: AnyArray | None
     Raises:
       ValueError: if the shapes of the two differ, or `where` is not bool [B, K].
     """
+    predicted, target = jnp.asarray(predicted), jnp.asarray(target)
     if predicted.ndim != 4 or predicted.shape != target.shape:
         raise ValueError(
             f"predicted {predicted.shape} and target {target.shape} must be the same [B, H, W, K]"
         )
-    if where is not None:
-        batch, keypoints = predicted.shape[0], predicted.shape[-1]
-        if where.shape != (batch, keypoints) or where.dtype != bool:
-            raise ValueError(f"where {where.dtype}{where.shape} must be bool, [B={batch}, K={keypoints}]")
+    where = check_labelled(where, (predicted.shape[0], predicted.shape[-1]))
     return jax.lax.platform_dependent(
         predicted, target, where, cpu=_squared_error_of_neighbours, default=_squared_error
     )
@@ -64,7 +63,7 @@ def _squared_error_of_neighbours(
     return errors.reshape(batch, neighbours, keypoints).mean(axis=1)
 
 
-def ohkm(predicted: AnyArray, target: AnyArray, *, k: int = 8, where: AnyArray | None = None) -> jax.Array:
+def ohkm(predicted: ArrayLike, target: ArrayLike, *, k: int = 8, where: ArrayLike | None = None) -> jax.Array:
     """Online hard keypoint mining: each image is graded by its k worst keypoints.
 
     loss = mean over images of (sum of the k largest heatmap_mse) / k
@@ -94,4 +93,4 @@ def ohkm(predicted: AnyArray, target: AnyArray, *, k: int = 8, where: AnyArray |
     if not 1 <= k <= num_keypoints:
         raise ValueError(f"k={k} must lie in 1 .. K={num_keypoints}, the number of keypoints: lower k")
     keep = top_k(losses, k=k, where=where)
-    return masked_mean(losses, where=keep, denominator=k * batch)
+    return masked_mean(losses, where=keep, denominator=k * max(1, batch))

@@ -57,7 +57,7 @@ def test_encode_takes_half_precision_and_works_in_single():
 @pytest.mark.parametrize(
     "shape, size, sigma, message",
     [
-        ((3, 3), (4, 4), 1.0, "must end in"),
+        ((3, 3), (4, 4), 1.0, "must end in axes of K and of .x, y."),
         ((3, 2), (4, 4), 0.0, "sigma=0.0"),
         ((3, 2), (0, 4), 1.0, r"\(0, 4\)"),
     ],

@@ -140,9 +140,11 @@ def test_refusals_name_the_numbers(maps):
         ohkm(predicted, target, k=0)
     with pytest.raises(ValueError, match=r"predicted \(5, 12, 9, 17\) and target \(5, 12, 9, 16\)"):
         heatmap_mse(predicted, target[..., :16])
-    with pytest.raises(ValueError, match=r"float32\(5, 17\) must be bool, \[B=5, K=17\]"):
+    with pytest.raises(
+        ValueError, match=r"where float32\(5, 17\) must be bool\(5, 17\), .* `visibility > 0`"
+    ):
         heatmap_mse(predicted, target, where=where.astype(np.float32))
-    with pytest.raises(ValueError, match=r"bool\(5, 1\) must be bool, \[B=5, K=17\]"):
+    with pytest.raises(ValueError, match=r"where bool\(5, 1\) must be bool\(5, 17\)"):
         heatmap_mse(predicted, target, where=where[:, :1])
 
 

@@ -29,7 +29,8 @@ def test_step_is_gradient_and_optimizer_update():
     state, batch = linear_state(), linear_batch()
     new, metrics = make_train_step(linear_loss)(state, batch)
     loss, grads = jax.value_and_grad(lambda p: linear_loss(p, {}, batch, None, 0)[0])(state.params)
-    updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
     chex.assert_trees_all_close(new.params, optax.apply_updates(state.params, updates), atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grads["w"]), rtol=1e-6)
@@ -80,7 +81,7 @@ def test_key_changes_from_step_to_step_only():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_function_is_given_the_step(accumulate):
     def loss_fn(params, batch_stats, batch, key, step):
-        return step * params["w"].sum(), (batch_stats, {"seen": step})
+        return step.astype(jnp.float32) * params["w"].sum(), (batch_stats, {"seen": step})
 
     step, state = jax.jit(make_train_step(loss_fn, accumulate=accumulate)), linear_state()
     for number in range(3):
