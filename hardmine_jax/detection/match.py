@@ -109,7 +109,7 @@ def part_inside(boxes: ArrayLike, regions: ArrayLike, *, where: ArrayLike | None
     >>> part_inside(jnp.array([[10.0, 10.0, 20.0, 20.0], [90.0, 0.0, 110.0, 20.0]]), crowd)
     Array([1. , 0.5], dtype=float32)
     """
-    boxes, regions = (jax.lax.stop_gradient(jnp.asarray(array)) for array in (boxes, regions))
+    boxes, regions = (jax.lax.stop_gradient(array) for array in as_floats(boxes, regions))
     where = jnp.ones(regions.shape[:-1], bool) if where is None else jnp.asarray(where)
     if boxes.ndim < 2 or boxes.shape[:-2] != regions.shape[:-2] or where.shape != regions.shape[:-1]:
         raise ValueError(
