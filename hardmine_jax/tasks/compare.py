@@ -25,7 +25,7 @@ from rich.table import Table
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.tasks.config_json import read_config
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import FREE, flag
+from hardmine_jax.tasks.flags import FREE, flag, parse_flags
 from hardmine_jax.tasks.page import number, percent
 
 # Settings that change nothing of what is learned, beside those that may change within a run.
@@ -184,7 +184,7 @@ def run(config: CompareConfig) -> None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> CompareConfig:
     """The command line."""
-    return tyro.cli(CompareConfig, prog=prog, args=arguments, description=__doc__)
+    return parse_flags(CompareConfig, arguments, prog=prog, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

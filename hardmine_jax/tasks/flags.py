@@ -1,14 +1,89 @@
 """Flags of the command line: what others follow from, what they may be, and what is told of them."""
 
 import argparse
+import dataclasses
+import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import tyro
 
 from hardmine_jax.data.problems import Skipped
 from hardmine_jax.errors import UserError
-from hardmine_jax.tasks.config_json import Dataclass, plain
+from hardmine_jax.tasks.config_json import FLAT, Dataclass, plain
+
+_Config = TypeVar("_Config", bound=Dataclass)
+
+# No step, size, second, rate or count means anything beyond it.
+_MOST = 10**9
+# What memory or processes are made for at once; seeds are 32 bits.
+_MOST_OF: Mapping[str, int] = MappingProxyType(
+    {"image_size": 2**14, "short_sides": 2**14, "num_workers": 2**10, "max_boxes": 2**20, "seed": 2**32 - 1}
+)
+# Beside what the configs check of themselves, or for --distributed.
+_LEAST_OF: Mapping[str, int] = MappingProxyType(
+    {"patience": 0, "num_processes": 1, "process_id": 0, "max_boxes": 1, "sigmas": 0, "min_size": 0}
+)
+
+
+def parse_flags(
+    kind: type[_Config],
+    arguments: Sequence[str] | None = None,
+    *,
+    default: _Config | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> _Config:
+    """The command line as a config, its numbers checked; ends the process with 2 where it is none.
+
+    Args:
+      kind: of the config, whose docstring is the help.
+      arguments: without the name of the command; of the process by default.
+      default: what the flags change; what `kind()` makes by default.
+      prog, description: the name of the command and what its help begins with.
+    """
+    begun = {} if default is None else {"default": default}
+    config = tyro.cli(kind, prog=prog, args=arguments, description=description, **begun)
+    try:
+        check_numbers(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return config
+
+
+def check_numbers(config: Dataclass) -> None:
+    """Raises UserError for a number that nobody can mean: NaN, infinite, or beyond all bounds.
+
+    What a number has to be for its own sake the config checks itself.
+    """
+    for name, number in _numbers(config):
+        most, least = _MOST_OF.get(_last(name), _MOST), _LEAST_OF.get(_last(name), -_MOST)
+        if not math.isfinite(number):
+            raise UserError(f"{flag(name)} {number}: give a finite number")
+        if not least <= number <= most:
+            raise UserError(f"{flag(name)} {number} must lie in {least} .. {most}")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a config and what is inside it, with the names of their flags."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            # The fields of its `run` stand beside its own.
+            inner = name if not name and field.name == FLAT else f"{name}.{field.name}".lstrip(".")
+            yield from _numbers(getattr(value, field.name), inner)
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _numbers(one, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def first_flags(
@@ -75,7 +150,7 @@ def flag(name: str) -> str:
 # Flags that may change between two starts of one run without changing what it is.
 FREE = (
     "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
-    "coordinator", "num_processes", "process_id", "patience",
+    "coordinator", "num_processes", "process_id", "patience", "compilation_cache", "download",
 )  # fmt: skip
 
 

@@ -1,11 +1,14 @@
 """The settings that every run has, whatever its task."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
 
+from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.tasks.flags import check_counts, flag
@@ -111,20 +114,38 @@ def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
 
 
 def check_run_config(run: RunConfig) -> None:
-    """Raises UserError for a number out of its range, and for a batch that devices cannot share."""
-    least = {"accumulate": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
+    """Raises UserError for a number out of its range."""
+    least = {"accumulate": 1, "batch_size": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
     check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
-    if run.seed >= 2**32:
-        raise UserError(f"--seed {run.seed} must be below 2**32")
     if not 0 <= run.ema_decay < 1:
         raise UserError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+
+
+def check_devices(run: RunConfig) -> None:
+    """Raises UserError for a batch that the devices that are there cannot share."""
     num_devices = jax.device_count()
     parts = num_devices * run.accumulate
-    if run.batch_size < 1 or run.batch_size % parts:
+    if run.batch_size % parts:
         raise UserError(
             f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
             f"--accumulate {run.accumulate}: use a multiple of {parts}"
         )
+
+
+@contextlib.contextmanager
+def check_saved(workdir: pathlib.Path, run: RunConfig) -> Iterator[None]:
+    """Within it a run is checked that `config.json` in `workdir` holds, which anybody may have edited.
+
+    Raises:
+      DataError: naming the file, for a UserError, and for a run without `steps` or `workdir`.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if run.steps is None or run.workdir is None:
+        raise DataError(f"{path} has no steps or no workdir: give the --workdir of a run")
+    try:
+        yield
+    except UserError as error:
+        raise DataError(f"{path} cannot be used ({error}): was it edited?") from error
 
 
 def check_alone(run: RunConfig) -> None:

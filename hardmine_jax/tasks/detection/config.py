@@ -21,8 +21,8 @@ from hardmine_jax.tasks.detection import networks
 from hardmine_jax.tasks.detection.loss import make_choice, make_loss
 from hardmine_jax.tasks.detection.predict import Decoding, false_positives, make_predict
 from hardmine_jax.tasks.detection.rois import Mining, MiningName
-from hardmine_jax.tasks.flags import check_counts, flag
-from hardmine_jax.tasks.run_config import RunConfig, check_run_config
+from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
+from hardmine_jax.tasks.run_config import RunConfig, check_devices, check_run_config, check_saved
 from hardmine_jax.tasks.trainer import Functions
 from hardmine_jax.training import OptimizerConfig
 
@@ -145,6 +145,14 @@ def build(config: Config, num_classes: int, *, labels: tuple[int, ...] | None = 
 
 def settle(config: Config) -> Config:
     """The config, checked: what can be known to fail is found before anything is prepared or compiled."""
+    check_config(config)
+    check_devices(config.run)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Raises UserError for what no machine could run."""
+    check_numbers(config)
     check_counts(config, {"evaluate_images": 1, "k": 1, "rounds": 1, "max_detections": 1})
     check_run_config(config.run)
     if config.search.max_proposals < config.k:
@@ -160,7 +168,6 @@ def settle(config: Config) -> Config:
             raise UserError(f"{flag(name)} {getattr(config, name)} must lie in 0 .. 1")
     if config.mining == "bootstrap" and config.rounds > config.run.length:
         raise UserError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
-    return config
 
 
 def settle_with_data(config: Config, dataset: DetectionDataset) -> Config:
@@ -203,6 +210,8 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
     if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
         path = workdir / "config.json"
         raise DataError(f"{path} has no classes: give the --workdir of a hardmine detection train run")
+    with check_saved(workdir, config.run):
+        check_config(config)
     return config, classes
 
 

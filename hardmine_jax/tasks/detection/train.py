@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import rich
-import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.detection.batches import train_images
@@ -40,7 +39,7 @@ from hardmine_jax.tasks.detection.evaluation import (
 )
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
-from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
@@ -232,7 +231,7 @@ def parse(
 ) -> Config:
     """The command line: --preset and --dataset give the defaults, the other flags change them."""
     default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}, prog=prog))
-    config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
+    config = parse_flags(Config, arguments, default=default, prog=prog, description=description)
     folder = f"detection_{config.dataset}_{config.preset}"
     run = fill_in(config.run, default.run, steps=default.run.steps, folder=folder)
     return dataclasses.replace(config, run=run)

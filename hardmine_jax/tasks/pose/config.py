@@ -19,12 +19,12 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
-from hardmine_jax.tasks.flags import check_counts, flag
+from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
 from hardmine_jax.tasks.pose.predict import make_predict
-from hardmine_jax.tasks.run_config import RunConfig, check_run_config
+from hardmine_jax.tasks.run_config import RunConfig, check_devices, check_run_config, check_saved
 from hardmine_jax.tasks.trainer import Functions
 from hardmine_jax.training import LossFunction, OptimizerConfig
 
@@ -180,6 +180,21 @@ def supervision_of(config: Config) -> Supervision:
 
 def settle(config: Config, skeleton: Skeleton) -> Config:
     """The config with its `k`; what can be known to fail is found before anything is compiled or moved."""
+    config = check_config(config, skeleton)
+    check_devices(config.run)
+    mirrored = config.augment.flip_probability > 0 or config.flip_test
+    if mirrored and not skeleton.flip_pairs and skeleton.num_keypoints > 1:
+        print(
+            f"note: no left/right pairs among {', '.join(skeleton.names[:4])} ...: mirrored images keep the "
+            "names. Give --flip-pairs, or --augment.flip-probability 0 --no-flip-test",
+            file=sys.stderr,
+        )
+    return config
+
+
+def check_config(config: Config, skeleton: Skeleton) -> Config:
+    """The config with its `k`; raises UserError for what no machine could run."""
+    check_numbers(config)
     num_keypoints = skeleton.num_keypoints
     default_k = min(8, -(-2 * num_keypoints // 3))
     k = default_k if config.k is None else config.k
@@ -207,13 +222,6 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
     if not (0 < config.heatmap_sigma < math.inf and config.min_loss >= 0):
         raise UserError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
-        )
-    mirrored = config.augment.flip_probability > 0 or config.flip_test
-    if mirrored and not skeleton.flip_pairs and num_keypoints > 1:
-        print(
-            f"note: no left/right pairs among {', '.join(skeleton.names[:4])} ...: mirrored images keep the "
-            "names. Give --flip-pairs, or --augment.flip-probability 0 --no-flip-test",
-            file=sys.stderr,
         )
     return config
 
@@ -267,7 +275,8 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     config, skeleton = read_config(
         workdir, {"config": Config, "skeleton": Skeleton}, script="hardmine pose train"
     )
-    return config, skeleton
+    with check_saved(workdir, config.run):
+        return check_config(config, skeleton), skeleton
 
 
 class TrainedRun(NamedTuple):

@@ -46,7 +46,7 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.flags import parse_flags, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
@@ -346,7 +346,7 @@ def write_report(
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> EvaluateConfig:
     """The command line."""
-    return tyro.cli(EvaluateConfig, prog=prog, args=arguments, description=__doc__)
+    return parse_flags(EvaluateConfig, arguments, prog=prog, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -29,6 +29,7 @@ import tyro
 from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import write_json
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.flags import parse_flags
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
 
 
@@ -124,7 +125,7 @@ def _batch(given: str) -> int | None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> ExportConfig:
     """The command line."""
-    return tyro.cli(ExportConfig, prog=prog, args=arguments, description=__doc__)
+    return parse_flags(ExportConfig, arguments, prog=prog, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

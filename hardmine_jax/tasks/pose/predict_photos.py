@@ -28,6 +28,7 @@ from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.flags import parse_flags
 from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
@@ -210,7 +211,7 @@ def run(config: PredictConfig) -> None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
     """The command line."""
-    return tyro.cli(PredictConfig, prog=prog, args=arguments, description=__doc__)
+    return parse_flags(PredictConfig, arguments, prog=prog, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:
