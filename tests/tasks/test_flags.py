@@ -29,11 +29,13 @@ COMMANDS = {
     "pose export": (export.parse, export.ExportConfig, ("run",)),
     "detection train": (detection_train.parse, detection_config.Config, ()),
     "detection predict": (
-        detection_predict.parse, detection_predict.PredictConfig, ("a.jpg", "--checkpoint", "run")
+        detection_predict.parse,
+        detection_predict.PredictConfig,
+        ("a.jpg", "--checkpoint", "run"),
     ),
     "detection evaluate": (detection_evaluate.parse, detection_evaluate.EvaluateConfig, ("run",)),
     "compare": (compare.parse, compare.CompareConfig, ("run",)),
-}  # fmt: skip
+}
 
 
 def _numbers(kind, prefix=""):
@@ -59,10 +61,17 @@ TABLE = [
 
 def test_the_table_has_every_kind_of_flag():
     names = {(command, name) for command, name, _, _ in TABLE}
-    assert {("pose train", "--sigmas"), ("pose train", "--optimizer.learning-rate"), ("pose train", "--k"),
-            ("pose train", "--image-size"), ("detection train", "--search.min-size"),
-            ("detection train", "--augment.short-sides"), ("detection train", "--max-boxes"),
-            ("pose predict", "--min-score"), ("pose evaluate", "--batch-size")} <= names  # fmt: skip
+    assert {
+        ("pose train", "--sigmas"),
+        ("pose train", "--optimizer.learning-rate"),
+        ("pose train", "--k"),
+        ("pose train", "--image-size"),
+        ("detection train", "--search.min-size"),
+        ("detection train", "--augment.short-sides"),
+        ("detection train", "--max-boxes"),
+        ("pose predict", "--min-score"),
+        ("pose evaluate", "--batch-size"),
+    } <= names
     assert len(names) > 80
 
 

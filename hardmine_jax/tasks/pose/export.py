@@ -118,8 +118,8 @@ def run(config: ExportConfig) -> None:
 def _batch(given: str) -> int | None:
     if given == "any":
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"--batch {given} must be a number of crops, 1 or more, or any")
+    if not given.isdecimal() or len(given) > 6 or int(given) < 1:
+        raise UserError(f"--batch {given} must be a number of crops, 1 to 999999, or any")
     return int(given)
 
 
