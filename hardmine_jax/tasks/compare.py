@@ -257,8 +257,9 @@ def tables(
         return [_table(headings, lines, settings)]
     names = [[f"{headings[i]} {line[i]}" for i in range(settings)] for line in lines]
     rest = max(width - 1 - _widest_name(names, width), 1)
-    columns, parts, used = range(settings, len(headings)), [[]], 0
-    for column in columns:
+    parts: list[list[int]] = [[]]
+    used = 0
+    for column in range(settings, len(headings)):
         if parts[-1] and used + widths[column] > rest:
             parts, used = [*parts, []], 0
         parts[-1].append(column)

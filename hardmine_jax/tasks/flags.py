@@ -45,7 +45,7 @@ def parse_flags(
       default: what the flags change; what `kind()` makes by default.
       prog, description: the name of the command and what its help begins with.
     """
-    begun = {} if default is None else {"default": default}
+    begun: dict[str, Any] = {} if default is None else {"default": default}
     config = tyro.cli(kind, prog=prog, args=arguments, description=description, **begun)
     try:
         check_numbers(config)

@@ -17,6 +17,7 @@ from hardmine_jax import training
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import distributed, exchange
 from hardmine_jax.job.host_memory import keep_freed_memory
+from hardmine_jax.tasks.compilation_cache import compilation_cache
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
 from hardmine_jax.tasks.flags import flag
@@ -33,7 +34,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
     """
 
     def noted_body() -> None:
-        with noted(run.folder):
+        with noted(run.folder), compilation_cache(run):
             # It asks JAX for the devices, which have to wait until the processes have found each other.
             keep_freed_memory()
             body()

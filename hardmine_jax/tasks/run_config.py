@@ -20,7 +20,8 @@ class RunConfig:
     """A run, whatever it trains.
 
     Attributes:
-      cache_dir: where prepared data lies; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      cache_dir: where prepared data lies, and what was compiled; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      compilation_cache: keep compiled programs there for the next start (not with --distributed).
       workdir: everything that the run writes; runs/<task>_<dataset>_<preset> by default.
       init_from: weights to start from: a published file of the network or of its trunk (.pth, .safetensors,
         .npz), or the --workdir of a run; what does not fit keeps its initial value and is told.
@@ -53,6 +54,7 @@ class RunConfig:
     """
 
     cache_dir: pathlib.Path | None = None
+    compilation_cache: bool = True
     workdir: pathlib.Path | None = None
     init_from: pathlib.Path | None = None
     batch_size: int = 32

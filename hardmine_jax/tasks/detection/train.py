@@ -40,6 +40,7 @@ from hardmine_jax.tasks.detection.evaluation import (
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
@@ -59,7 +60,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     check_run(config.run)
     config = settle_with_data(config, dataset)
     run, functions = config.run, build(config, len(dataset.classes))
-    with exchange.first_of_host():
+    with exchange.first_of_host(), phase("finding proposals", "found proposals"):
         proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(run, functions.of_run)
     batches, batching = make_batches(config, dataset, proposals), make_batching(config)
@@ -157,7 +158,8 @@ def finish(
     unreadable: list[int],
 ) -> dict | None:
     """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
-    evaluated = evaluator.run(state)
+    with phase(f"evaluating {len(dataset.validation):,} images", "evaluated them"):
+        evaluated = evaluator.run(state)
     if not exchange.is_main():
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
@@ -251,7 +253,7 @@ def main(
     def body() -> None:
         # What can be known to be wrong is said before data is prepared for it.
         settled = settle(config)
-        with exchange.first_of_host():
+        with exchange.first_of_host(), phase("preparing the data", "prepared the data"):
             dataset = load_dataset(settled)
         check_data(dataset)
         warn_skipped(dataset.skipped)

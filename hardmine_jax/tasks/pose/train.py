@@ -16,6 +16,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, build, load_config, save_config, settle
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
@@ -113,9 +114,10 @@ def finish(
 ) -> dict | None:
     """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
     skeleton = dataset.skeleton
-    evaluated = people, keypoints, scores = evaluator.run(state)
-    result = score(keypoints, scores, people, skeleton)
-    result |= score_protocol(protocol, config, dataset, evaluator, state, evaluated)
+    with phase(f"evaluating {len(dataset.validation):,} examples", "evaluated them"):
+        evaluated = people, keypoints, scores = evaluator.run(state)
+        result = score(keypoints, scores, people, skeleton)
+        result |= score_protocol(protocol, config, dataset, evaluator, state, evaluated)
     if not exchange.is_main():
         return None
     baseline = place_pose(mean_pose_of(dataset.train), people)
@@ -183,7 +185,7 @@ def main(
         # Where the keypoints are known, what is wrong is said before data is prepared for it.
         known = DATASETS[config.dataset].skeleton
         settled = config if known is None else settle(config, known)
-        with exchange.first_of_host():
+        with exchange.first_of_host(), phase("preparing the data", "prepared the data"):
             dataset = load_dataset(settled)
         check_data(dataset)
         warn_skipped(dataset.skipped)
