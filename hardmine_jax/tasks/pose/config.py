@@ -42,13 +42,14 @@ class Config:
     Attributes:
       preset: gives the defaults of everything else.
       dataset: synthetic (made here), lspet (from --data-dir) or coco (--annotations and --images of any COCO
-        keypoint file; or --data-dir in COCO 2017's layout; or neither, which downloads COCO 2017), or mpii
-        (from --data-dir).
+        keypoint file; or --data-dir in COCO 2017's layout; or neither, which downloads COCO 2017 once you
+        have said yes), or mpii (from --data-dir).
       data_dir: folder of lspet, of COCO 2017 or of MPII.
       annotations: COCO keypoint JSON.
       images: folder that the JSON's file names are relative to.
       validation_annotations: a second JSON to validate on; without it a tenth of the images.
       validation_images: its folder, if not --images.
+      download: COCO 2017 (20 GB, 60 GB in the end) without being asked.
       category: which category of the JSON, by name or id, if several have keypoints.
       sigmas: OKS constants, one a keypoint, over the file's own.
       flip_pairs: names that a mirror swaps, two by two, over those found by left/right in the names.
@@ -84,6 +85,7 @@ class Config:
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None
     validation_images: pathlib.Path | None = None
+    download: bool = False
     category: str | None = None
     sigmas: tuple[float, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None

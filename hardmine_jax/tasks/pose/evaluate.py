@@ -50,7 +50,7 @@ from hardmine_jax.tasks.flags import parse_flags, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
-from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
+from hardmine_jax.tasks.pose.datasets import DATASETS, check_download, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.matched import (
     MatchedPeople,
@@ -77,6 +77,7 @@ class EvaluateConfig:
       data_dir: folder of the dataset, as in training.
       annotations: COCO keypoint JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
+      download: COCO 2017 (20 GB, 60 GB in the end) without being asked, where it is to be scored.
       category: which category of the JSON, by name or id, if several have keypoints.
       sigmas: OKS constants, one a keypoint of the JSON, over its own.
       which: of the run's checkpoints.
@@ -95,6 +96,7 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
+    download: bool = False
     category: str | None = None
     sigmas: tuple[float, ...] | None = None
     which: Literal["best", "latest"] = "best"
@@ -130,7 +132,8 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     """
     config, changed = scored_data(given, trained, _DATA)
     # What a run was measured by in training is asked for anew.
-    config = change(config, boxes=given.boxes, cache_dir=given.cache_dir or trained.run.cache_dir)
+    cache_dir = given.cache_dir or trained.run.cache_dir
+    config = change(config, boxes=given.boxes, cache_dir=cache_dir, download=given.download)
     split = given.split or ("validation" if given.annotations is None else "all")
     # Of one file: --split all of a run with a second one is both.
     whole = split == "all" and given.annotations is not None
@@ -151,6 +154,8 @@ def _is_official(config: Config) -> bool:
 
 
 def _val2017(config: Config) -> Config:
+    if config.data_dir is None:
+        check_download(config.run.cache_dir, allowed=config.download)
     folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)
     folder = pathlib.Path(folder).expanduser()
     return dataclasses.replace(
@@ -159,6 +164,7 @@ def _val2017(config: Config) -> Config:
         images=folder / "val2017",
         category="person",
         data_dir=None,
+        download=False,
     )
 
 
