@@ -37,8 +37,10 @@ from hardmine_jax.tasks.detection.evaluation import (
     score,
     voc_precision,
 )
+from hardmine_jax.tasks.detection.facts import count_objects, count_scored, note_few_images
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
+from hardmine_jax.tasks.facts import data_files, run_facts
 from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
@@ -201,8 +203,8 @@ def write_report(
     ]
     hardest = np.argsort(-np.array(mistakes), kind="stable")[:6]
     typical = evenly_spaced(len(evaluated.rows), 9)
-    skipped = dataset.skipped
-    notes = [skipped.report()] if skipped.reasons or skipped.noted else []
+    skipped, notes = dataset.skipped, note_few_images(evaluated, dataset.classes)
+    notes += [skipped.report()] if skipped.reasons or skipped.noted else []
     if result["classes_without_objects"]:
         names = ", ".join(result["classes_without_objects"])
         notes.append(f"not in the mean, since no validation image has them: {names}")
@@ -225,6 +227,12 @@ def write_report(
             hardest=evaluator.pictures(evaluated, hardest),
         ),
         notes=notes,
+        facts=run_facts(
+            files=data_files(config),
+            categories=dataset.classes,
+            counts=[("trained on", count_objects(dataset.train)), ("validated on", count_scored(evaluated))],
+            seconds=result["seconds"],
+        ),
     )
 
 

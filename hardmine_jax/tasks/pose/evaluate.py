@@ -46,12 +46,15 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.facts import data_files, run_facts
 from hardmine_jax.tasks.flags import parse_flags, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
 from hardmine_jax.tasks.pose.datasets import DATASETS, check_download, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.facts import category_names, count_scored, note_few_people
 from hardmine_jax.tasks.pose.matched import (
     MatchedPeople,
     common_skeleton,
@@ -193,7 +196,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     script = "hardmine pose train"
     folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
     shard = whole_batches(given.batch_size, trained.config.run)
-    dataset = load_dataset(data.config)
+    with phase("preparing the data", "prepared the data"):
+        dataset = load_dataset(data.config)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.skeleton.names, dataset.skeleton.names, what="keypoint")
     notes = describe_unmatched(matched, what="keypoint")
@@ -210,7 +214,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         num_people=1,
     )
     weights = parallel.put_state(trained.variables)
-    people, keypoints, scores = evaluated = evaluator.run(weights)
+    with phase(f"evaluating {len(seen.validation):,} examples", "evaluated them"):
+        people, keypoints, scores = evaluated = evaluator.run(weights)
     result = score(keypoints, scores, people, seen.skeleton)
     result |= _by_protocol(data, dataset, seen, matched, evaluator, weights, evaluated)
     if data.split == "validation" and len(dataset.train):
@@ -219,15 +224,21 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     result |= {
         "steps": trained.step,
         "people": len(people.names),
-        "scored_on": f"{len(people.names):,} people of {data.name}",
+        "scored_on": f"{len(people.names):,} subjects of {data.name}",
         "evaluation": evaluation_entry(settings, data.name, data.split, seen.skeleton.names, matched),
     }
     write_json(folder / "result.json", result)
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
                          dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
+    notes += note_few_people(keypoints, people)
     notes += [dataset.skipped.report()] if dataset.skipped.count else []
-    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
+    facts = run_facts(
+        files=data_files(data.config),
+        categories=category_names(data.config, dataset),
+        counts=[("scored", count_scored(people))],
+    )
+    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes, facts)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")
     return result
@@ -330,6 +341,7 @@ def write_report(
     evaluated: tuple[People, np.ndarray],
     result: dict[str, Any],
     notes: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> pathlib.Path:
     """report.html with pictures of some people, and of those that went worst."""
     people, keypoints = evaluated
@@ -347,6 +359,7 @@ def write_report(
         # Without curves: nothing was trained.
         pictures=pictures.report_pictures([], result, skeleton, hardest, typical)[1:],
         notes=notes,
+        facts=facts,
     )
 
 

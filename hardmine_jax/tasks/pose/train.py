@@ -15,12 +15,14 @@ from hardmine_jax.data.stream import TrainBatches, endless_batches
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
+from hardmine_jax.tasks.facts import data_files, run_facts
 from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, build, load_config, save_config, settle
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.facts import category_names, count_people, count_scored, note_few_people
 from hardmine_jax.tasks.pose.people import mean_pose_of, place_pose
 from hardmine_jax.tasks.pose.presets import PRESETS
 from hardmine_jax.tasks.pose.protocol import Protocol, prepare_protocol, score_protocol
@@ -130,7 +132,8 @@ def finish(
     hardest = np.argsort(mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)
     shown = [evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical)]
-    notes = [dataset.skipped.report()] if dataset.skipped.count else []
+    notes = note_few_people(keypoints, people)
+    notes += [dataset.skipped.report()] if dataset.skipped.count else []
     if unreadable:
         notes.append(
             f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
@@ -142,6 +145,12 @@ def finish(
         result=result,
         pictures=pictures.report_pictures(lines, result, skeleton, *shown),
         notes=notes,
+        facts=run_facts(
+            files=data_files(config),
+            categories=category_names(config, dataset),
+            counts=[("trained on", count_people(dataset.train)), ("validated on", count_scored(people))],
+            seconds=lines[-1]["seconds"] if lines else None,
+        ),
     )
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
