@@ -6,6 +6,7 @@ import pathlib
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -34,6 +35,8 @@ def compilation_cache(run: RunConfig) -> Iterator[None]:
     if not _is_writable(folder):
         yield
         return
+    # An entry that cannot be read or written is told, by JAX, and compiled; no reason to end a run.
+    warnings.filterwarnings("default", message=".*persistent compilation cache", category=UserWarning)
     # What takes less than a second to compile is not kept, by JAX's own default.
     _set_folder(str(folder))
     try:
