@@ -36,7 +36,7 @@ def run_facts(
         *counts,
         ("training took", duration(seconds) if exists(seconds) else ""),
         ("written", datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
-        ("device", f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})"),
+        ("devices", f"{len(devices)} x {', '.join(kinds)}"),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     ]
     return [fact for fact in facts if fact[1]]

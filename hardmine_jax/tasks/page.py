@@ -60,7 +60,8 @@ figcaption { margin-bottom: .8rem; font-weight: 600; overflow-wrap: anywhere; }
 @media (max-width: 700px) {
   main { padding: 1rem .6rem 2rem; }
   h1 { font-size: 1.5rem; }
-  th, td { padding: .38rem .5rem; }
+  th, td { padding: .38rem .4rem; font-size: .9rem; }
+  thead th { white-space: normal; vertical-align: bottom; }
   .facts { grid-template-columns: 1fr; gap: 0; }
   .facts dd { margin-bottom: .5rem; }
   figure { padding: .6rem; }
