@@ -133,7 +133,7 @@ def _kind(task: str, config: Mapping[str, Any]) -> str:
     files = [str(config[name]) for name in ("annotations", "validation_annotations") if config.get(name)]
     parts = [" and ".join(pathlib.PurePath(path).name for path in files)]
     # Where there are no files: another folder may be other data, and the same that was moved.
-    parts += [f"category {config['category']}"] if config.get("category") else []
+    parts += [f"category {_setting(config['category'])}"] if config.get("category") else []
     data = ", ".join(filter(None, parts))
     dataset = config.get("dataset", "data without a name")
     return printable(f"{task}, {dataset}{': ' if data else ''}{data}")

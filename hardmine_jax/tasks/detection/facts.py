@@ -1,6 +1,5 @@
 """What a detector's report says of its data."""
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,11 +22,11 @@ def count_scored(evaluated: Evaluated) -> str:
 
 
 def note_few_images(evaluated: Evaluated, classes: Sequence[str]) -> list[str]:
-    """The sentence of `uncertainty.note_few`, where there is one; also on stderr."""
+    """The sentence of `uncertainty.note_few`, where there is one; also printed."""
     images = len(evaluated.names)
     if images >= FEW:
         return []
     notes = note_few(images, "images", "mAP@0.5", map_half_width(evaluated, classes))
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"careful: {note}")
     return notes

@@ -1,6 +1,5 @@
 """What a pose report says of its data."""
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,9 @@ def count_scored(people: People) -> str:
 
 
 def note_few_people(predicted: np.ndarray, people: People) -> list[str]:
-    """The sentence of `uncertainty.note_few`, where there is one; also on stderr."""
+    """The sentence of `uncertainty.note_few`, where there is one; also printed."""
     subjects = int(people.labelled.any(1).sum())
     notes = note_few(subjects, "subjects", "PCK@0.1", pck_half_width(predicted, people))
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"careful: {note}")
     return notes
