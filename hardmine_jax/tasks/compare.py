@@ -28,7 +28,7 @@ from rich.table import Table
 from hardmine_jax.data.problems import DataError, printable, shorten
 from hardmine_jax.tasks.config_json import read_config
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import FREE, flag, parse_flags
+from hardmine_jax.tasks.flags import FREE, check_numbers, flag
 from hardmine_jax.tasks.page import number, percent
 
 # Settings that change nothing of what is learned, beside those that may change within a run; and where the
@@ -212,6 +212,7 @@ def _setting(given: Any) -> str:
 
 def run(config: CompareConfig, console: rich.console.Console | None = None) -> None:
     """Prints the tables."""
+    check_numbers(config)
     if not config.workdirs:
         raise DataError("no run: name at least one --workdir of hardmine pose train or detection train")
     kinds: dict[str, list[Run]] = {}
@@ -301,7 +302,7 @@ def _table(
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> CompareConfig:
     """The command line."""
-    return parse_flags(CompareConfig, arguments, prog=prog, description=__doc__)
+    return tyro.cli(CompareConfig, prog=prog, args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -33,20 +33,15 @@ def parse_flags(
     kind: type[_Config],
     arguments: Sequence[str] | None = None,
     *,
-    default: _Config | None = None,
-    prog: str | None = None,
     description: str | None = None,
 ) -> _Config:
-    """The command line as a config, its numbers checked; ends the process with 2 where it is none.
+    """The command line of a script, its numbers checked; ends the process with 2 where it is none.
 
     Args:
-      kind: of the config, whose docstring is the help.
-      arguments: without the name of the command; of the process by default.
-      default: what the flags change; what `kind()` makes by default.
-      prog, description: the name of the command and what its help begins with.
+      kind: of the config, whose docstring is the help; arguments: of the process by default.
+      description: what the help begins with.
     """
-    begun: dict[str, Any] = {} if default is None else {"default": default}
-    config = tyro.cli(kind, prog=prog, args=arguments, description=description, **begun)
+    config = tyro.cli(kind, args=arguments, description=description)
     try:
         check_numbers(config)
     except UserError as error:

@@ -20,7 +20,7 @@ from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.tasks.compilation_cache import compilation_cache
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
-from hardmine_jax.tasks.flags import flag
+from hardmine_jax.tasks.flags import check_numbers, flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone, check_joined
 from hardmine_jax.training.loop import Batches
 from hardmine_jax.training.named_arrays import describe, named, to_tree
@@ -50,7 +50,11 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
         check_alone(run)
         noted_body()
 
-    return run_to_exit_code(run_joined if run.distributed else run_alone)
+    def checked() -> None:
+        check_numbers(config)
+        (run_joined if run.distributed else run_alone)()
+
+    return run_to_exit_code(checked)
 
 
 _NOTE = "non_finite.json"

@@ -59,7 +59,7 @@ from hardmine_jax.tasks.evaluations import (
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.facts import data_files, run_facts
-from hardmine_jax.tasks.flags import parse_flags, warn_skipped
+from hardmine_jax.tasks.flags import check_numbers, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
@@ -164,6 +164,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
       DataError: no such run or data, no class in common, or a folder that holds something else.
       CheckpointError: no checkpoint that can be read.
     """
+    check_numbers(given)
     trained = load_run(given.run, which=given.which)
     data = find_data(given, trained.config)
     script = "hardmine detection train"
@@ -336,7 +337,7 @@ def write_report(
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> EvaluateConfig:
     """The command line."""
-    return parse_flags(EvaluateConfig, arguments, prog=prog, description=__doc__)
+    return tyro.cli(EvaluateConfig, prog=prog, args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -28,7 +28,7 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import parse_flags
+from hardmine_jax.tasks.flags import check_numbers
 from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
 
 _BATCH = 4
@@ -97,6 +97,7 @@ def coco_results(photo: Photo, found: Detections, classes: Sequence[str]) -> lis
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint)
@@ -122,7 +123,7 @@ def run(config: PredictConfig) -> None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
     """The command line."""
-    return parse_flags(PredictConfig, arguments, prog=prog, description=__doc__)
+    return tyro.cli(PredictConfig, prog=prog, args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

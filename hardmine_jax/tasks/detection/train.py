@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import rich
+import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.detection.batches import train_images
@@ -41,7 +42,7 @@ from hardmine_jax.tasks.detection.facts import count_objects, count_scored, note
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.facts import data_files, run_facts
-from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
@@ -241,7 +242,7 @@ def parse(
 ) -> Config:
     """The command line: --preset and --dataset give the defaults, the other flags change them."""
     default = defaults(**first_flags(arguments, {"preset": PRESETS, "dataset": tuple(DATASETS)}, prog=prog))
-    config = parse_flags(Config, arguments, default=default, prog=prog, description=description)
+    config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
     folder = f"detection_{config.dataset}_{config.preset}"
     run = fill_in(config.run, default.run, steps=default.run.steps, folder=folder)
     return dataclasses.replace(config, run=run)

@@ -29,7 +29,7 @@ import tyro
 from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import write_json
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import parse_flags
+from hardmine_jax.tasks.flags import check_numbers
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
 
 
@@ -96,6 +96,7 @@ def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) 
 
 def run(config: ExportConfig) -> None:
     """Reads the run, writes the two files."""
+    check_numbers(config)
     batch = _batch(config.batch)
     if not config.output.name:
         raise UserError(f"--output {config.output} is a folder: name a file")
@@ -125,7 +126,7 @@ def _batch(given: str) -> int | None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> ExportConfig:
     """The command line."""
-    return parse_flags(ExportConfig, arguments, prog=prog, description=__doc__)
+    return tyro.cli(ExportConfig, prog=prog, args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -28,7 +28,7 @@ from hardmine_jax.data.problems import printable
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import parse_flags
+from hardmine_jax.tasks.flags import check_numbers
 from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
@@ -191,6 +191,7 @@ def draw_people(photo: Photo, people: np.ndarray, skeleton: Skeleton, *, min_sco
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint)
@@ -211,7 +212,7 @@ def run(config: PredictConfig) -> None:
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
     """The command line."""
-    return parse_flags(PredictConfig, arguments, prog=prog, description=__doc__)
+    return tyro.cli(PredictConfig, prog=prog, args=arguments, description=__doc__)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> int:

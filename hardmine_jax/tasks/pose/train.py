@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import rich
+import tyro
 
 from hardmine_jax import training
 from hardmine_jax.data.pose.batches import train_crops
@@ -16,7 +17,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
 from hardmine_jax.tasks.facts import data_files, run_facts
-from hardmine_jax.tasks.flags import first_flags, parse_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, build, load_config, save_config, settle
@@ -173,7 +174,7 @@ def parse(
 ) -> Config:
     """The command line: --preset gives the defaults, the other flags change them."""
     default = PRESETS[first_flags(arguments, {"preset": tuple(PRESETS)}, prog=prog)["preset"]]
-    config = parse_flags(Config, arguments, default=default, prog=prog, description=description)
+    config = tyro.cli(Config, prog=prog, default=default, args=arguments, description=description)
     steps, folder = DATASETS[config.dataset].steps, f"pose_{config.dataset}_{config.preset}"
     run = fill_in(config.run, default.run, steps=steps, folder=folder)
     return dataclasses.replace(config, run=run)
