@@ -59,8 +59,10 @@ def check_numbers(config: Dataclass) -> None:
         most, least = _MOST_OF.get(_last(name), _MOST), _LEAST_OF.get(_last(name), -_MOST)
         if not math.isfinite(number):
             raise UserError(f"{flag(name)} {number}: give a finite number")
-        if not least <= number <= most:
-            raise UserError(f"{flag(name)} {number} must lie in {least} .. {most}")
+        if number > most:
+            raise UserError(f"{flag(name)} {number} must be at most {most}")
+        if number < least:
+            raise UserError(f"{flag(name)} {number} must be at least {least}")
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
