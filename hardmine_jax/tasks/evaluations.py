@@ -25,7 +25,7 @@ from hardmine_jax.tasks.run_config import RunConfig, Shard
 Split = Literal["validation", "train", "all"]
 _Config = TypeVar("_Config", bound=Dataclass)
 # Flags that change where an evaluation lies or how fast it is, not what it gives.
-_SILENT = ("output", "batch_size", "cache_dir")
+_SILENT = ("output", "batch_size", "cache_dir", "download")
 
 
 def scored_data(given: Any, trained: _Config, names: Sequence[str]) -> tuple[_Config, bool]:

@@ -19,9 +19,10 @@ from hardmine_jax.job import distributed, exchange
 from hardmine_jax.job.folder_lock import locked
 from hardmine_jax.job.host_memory import keep_freed_memory
 from hardmine_jax.job.launch import launch_name
+from hardmine_jax.tasks.compilation_cache import compilation_cache
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
-from hardmine_jax.tasks.flags import flag
+from hardmine_jax.tasks.flags import check_numbers, flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone, check_joined
 from hardmine_jax.training.checkpoint_folder import FOLDER
 from hardmine_jax.training.loop import Batches
@@ -36,7 +37,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
     """
 
     def noted_body() -> None:
-        with only_start(run), noted(run.folder):
+        with only_start(run), noted(run.folder), compilation_cache(run):
             # It asks JAX for the devices, which have to wait until the processes have found each other.
             keep_freed_memory()
             body()
@@ -52,7 +53,11 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
         check_alone(run)
         noted_body()
 
-    return run_to_exit_code(run_joined if run.distributed else run_alone)
+    def checked() -> None:
+        check_numbers(config)
+        (run_joined if run.distributed else run_alone)()
+
+    return run_to_exit_code(checked)
 
 
 @contextlib.contextmanager

@@ -96,6 +96,11 @@ class PersonSource:
     def __len__(self) -> int:
         return len(self._people)
 
+    @property
+    def num_images(self) -> int:
+        """How many images the records are on."""
+        return len(np.unique(self._people[:, 0]))
+
     def __getitem__(self, index: int) -> dict:
         index = operator.index(index)
         if not -len(self) <= index < len(self):

@@ -24,8 +24,8 @@ from hardmine_jax.tasks.detection.donor import match_outputs, read_classes
 from hardmine_jax.tasks.detection.loss import make_choice, make_loss
 from hardmine_jax.tasks.detection.predict import Decoding, false_positives, make_predict
 from hardmine_jax.tasks.detection.rois import FOREGROUND, Mining, MiningName
-from hardmine_jax.tasks.flags import check_counts, flag
-from hardmine_jax.tasks.run_config import RunConfig, check_run_config
+from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
+from hardmine_jax.tasks.run_config import RunConfig, check_devices, check_run_config, check_saved
 from hardmine_jax.tasks.trainer import Functions
 from hardmine_jax.tasks.warm_start import Outputs
 from hardmine_jax.training import OptimizerConfig
@@ -189,6 +189,14 @@ _OF_ONE_MINING: Mapping[str, MiningName] = {"min_negatives": "hard_negatives", "
 
 def settle(config: Config) -> Config:
     """The config, checked: what can be known to fail is found before anything is prepared or compiled."""
+    check_config(config)
+    check_devices(config.run)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Raises UserError for what no machine could run."""
+    check_numbers(config)
     check_counts(config, {"evaluate_images": 1, "k": 1, "rounds": 1, "max_detections": 1})
     check_run_config(config.run)
     check_mining(config)
@@ -205,7 +213,6 @@ def settle(config: Config) -> Config:
             raise UserError(f"{flag(name)} {getattr(config, name)} must lie in 0 .. 1")
     if config.mining == "bootstrap" and config.rounds > config.run.length:
         raise UserError(f"--rounds {config.rounds} is more than --steps {config.run.steps}: lower --rounds")
-    return config
 
 
 def check_mining(config: Config) -> None:
@@ -293,6 +300,8 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, tuple[str, ...]]:
     if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
         path = workdir / "config.json"
         raise DataError(f"{path} has no classes: give the --workdir of a {_SCRIPT} run")
+    with check_saved(workdir, config.run):
+        check_config(config)
     return config, classes
 
 

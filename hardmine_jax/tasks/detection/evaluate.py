@@ -46,6 +46,7 @@ from hardmine_jax.tasks.detection.evaluation import (
     score,
     voc_precision,
 )
+from hardmine_jax.tasks.detection.facts import count_scored, note_few_images
 from hardmine_jax.tasks.detection.matched import MatchedObjects, matched_predict
 from hardmine_jax.tasks.evaluations import (
     Split,
@@ -60,8 +61,10 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.facts import data_files, run_facts
+from hardmine_jax.tasks.flags import check_numbers, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 
 _DATA = ("dataset", *sorted({name for row in DATASETS.values() for name in row.flags}))
@@ -171,11 +174,13 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
       DataError: no such run or data, no class in common, or a folder that holds something else.
       CheckpointError: no checkpoint that can be read.
     """
+    check_numbers(given)
     trained = load_run(given.run, which=given.which, max_detections=given.max_detections)
     data = find_data(given, trained.config)
     script = "hardmine detection train"
     folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
-    dataset = load_data(data)
+    with phase("preparing the data", "prepared the data"):
+        dataset = load_data(data)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.classes, dataset.classes, what="class")
     notes = describe_unmatched(matched, what="class")
@@ -184,7 +189,8 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     seen = see_through(trained.classes, dataset, matched, source_of(dataset, data.split))
     batching = make_batching(given, trained.config, dataset)
     evaluator, weights = make_evaluator(trained, seen, matched, batching, cache_dir=data.config.run.cache_dir)
-    evaluated = evaluator.run(weights)
+    with phase(f"evaluating {len(seen.validation):,} images", "evaluated them"):
+        evaluated = evaluator.run(weights)
     measured = voc_precision(evaluated, seen.classes)
     result = score(evaluated, measured, max_detections=trained.config.max_detections) | {
         "proposal_recall": evaluator.recall(evaluated),
@@ -207,7 +213,11 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         notes.append(
             f"not in the mean, since no image has them: {', '.join(result['classes_without_objects'])}"
         )
-    write_report(folder, trained, evaluator, evaluated, measured, result, notes)
+    facts = run_facts(
+        files=data_files(data.config), categories=seen.classes, counts=[("scored", count_scored(evaluated))]
+    )
+    notes += note_few_images(evaluated, seen.classes)
+    write_report(folder, trained, evaluator, evaluated, measured, result, notes, facts)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and detections.json beside it")
     return result
@@ -312,6 +322,7 @@ def write_report(
     measured: AveragePrecision,
     result: Mapping[str, Any],
     notes: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> pathlib.Path:
     """report.html with pictures of some images, and of those with most mistakes."""
     mistakes = [
@@ -335,6 +346,7 @@ def write_report(
         # Without curves: nothing was trained.
         pictures=drawn[1:],
         notes=notes,
+        facts=facts,
     )
 
 

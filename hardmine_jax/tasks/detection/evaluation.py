@@ -23,6 +23,7 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
 from hardmine_jax.tasks.run_config import Shard
+from hardmine_jax.tasks.uncertainty import bootstrap_half_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +158,16 @@ def read_truth(record: dict) -> tuple[str, GroundTruth]:
 def voc_precision(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecision:
     """VOC's average precision at IoU 0.5."""
     return average_precision(evaluated.found, evaluated.truth, classes=classes)
+
+
+def map_half_width(evaluated: Evaluated, classes: Sequence[str]) -> float | None:
+    """Half of the mAP's 95 % interval over images, see `uncertainty.bootstrap_half_width`."""
+
+    def mean(rows: np.ndarray) -> float:
+        found, truth = [evaluated.found[row] for row in rows], [evaluated.truth[row] for row in rows]
+        return average_precision(found, truth, classes=classes).mean
+
+    return bootstrap_half_width(mean, len(evaluated.names))
 
 
 def score(evaluated: Evaluated, measured: AveragePrecision, *, max_detections: int = 100) -> dict:

@@ -31,6 +31,7 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.flags import check_numbers
 from hardmine_jax.tasks.photos import (
     InputError,
     check_outputs,
@@ -111,6 +112,7 @@ def coco_results(photo: Photo, found: Detections, run: TrainedRun) -> list[dict]
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
     trained = load_run(config.checkpoint, max_detections=config.max_detections)

@@ -40,10 +40,13 @@ from hardmine_jax.tasks.detection.evaluation import (
     score,
     voc_precision,
 )
+from hardmine_jax.tasks.detection.facts import count_objects, count_scored, note_few_images
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.detection.trained_on import check_trained_on
+from hardmine_jax.tasks.facts import data_files, run_facts
 from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
@@ -67,7 +70,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
         for note in notes_on_data(config, dataset):
             print(f"note: {note}", file=sys.stderr)
     run, functions = config.run, build(config, len(dataset.classes), classes=dataset.classes)
-    with exchange.first_of_host():
+    with exchange.first_of_host(), phase("finding proposals", "found proposals"):
         proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(run, functions.of_run)
     batches, batching = make_batches(config, dataset, proposals), make_batching(config)
@@ -166,7 +169,8 @@ def finish(
     unreadable: list[int],
 ) -> dict | None:
     """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
-    evaluated = evaluator.run(state)
+    with phase(f"evaluating {len(dataset.validation):,} images", "evaluated them"):
+        evaluated = evaluator.run(state)
     if not exchange.is_main():
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
@@ -208,8 +212,8 @@ def write_report(
     ]
     hardest = np.argsort(-np.array(mistakes), kind="stable")[:6]
     typical = evenly_spaced(len(evaluated.rows), 9)
-    skipped = dataset.skipped
-    notes = [skipped.report()] if skipped.reasons or skipped.noted else []
+    skipped, notes = dataset.skipped, note_few_images(evaluated, dataset.classes)
+    notes += [skipped.report()] if skipped.reasons or skipped.noted else []
     if result["classes_without_objects"]:
         names = ", ".join(result["classes_without_objects"])
         notes.append(f"not in the mean, since no validation image has them: {names}")
@@ -232,6 +236,12 @@ def write_report(
             hardest=evaluator.pictures(evaluated, hardest),
         ),
         notes=notes,
+        facts=run_facts(
+            files=data_files(config),
+            categories=dataset.classes,
+            counts=[("trained on", count_objects(dataset.train)), ("validated on", count_scored(evaluated))],
+            seconds=result["seconds"],
+        ),
     )
 
 
@@ -260,7 +270,7 @@ def main(
     def body() -> None:
         # What can be known to be wrong is said before data is prepared for it.
         settled = settle(config)
-        with exchange.first_of_host():
+        with exchange.first_of_host(), phase("preparing the data", "prepared the data"):
             dataset = load_dataset(settled)
         check_data(dataset)
         warn_skipped(dataset.skipped)

@@ -23,13 +23,13 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
-from hardmine_jax.tasks.flags import check_counts, flag
+from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose.donor import match_outputs, read_names
 from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
 from hardmine_jax.tasks.pose.predict import make_predict
-from hardmine_jax.tasks.run_config import RunConfig, check_run_config
+from hardmine_jax.tasks.run_config import RunConfig, check_devices, check_run_config, check_saved
 from hardmine_jax.tasks.trainer import Functions
 from hardmine_jax.tasks.warm_start import Outputs
 from hardmine_jax.training import LossFunction, OptimizerConfig
@@ -48,13 +48,14 @@ class Config:
     Attributes:
       preset: gives the defaults of everything else.
       dataset: synthetic (made here), lspet (from --data-dir) or coco (--annotations and --images of any COCO
-        keypoint file; or --data-dir in COCO 2017's layout; or neither, which downloads COCO 2017), or mpii
-        (from --data-dir).
+        keypoint file; or --data-dir in COCO 2017's layout; or neither, which downloads COCO 2017 once you
+        have said yes), or mpii (from --data-dir).
       data_dir: folder of lspet, of COCO 2017 or of MPII.
       annotations: COCO keypoint JSON.
       images: folder that the JSON's file names are relative to.
       validation_annotations: a second JSON to validate on; without it a tenth of the images.
       validation_images: its folder, if not --images.
+      download: COCO 2017 (20 GB, 60 GB in the end) without being asked.
       category: which category of the JSON, by name or id, if several have keypoints; several names with the
         same keypoints, or all, are trained on as one.
       sigmas: OKS constants, one a keypoint, over the file's own.
@@ -100,6 +101,7 @@ class Config:
     images: pathlib.Path | None = None
     validation_annotations: pathlib.Path | None = None
     validation_images: pathlib.Path | None = None
+    download: bool = False
     category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     flip_pairs: tuple[tuple[str, str], ...] | None = None
@@ -212,6 +214,16 @@ def supervision_of(config: Config) -> Supervision:
 
 def settle(config: Config, skeleton: Skeleton) -> Config:
     """The config with its `k`; what can be known to fail is found before anything is compiled or moved."""
+    config = check_config(config, skeleton)
+    check_devices(config.run)
+    if config.augment.flip_probability > 0 or config.flip_test:
+        warn_of_sides(config, skeleton)
+    return config
+
+
+def check_config(config: Config, skeleton: Skeleton) -> Config:
+    """The config with its `k`; raises UserError for what no machine could run."""
+    check_numbers(config)
     num_keypoints = skeleton.num_keypoints
     default_k = min(8, -(-2 * num_keypoints // 3))
     k = default_k if config.k is None else config.k
@@ -241,8 +253,6 @@ def settle(config: Config, skeleton: Skeleton) -> Config:
         raise UserError(
             f"--heatmap-sigma {config.heatmap_sigma} must be above 0, --min-loss {config.min_loss} at least 0"
         )
-    if config.augment.flip_probability > 0 or config.flip_test:
-        warn_of_sides(config, skeleton)
     return config
 
 
@@ -322,7 +332,8 @@ def load_config(workdir: pathlib.Path) -> tuple[Config, Skeleton]:
     config, skeleton = read_config(
         workdir, {"config": Config, "skeleton": Skeleton}, script="hardmine pose train"
     )
-    return config, skeleton
+    with check_saved(workdir, config.run):
+        return check_config(config, skeleton), skeleton
 
 
 def load_categories(workdir: pathlib.Path) -> tuple[Category, ...]:

@@ -48,12 +48,15 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_of, warn_skipped
+from hardmine_jax.tasks.facts import data_files, run_facts
+from hardmine_jax.tasks.flags import check_numbers, warn_of, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, check_scoring, load_run
-from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
+from hardmine_jax.tasks.pose.datasets import DATASETS, check_download, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.facts import category_names, count_scored, note_few_people
 from hardmine_jax.tasks.pose.matched import (
     MatchedPeople,
     common_skeleton,
@@ -79,6 +82,7 @@ class EvaluateConfig:
       data_dir: folder of the dataset, as in training.
       annotations: COCO keypoint JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
+      download: COCO 2017 (20 GB, 60 GB in the end) without being asked, where it is to be scored.
       category: which category of the JSON, by name or id, if several have keypoints; or several, or all.
       sigmas: OKS constants, one a keypoint of the JSON, over its own.
       exif_orientation: how the JSON counts the pixels of photographs that EXIF turns, as in training.
@@ -103,6 +107,7 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
+    download: bool = False
     category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     exif_orientation: Orientation | None = None
@@ -143,7 +148,7 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     """
     config, changed = scored_data(given, trained, _DATA)
     # What a run was measured by in training is asked for anew.
-    asked = {name: getattr(given, name) for name in ("boxes", "box_category", "box_min_score")}
+    asked = {name: getattr(given, name) for name in ("boxes", "box_category", "box_min_score", "download")}
     asked["max_people"] = trained.max_people if given.max_people is None else given.max_people
     config = change(config, **asked, cache_dir=given.cache_dir or trained.run.cache_dir)
     check_scoring(config)
@@ -167,6 +172,8 @@ def _is_official(config: Config) -> bool:
 
 
 def _val2017(config: Config) -> Config:
+    if config.data_dir is None:
+        check_download(config.run.cache_dir, allowed=config.download)
     folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)
     folder = pathlib.Path(folder).expanduser()
     return dataclasses.replace(
@@ -176,6 +183,7 @@ def _val2017(config: Config) -> Config:
         category="person",
         exif_orientation="stored",
         data_dir=None,
+        download=False,
     )
 
 
@@ -199,12 +207,14 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
       DataError: no such run or data, no keypoint in common, or a folder that holds something else.
       CheckpointError: no checkpoint that can be read.
     """
+    check_numbers(given)
     trained = _load(given)
     data = find_data(given, trained.config)
     script = "hardmine pose train"
     folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
     shard = whole_batches(given.batch_size, trained.config.run)
-    dataset = load_dataset(data.config)
+    with phase("preparing the data", "prepared the data"):
+        dataset = load_dataset(data.config)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.skeleton.names, dataset.skeleton.names, what="keypoint")
     notes = describe_unmatched(matched, what="keypoint")
@@ -221,8 +231,9 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         max_people=data.config.max_people or COCO_PEOPLE,
     )
     weights = parallel.put_state(trained.variables)
-    people, keypoints, scores = evaluated = evaluator.run(weights)
     max_people = data.config.max_people or COCO_PEOPLE
+    with phase(f"evaluating {len(seen.validation):,} examples", "evaluated them"):
+        people, keypoints, scores = evaluated = evaluator.run(weights)
     result = score(keypoints, scores, people, seen.skeleton, max_people=max_people)
     result |= _by_protocol(data, dataset, seen, matched, evaluator, weights, evaluated)
     if data.split == "validation" and len(dataset.train):
@@ -231,7 +242,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     result |= {
         "steps": trained.step,
         "people": len(people.names),
-        "scored_on": f"{len(people.names):,} people of {data.name}",
+        "scored_on": f"{len(people.names):,} subjects of {data.name}",
         "evaluation": evaluation_entry(settings, data.name, data.split, seen.skeleton.names, matched),
     }
     write_json(folder / "result.json", result)
@@ -240,8 +251,14 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     write_results(folder, "keypoints.json", found)
     crowded = note_crowded(people, max_people=max_people)
     warn_of(crowded)
-    notes += crowded + ([dataset.skipped.report()] if dataset.skipped else [])
-    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
+    notes += crowded + note_few_people(keypoints, people)
+    notes += [dataset.skipped.report()] if dataset.skipped else []
+    facts = run_facts(
+        files=data_files(data.config),
+        categories=category_names(data.config, dataset),
+        counts=[("scored", count_scored(people))],
+    )
+    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes, facts)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")
     return result
@@ -358,6 +375,7 @@ def write_report(
     evaluated: tuple[People, np.ndarray],
     result: dict[str, Any],
     notes: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> pathlib.Path:
     """report.html with pictures of some people, and of those that went worst."""
     people, keypoints = evaluated
@@ -375,6 +393,7 @@ def write_report(
         # Without curves: nothing was trained.
         pictures=pictures.report_pictures([], result, skeleton, hardest, typical)[1:],
         notes=notes,
+        facts=facts,
     )
 
 

@@ -39,7 +39,7 @@ from hardmine_jax.data.problems import gather, printable
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import flag, warn_of
+from hardmine_jax.tasks.flags import check_numbers, flag, warn_of
 from hardmine_jax.tasks.photos import (
     InputError,
     check_outputs,
@@ -273,6 +273,7 @@ def draw_people(photo: Photo, people: np.ndarray, skeleton: Skeleton, *, min_sco
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
     check_filters(config)

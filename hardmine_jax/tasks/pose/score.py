@@ -11,6 +11,7 @@ from hardmine_jax.pose.affine import box_to_centre_scale
 from hardmine_jax.pose.coco_eval import coco_average_precision
 from hardmine_jax.pose.coco_results import coco_results
 from hardmine_jax.tasks.pose.people import People
+from hardmine_jax.tasks.uncertainty import share_half_width
 
 # Of an image so many of the people found count in COCO's evaluation.
 COCO_PEOPLE = 20
@@ -30,6 +31,12 @@ def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float)
 def pck(predicted: np.ndarray, people: People, *, fraction: float = 0.1) -> float | None:
     """Share of everybody's labelled keypoints that `correct_keypoints` finds right."""
     return mean_where(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
+
+
+def pck_half_width(predicted: np.ndarray, people: People) -> float | None:
+    """Half of PCK@0.1's 95 % interval, see `uncertainty.share_half_width`."""
+    right = correct_keypoints(predicted, people, fraction=0.1) & people.labelled
+    return share_half_width(right.sum(1), people.labelled.sum(1))
 
 
 def score(
