@@ -144,10 +144,13 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_a_terminal_that_is_closed_saves_but_under_nohup(tiny, tmp_path):
+def test_a_terminal_that_is_closed_saves_but_under_nohup(tiny, tmp_path, monkeypatch):
+    # What runs the tests may itself have been started by nohup.
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
     batches = batches_with_signal(tiny, 7, signal.SIGHUP)
     _, result = tiny.train(tmp_path / "hung up", STEPS, batches=batches)
     assert result.stopped and Checkpoints(tmp_path / "hung up").steps()[-1] == result.step < STEPS
+    monkeypatch.undo()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         batches = batches_with_signal(tiny, 7, signal.SIGHUP)
