@@ -45,7 +45,7 @@ def mutants_of(file: str, source: str) -> tuple[ast.Module, list[Mutant]]:
     found = {}
     for node, keyword in _mutable(tree, None):
         for new in _alternatives(node, keyword):
-            new = ast.copy_location(new, node)
+            new = ast.copy_location(copy.copy(new), node)
             mutant = Mutant(file, *_spliced(source, node, new), node.lineno, node, new)
             if mutant.became != mutant.line:
                 found.setdefault(mutant.key, mutant)
@@ -69,9 +69,13 @@ def _mutable(node: ast.AST, keyword: str | None) -> Iterator[tuple[ast.AST, str 
     """Every expression below that computes something, and the name of the argument that it is given as."""
     if isinstance(node, ast.expr):
         yield node, keyword
+    if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+        return
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
             skipped = isinstance(child, (ast.Raise, ast.Assert, ast.JoinedStr)) or _is_type(child)
+            # Of `zip`: it tells a mistake in the lines around it, and there is none.
+            skipped |= getattr(child, "arg", None) == "strict"
             if isinstance(child, ast.AST) and name not in _SKIPPED and not skipped:
                 yield from _mutable(child, child.arg if isinstance(child, ast.keyword) else name)
 
@@ -95,7 +99,8 @@ def _alternatives(node: ast.AST, keyword: str | None) -> Iterator[ast.AST]:
         case ast.BinOp() | ast.BoolOp():
             yield from (_with(node, op=other()) for other in _OPERATORS[type(node.op)])
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            yield ast.Constant(0) if value == 1 else _with(node, operand=ast.Constant(value - 1))
+            others = [ast.Constant(0), _with(node, operand=ast.Constant(2))]
+            yield from others if value == 1 else [_with(node, operand=ast.Constant(value - 1))]
         case ast.UnaryOp():
             yield node.operand
         case ast.Constant(value=bool()):
@@ -123,10 +128,16 @@ def _in_place_of_a_call(node: ast.Call) -> Iterator[ast.AST]:
     first = [given for given in node.args if not isinstance(getattr(given, "value", None), str)][:1]
     if name.endswith(".where") and len(node.args) == 3:
         yield from node.args[1:]
-    elif isinstance(node.func, ast.Attribute) and name.split(".")[0] not in _MODULES:
+    elif isinstance(node.func, ast.Attribute) and not _is_in_module(node.func):
         yield node.func.value
     elif first and name not in _LEFT and not isinstance(first[0], (ast.Starred, ast.GeneratorExp)):
         yield first[0]
+
+
+def _is_in_module(node: ast.expr) -> bool:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in _MODULES
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:
@@ -139,5 +150,8 @@ def _spliced(source: str, node: ast.AST, new: ast.AST) -> tuple[str, str]:
     lines = [line.encode() for line in source.splitlines()]
     whole = b"\n".join(lines[node.lineno - 1 : node.end_lineno])
     end = len(whole) - len(lines[node.end_lineno - 1]) + node.end_col_offset
-    became = whole[: node.col_offset] + ast.unparse(new).encode() + whole[end:]
+    text = ast.unparse(new)
+    if not isinstance(new, (type(node), ast.Constant, ast.Name, ast.Call, ast.Attribute, ast.Subscript)):
+        text = f"({text})"
+    became = whole[: node.col_offset] + text.encode() + whole[end:]
     return " ".join(whole.decode().split()), " ".join(became.decode().split())
