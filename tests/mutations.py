@@ -77,7 +77,8 @@ def _mutable(node: ast.AST, keyword: str | None) -> Iterator[tuple[ast.AST, str 
             # Of `zip`: it tells a mistake in the lines around it, and there is none.
             skipped |= getattr(child, "arg", None) == "strict"
             if isinstance(child, ast.AST) and name not in _SKIPPED and not skipped:
-                yield from _mutable(child, child.arg if isinstance(child, ast.keyword) else name)
+                passed_on = keyword if isinstance(node, ast.keyword) else None
+                yield from _mutable(child, child.arg if isinstance(child, ast.keyword) else passed_on)
 
 
 def _is_type(node: object) -> bool:

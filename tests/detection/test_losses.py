@@ -140,6 +140,8 @@ def test_smooth_l1_of_far_and_of_no_distance():
     far = np.array([0.0, 1.0, -1.0, 3e38, -np.inf], np.float32)
     np.testing.assert_allclose(smooth_l1(far), [0, 0.5, 0.5, 3e38, np.inf])
     np.testing.assert_allclose(jax.vmap(jax.grad(smooth_l1))(far), [0, 1, -1, 1, -1])
+    with pytest.raises(ValueError, match="beta=nan"):
+        smooth_l1(far, beta=float("nan"))
     with pytest.raises(ValueError, match="beta=0"):
         smooth_l1(far, beta=0)
 

@@ -98,6 +98,8 @@ def test_refusals():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="k=11 > N=10"):
         sample_rois(key, labels, overlaps, k=11)
+    with pytest.raises(ValueError, match="k=0 < 1"):
+        sample_rois(key, labels, overlaps, k=0)
     with pytest.raises(ValueError, match=r"labels \(9,\) and overlaps \(10,\)"):
         sample_rois(key, labels[1:], overlaps, k=2)
     with pytest.raises(ValueError, match="foreground_fraction=25"):

@@ -121,6 +121,13 @@ def test_positives_are_kept_aside():
     assert [row[0] for row in _rows(pool.negatives)] == [15]
 
 
+def test_positives_grow_older_until_they_are_seen_again_the_example_0_too():
+    pool, one = hard_pool.init(1, num_positives=3), jnp.ones(1)
+    for index in (0, 5, 0, 6):
+        pool = UPDATE(pool, jnp.array([index]), one, positive=jnp.ones(1, bool))
+    assert _rows(pool.positives) == [(0, 1.0, 1), (5, 1.0, 2), (6, 1.0, 0)]
+
+
 @pytest.mark.parametrize("score", [1.0, 0.0, -1.0])
 def test_ageing_never_ranks_higher(score):
     pool = UPDATE(hard_pool.init(2), jnp.array([1]), jnp.array([score]))

@@ -55,6 +55,16 @@ def test_nothing_kept_or_no_loss_at_all():
     assert float(found.loss_captured) == 0.0 and float(found.fraction_kept) == 1.0
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_nan_arises_on_the_way(kept):
+    """Who looks for the NaN of a network by `jax_debug_nans` is not led here."""
+    with jax.debug_nans(True):
+        found = stats(
+            jnp.zeros((2, 3)), jnp.array([[kept, False, False]] * 2), jnp.array([[True, True, False]] * 2)
+        )
+    chex.assert_tree_all_finite(found)
+
+
 def test_garbage_where_nothing_takes_part_is_harmless():
     losses = jnp.array([1.0, 3.0, jnp.nan])
     where = jnp.array([True, True, False])

@@ -69,7 +69,11 @@ def test_matrices_and_points_come_in_batches():
     np.testing.assert_allclose(
         apply_affine(jnp.asarray(matrices), jnp.asarray(points)), looped, rtol=2e-4, atol=1e-3
     )
-    assert invert_affine(matrices.astype(np.float32)).dtype == np.float32
+    for dtype in (np.float16, np.float32):
+        narrow = matrices.astype(dtype)
+        expected = invert_affine(narrow.astype(np.float64)).astype(dtype)
+        np.testing.assert_array_equal(invert_affine(narrow), expected)
+        assert invert_affine(narrow).dtype == dtype
 
 
 def test_warp_affine_moves_pixels_where_the_matrix_moves_points():
@@ -99,6 +103,9 @@ def test_box_gets_the_aspect_and_contains_the_box(x, y, width, height, aspect):
     np.testing.assert_allclose(centre, [x + width / 2, y + height / 2])
     padded = box_to_centre_scale((x, y, x + width, y + height), aspect=aspect, padding=1.25)[1]
     np.testing.assert_allclose(padded, 1.25 * sides)
+    np.testing.assert_array_equal(
+        box_to_centre_scale((x, y, x + width, y + height), aspect=aspect)[1], padded
+    )
 
 
 def test_a_line_is_a_box_and_a_point_is_not():

@@ -112,5 +112,9 @@ def test_refusals():
         oks_nms(keypoints, scores, areas, sigmas=SIGMAS, max_kept=6)
     with pytest.raises(ValueError, match=r"keypoints \(5, 4, 2\).* and 3 sigmas must be \[N, K, 2\]"):
         oks_nms(keypoints, scores, areas, sigmas=SIGMAS[:3], max_kept=2)
+    with pytest.raises(ValueError, match="max_kept=0 < 1"):
+        oks_nms(keypoints, scores, areas, sigmas=SIGMAS, max_kept=0)
+    with pytest.raises(ValueError, match=r"scores \(1, 5\), areas \(1, 5\)"):
+        oks_nms(keypoints[None], scores[None], areas[None], sigmas=SIGMAS, max_kept=1)
     with pytest.raises(ValueError, match=r"areas \(4,\)"):
         oks_nms(keypoints, scores, areas[:4], sigmas=SIGMAS, max_kept=2)
