@@ -45,19 +45,23 @@ _OWN = {
     "mining/unit_axes.py": ["mining/test_mine.py"],
     "detection/box_runs.py": ["detection/test_roi_pool.py", "detection/test_roi_align.py"],
 }
+_CONTRACT = "test_selector_contract.py"
+_TYPES, _WEIGHTS = "mining/test_types.py", "mining/test_weights.py"
 _SELECTORS = "global_top_k hard_negatives harder_than_easiest non_max random_k threshold top_k".split()
-_WIDER = {f"mining/{name}.py": ["test_selector_contract.py", "-k", name] for name in _SELECTORS} | {
-    "mining/fit.py": ["mining/test_mine.py", "detection/test_nms.py"],
-    "mining/focal_weights.py": ["mining/test_weights.py"],
-    "mining/ghm_weights.py": ["mining/test_weights.py"],
-    "mining/importance_weights.py": ["mining/test_weights.py"],
-    "mining/order.py": ["mining/test_top_k.py", "test_selector_contract.py", "-k", "top_k"],
+_WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
+    "mining/fit.py": ["mining/test_mine.py"],
+    "mining/focal_weights.py": [_TYPES, _WEIGHTS],
+    "mining/ghm_weights.py": [_TYPES, _WEIGHTS],
+    "mining/importance_weights.py": [_TYPES, _WEIGHTS],
+    "mining/masked_mean.py": [_TYPES],
+    "mining/order.py": ["mining/test_top_k.py", _CONTRACT],
     "mining/positions.py": ["mining/test_mine_transformations.py"],
     "mining/read_only.py": ["mining/test_mine_transformations.py", "mining/test_mine_cost.py"],
-    "mining/types.py": ["mining/test_weights.py", "mining/test_masked_mean.py", "mining/test_top_k.py"],
+    "mining/stats.py": [_TYPES],
+    "mining/types.py": [_WEIGHTS, "mining/test_masked_mean.py", "mining/test_top_k.py"],
     "mining/unit_axes.py": ["mining/test_mine_transformations.py"],
     "detection/nms.py": ["detection/test_ohem.py"],
-    "detection/ohem.py": ["test_selector_contract.py", "-k", "ohem"],
+    "detection/ohem.py": [_CONTRACT],
 }
 
 
@@ -66,14 +70,15 @@ def sampled(mutants: list[Mutant], number: int, seed: int) -> list[Mutant]:
 
 
 def stages_of(file: str) -> list[list[str]]:
-    """pytest's arguments for the tests that come first, and for those that what survives them meets."""
+    """pytest's arguments for the tests that come first, then for those that survivors meet, one after another."""
     folder, name = file.split("/")
-    own = [path.name for path in sorted((ROOT / "tests" / folder).glob(f"test_{name[:-3]}.py"))]
-    own += [path.name for path in sorted((ROOT / "tests" / folder).glob(f"test_{name[:-3]}_*.py"))]
-    own = _OWN.get(file, [f"{folder}/{name}" for name in own])
-    stages = [own, _WIDER[file]] if file in _WIDER else [own]
-    stages = [[f"tests/{name}" if name.endswith(".py") else name for name in stage] for stage in stages]
-    return [[f"hardmine_jax/{file}", *stages[0]], *stages[1:]]
+    stem = name.removesuffix(".py")
+    tests = ROOT / "tests" / folder
+    mirrored = [*sorted(tests.glob(f"test_{stem}.py")), *sorted(tests.glob(f"test_{stem}_*.py"))]
+    own = _OWN.get(file, [f"{folder}/{path.name}" for path in mirrored])
+    row = stem if stem in [*_SELECTORS, "ohem"] else "top_k"
+    wider = [[f"tests/{name}", *(["-k", row] if name == _CONTRACT else [])] for name in _WIDER.get(file, [])]
+    return [[f"hardmine_jax/{file}", *(f"tests/{name}" for name in own)], *wider]
 
 
 class _Tests:
@@ -90,7 +95,11 @@ class _Tests:
 
     def pytest_collection_modifyitems(self, items: list) -> None:
         rank = {name: -place for place, name in enumerate(self.killers, start=1)}
-        items.sort(key=lambda item: (rank.get(item.nodeid, 0), self._seconds.get(item.nodeid, 0.0)))
+        # What takes long comes last. Of tests that have not run yet the refusals, at the end of files, are quick.
+        items.reverse()
+        quick = {item.nodeid: 0.0 for item in items if item.nodeid.startswith("hardmine_jax/")}
+        seconds = {**self._seconds, **quick}
+        items.sort(key=lambda item: (rank.get(item.nodeid, 0), seconds.get(item.nodeid, 0.1)))
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" or report.failed:
