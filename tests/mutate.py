@@ -70,7 +70,7 @@ def sampled(mutants: list[Mutant], number: int, seed: int) -> list[Mutant]:
 
 
 def stages_of(file: str) -> list[list[str]]:
-    """pytest's arguments for the tests that come first, then for those that survivors meet, one after another."""
+    """pytest's arguments for the tests that come first, then for those that survivors meet."""
     folder, name = file.split("/")
     stem = name.removesuffix(".py")
     tests = ROOT / "tests" / folder
@@ -95,7 +95,7 @@ class _Tests:
 
     def pytest_collection_modifyitems(self, items: list) -> None:
         rank = {name: -place for place, name in enumerate(self.killers, start=1)}
-        # What takes long comes last. Of tests that have not run yet the refusals, at the end of files, are quick.
+        # What takes long comes last. Files have their refusals, which are quick, at their end.
         items.reverse()
         quick = {item.nodeid: 0.0 for item in items if item.nodeid.startswith("hardmine_jax/")}
         seconds = {**self._seconds, **quick}
