@@ -62,6 +62,7 @@ _WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
     "mining/unit_axes.py": ["mining/test_mine_transformations.py"],
     "detection/nms.py": ["detection/test_ohem.py"],
     "detection/ohem.py": [_CONTRACT],
+    "training/step.py": ["training/test_sharding.py"],
 }
 
 
