@@ -75,6 +75,12 @@ def test_larger_areas_make_poses_more_alike():
     assert oks_nms(keypoints, scores, large, sigmas=SIGMAS, max_kept=2)[1].sum() == 1
 
 
+def test_plain_lists_do():
+    poses = [[[0.0, 0.0]], [[1.0, 0.0]], [[60.0, 0.0]]]
+    indices, where = oks_nms(poses, [0.8, 0.7, 0.9], [900.0] * 3, sigmas=[0.1], max_kept=3)
+    assert indices[where].tolist() == [2, 0]
+
+
 def test_equal_to_the_threshold_stays_and_nan_resembles_none():
     keypoints = np.float32([[[0, 0]] * 4, [[0, 0]] * 4, [[np.nan, 0]] * 4])
     scores, areas = np.float32([1, 2, 3]), np.full(3, 900, np.float32)
