@@ -87,8 +87,9 @@ def _is_type(node: object) -> bool:
         return getattr(node.annotation, "id", None) == "TypeAlias"
     if isinstance(node, ast.FunctionDef):
         return any(getattr(decorator, "id", None) == "overload" for decorator in node.decorator_list)
-    # `Row = Callable[[int], bool]`, at the top of a module.
-    return isinstance(node, ast.Assign) and node.col_offset == 0 and isinstance(node.value, ast.Subscript)
+    # At the top of a module `Row = Callable[[int], bool]`, or a `TypeVar`.
+    value = node.value if isinstance(node, ast.Assign) and node.col_offset == 0 else None
+    return isinstance(value, ast.Subscript) or getattr(getattr(value, "func", None), "id", None) == "TypeVar"
 
 
 def _alternatives(node: ast.AST, keyword: str | None) -> Iterator[ast.AST]:
@@ -100,8 +101,9 @@ def _alternatives(node: ast.AST, keyword: str | None) -> Iterator[ast.AST]:
         case ast.BinOp() | ast.BoolOp():
             yield from (_with(node, op=other()) for other in _OPERATORS[type(node.op)])
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            others = [ast.Constant(0), _with(node, operand=ast.Constant(2))]
-            yield from others if value == 1 else [_with(node, operand=ast.Constant(value - 1))]
+            yield ast.Constant(1 - value) if value <= 1 else _with(node, operand=ast.Constant(value - 1))
+            if value == 1:
+                yield _with(node, operand=ast.Constant(2))
         case ast.UnaryOp():
             yield node.operand
         case ast.Constant(value=bool()):
