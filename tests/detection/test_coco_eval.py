@@ -99,6 +99,17 @@ def test_shifted_by_a_tenth():
     assert (result["APS"], result["APM"]) == (-1, -1)
 
 
+@pytest.mark.parametrize("box", [[0, 0, 10, 200], [0, 0, 200, 10]])
+def test_sizes_go_by_the_area_of_the_box_whatever_its_sides(box):
+    """2,000 square pixels are medium; 10 or 200 squared would be small or large."""
+    truth, found = (
+        GroundTruth(np.array([box]), np.array([1])),
+        Detections(np.array([box]), np.ones(1), np.ones(1)),
+    )
+    result = coco_average_precision([found], [truth], classes=("a",))
+    assert (result["APS"], result["APM"], result["APL"]) == (-1, pytest.approx(1), -1)
+
+
 def test_ap50_is_close_to_voc():
     """COCO reads the curve at 101 recalls, VOC at every one."""
     detections, ground_truth = _set(False)

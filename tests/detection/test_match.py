@@ -71,6 +71,8 @@ def test_nothing_to_match(flaw):
     }[flaw]
     gt_boxes = gt_boxes.astype(np.float32)
     matched = match(boxes, gt_boxes, np.full(len(where), 3), where=where)
+    chex.assert_shape(matched, [(4,), (4, 4), (4,), (4,)])
+    chex.assert_type(matched, [jnp.int32, jnp.float32, jnp.float32, jnp.int32])
     np.testing.assert_array_equal(matched.labels, 0)
     np.testing.assert_array_equal(matched.overlaps, 0)
     np.testing.assert_array_equal(matched.indices, 0)
@@ -91,6 +93,19 @@ def test_batches_and_vmap_are_loops(heaps):
             chex.assert_trees_all_close(jax.tree.map(lambda x, row=row: x[row], batched), expected)
 
 
+def test_a_batch_of_images_without_ground_truth():
+    matched = match(np.ones((2, 5, 4)), np.zeros((2, 0, 4)), np.zeros((2, 0), int))
+    chex.assert_shape(matched, [(2, 5), (2, 5, 4), (2, 5), (2, 5)])
+
+
+def test_plain_lists_and_labels_of_few_bits_do():
+    boxes, gt_boxes = [[0.0, 0.0, 10.0, 10.0]], [[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0]]
+    matched = match(boxes, gt_boxes, [3, 4], where=[True, False])
+    assert matched.labels.tolist() == [3]
+    matched = match(boxes, gt_boxes, np.uint8([3, 4]), foreground=1.0)
+    assert matched.labels.tolist() == [4] and matched.labels.dtype == jnp.int32
+
+
 def test_no_gradient_flows(heaps):
     boxes, gt_boxes = heaps(20), heaps(4)
 
@@ -104,8 +119,11 @@ def test_no_gradient_flows(heaps):
 
 def test_refusals(heaps):
     boxes, labels = heaps(5), np.ones(3, int)
-    with pytest.raises(ValueError, match="foreground=0.0 must be above 0"):
-        match(boxes, heaps(3), labels, foreground=0.0)
+    for foreground in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"foreground={foreground} must be above 0, up to 1"):
+            match(boxes, heaps(3), labels, foreground=foreground)
+    with pytest.raises(ValueError, match=r"boxes \(4,\) and gt_boxes \(3, 4\)"):
+        match(boxes[0], heaps(3), labels)
     with pytest.raises(ValueError, match=r"gt_boxes \(4, 4\), gt_labels \(3,\)"):
         match(boxes, heaps(4), labels)
     with pytest.raises(ValueError, match="where must be bool, not float32"):

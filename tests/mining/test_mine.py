@@ -314,6 +314,26 @@ def test_nothing_kept_is_zero_with_a_zero_gradient(way):
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
+@every_way
+def test_the_choice_may_be_made_by_what_has_no_derivative(way):
+    """As a loop has none in reverse mode: nothing that select is given may still carry a gradient."""
+
+    def select(losses, x):
+        least = jax.lax.while_loop(
+            lambda least: (losses > least).sum() > 2, lambda least: least + 0.5, x.min()
+        )
+        return losses > least
+
+    def loss(weight, x):
+        mined = mine(lambda weight, x: weight * x, select, capacity=2, in_axes=(None, 0), **way)(weight, x)
+        return masked_mean(mined.losses, where=mined.keep)
+
+    x = jnp.arange(1.0, 8.0)
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(jnp.float32(1.0), x)
+    assert (float(value), float(gradients[0])) == (6.5, 6.5)
+    np.testing.assert_array_equal(gradients[1], (x > 5) / 2)
+
+
 def _dropout_loss(weight, x, keys):
     """Each unit draws its own mask, from its own key."""
     masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)

@@ -47,6 +47,11 @@ def test_numpy_integers_do_not_wrap():
     assert int(schedule(5, start=np.uint8(3), k=np.uint8(1), steps=np.uint8(10))) == 2
 
 
+def test_a_step_of_few_bits_does_not_wrap_before_it_begins():
+    steps = np.array([5, 60, 255], np.uint8)
+    np.testing.assert_array_equal(schedule(steps, start=9, k=1, steps=80, begin=50), [9, 8, 1])
+
+
 def test_it_may_rise_and_may_stay():
     assert [int(schedule(step, start=1, k=3, steps=2)) for step in range(4)] == [1, 2, 3, 3]
     assert int(schedule(5, start=8, k=8, steps=10)) == 8

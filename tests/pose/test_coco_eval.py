@@ -85,6 +85,37 @@ def test_people_without_labels_are_ignored_and_empty_images_count(truth):
     assert coco_average_precision(_found(truth) + [inside], truth, sigmas=SIGMAS)["AP"] < 0.9
 
 
+def test_the_category_is_1_and_no_crowd_where_nothing_is_said(truth):
+    said = coco_average_precision(_found(truth, 5.0), truth, sigmas=SIGMAS)
+    silent = [{key: item[key] for key in ("image_id", "keypoints", "area")} for item in truth]
+    found = [{**item, "category_id": 1} for item in _found(truth, 5.0)]
+    assert coco_average_precision(found, silent, sigmas=SIGMAS) == said
+    # The box and the count that follow from the labelled keypoints are those that COCO would give.
+    spans = [item["keypoints"][item["keypoints"][:, 2] > 0, :2] for item in truth]
+    whole = [
+        {**item, "bbox": [*span.min(0), *np.ptp(span, axis=0)], "num_keypoints": 3, "iscrowd": 0}
+        for item, span in zip(silent, spans, strict=True)
+    ]
+    assert coco_average_precision(found, whole, sigmas=SIGMAS) == said
+
+
+def test_numbers_may_be_text(truth):
+    text = [
+        {
+            **item,
+            "image_id": str(item["image_id"]),
+            "category_id": "1",
+            "area": str(item["area"]),
+            "iscrowd": "0",
+        }
+        for item in truth
+    ]
+    found = [{**item, "image_id": str(item["image_id"]), "score": "0.9"} for item in _found(truth, 5.0)]
+    assert coco_average_precision(found, text, sigmas=SIGMAS) == coco_average_precision(
+        _found(truth, 5.0), truth, sigmas=SIGMAS
+    )
+
+
 def test_inputs_stay_as_they_are_and_nothing_is_printed(truth, capfd):
     before = [dict(item) for item in truth]
     found = _found(truth)

@@ -84,6 +84,8 @@ def test_dark_is_exact_whatever_the_scale_and_blur():
             decoded, scores = _decode(heatmaps * scale, blur_sigma=blur_sigma)
             chex.assert_trees_all_close(decoded, keypoints, atol=0.03)
             chex.assert_trees_all_close(scores, heatmaps.max(axis=(0, 1)) * scale, rtol=1e-6)
+    rough = np.random.default_rng(2).random((32, 24, 5), np.float32)
+    chex.assert_trees_all_equal(_decode(rough), _decode(rough, method="dark", blur_sigma=2.0))
 
 
 def test_dark_beats_quarter_beats_argmax_under_noise():

@@ -132,6 +132,19 @@ def test_half_precision_predictions_are_compared_in_single(maps):
     assert loss == pytest.approx(float(ohkm(half.astype(jnp.float32), target, where=where)), rel=1e-6)
 
 
+def test_both_maps_may_be_of_half_precision_where_promotion_is_strict(maps):
+    half = [jnp.asarray(array, jnp.bfloat16) for array in maps[:2]]
+    with jax.numpy_dtype_promotion("strict"):
+        found = heatmap_mse(*half)
+    assert found.dtype == jnp.float32
+    chex.assert_trees_all_close(found, heatmap_mse(*(array.astype(jnp.float32) for array in half)), rtol=1e-6)
+
+
+def test_eight_keypoints_are_kept_unless_asked(maps):
+    predicted, target, where = maps
+    assert ohkm(predicted, target, where=where) == ohkm(predicted, target, k=8, where=where)
+
+
 def test_refusals_name_the_numbers(maps):
     predicted, target, where = maps
     with pytest.raises(ValueError, match="k=20 .*K=17"):

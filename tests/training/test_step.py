@@ -103,7 +103,20 @@ def test_ema_formula():
 
 def test_ema_of_equal_weights_is_those_weights():
     params = {"w": jnp.float32([0.1, 1e30])}
-    chex.assert_trees_all_equal(ema_update(params, params, jnp.int32(3), decay=0.999), params)
+    with jax.numpy_dtype_promotion("strict"):
+        chex.assert_trees_all_equal(ema_update(params, params, jnp.int32(3), decay=0.999), params)
+
+
+def test_half_precision_parameters_stay_so_and_metrics_are_single():
+    def loss_fn(params, batch_stats, batch, key, step):
+        return jnp.square(params["w"]).sum(), (batch_stats, {})
+
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    variables, optimizer = {"params": params}, optax.sgd(0.5)
+    state = create_state(variables, apply_fn=None, optimizer=optimizer, key=jax.random.key(0), ema_decay=0.5)
+    new, metrics = make_train_step(loss_fn, ema_decay=0.5)(state, {"x": jnp.zeros(4)})
+    chex.assert_type([metrics["loss"], metrics["grad_norm"]], jnp.float32)
+    chex.assert_type([new.params["w"], new.ema_params["w"]], jnp.bfloat16)
 
 
 def test_without_ema_evaluation_takes_the_weights():
