@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-# 10^12 floating-point operations a second of what JAX counts as one device, dense: products in bfloat16, and of
-# float32 as JAX takes them by itself (TF32 on NVIDIA's; a TPU rounds float32 to bfloat16). By NVIDIA's data sheets
-# (SXM where there are several) and docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+# 10^12 floating-point operations a second of what JAX counts as one device, dense: products in bfloat16, and
+# of float32 as JAX takes them by itself (TF32 on NVIDIA's; a TPU rounds float32 to bfloat16). By NVIDIA's
+# data sheets (SXM where there are several) and docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm.
 _PEAKS = {
     "H100 PCIe": (756.0, 378.0),
     "H100 NVL": (835.0, 418.0),
