@@ -79,7 +79,7 @@ def step(config: Config) -> Iterator[tuple[Question, int]]:
     if len(sizes[0]) != len(sizes[1]):
         raise ValueError(f"--step.hidden {sizes[0]} and --step.rounds {sizes[1]}: give as many of both")
     for hidden, rounds in zip(*sizes, strict=True):
-        yield detection_step.stepping(config.step, hidden), rounds
+        yield detection_step.stepping(config.step, detection_step.make_model(hidden)), rounds
 
 
 PARTS: dict[str, Callable[[Config], Iterator[tuple[Question, int]]]] = {
