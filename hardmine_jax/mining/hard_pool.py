@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hardmine_jax.mining.order import order_keys
-from hardmine_jax.mining.types import ArrayLike, Count, Scalar
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_real
 
 
 class Ranked(NamedTuple):
@@ -106,7 +107,8 @@ def update(
 
     Args:
       pool: from `init` or `update`.
-      indices: integer [B], dataset indices; negative ones take no part.
+      indices: integer [B], dataset indices below 2^31; negative ones take no part, nor do traced ones that
+        are 2^31 or more.
       scores: [B], larger is harder.
       positive: bool [B]; None: all are negatives. Needs a pool with slots for positives.
       where: bool [B], True takes part; None for all. An example left out keeps the entry it may have.
@@ -118,8 +120,9 @@ def update(
       The new pool; the old one is as it was.
 
     Raises:
-      ValueError: for shapes that disagree, a decay out of range, `positive` without slots for positives.
-      TypeError: if indices are no integers.
+      ValueError: for shapes that disagree, indices of 2^31 or more, a decay out of range, `positive` without
+        slots for positives.
+      TypeError: if indices are no integers, or scores are complex.
 
     >>> pool = update(init(2), jnp.array([7, 3, 9]), jnp.array([0.5, 0.1, 0.9]))
     >>> pool.negatives.indices, pool.negatives.scores
@@ -186,9 +189,7 @@ def _check_seen(
     positive: ArrayLike | None,
     where: ArrayLike | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    indices, scores = jnp.asarray(indices), jax.lax.stop_gradient(jnp.asarray(scores))
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
+    indices, scores = _check_indices(indices), jax.lax.stop_gradient(check_real(jnp.asarray(scores)))
     if positive is not None and pool.positives is None:
         raise ValueError("positive= given to a pool without slots for positives: init(..., num_positives=n)")
     positive = jnp.zeros(indices.shape, bool) if positive is None else jnp.asarray(positive)
@@ -200,7 +201,22 @@ def _check_seen(
         )
     if positive.dtype != bool or where.dtype != bool:
         raise ValueError(f"positive and where must be bool, not {positive.dtype} and {where.dtype}")
-    return indices.astype(jnp.int32), scores, positive, where
+    return indices, scores, positive, where
+
+
+def _check_indices(indices: ArrayLike) -> jax.Array:
+    """int32, and -1 for what is negative or too large for it; too large where that can be seen is refused."""
+    if not isinstance(indices, jax.Array):
+        # As numpy has them: JAX would make 32 bits of 64.
+        indices = np.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
+    most = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(indices.dtype).max <= most:
+        return jnp.asarray(indices, jnp.int32)
+    if not isinstance(indices, jax.core.Tracer) and (indices > most).any():
+        raise ValueError(f"indices up to {indices.max()} do not fit into int32: number examples below 2^31")
+    return jnp.where((indices >= 0) & (indices <= most), indices.astype(jnp.int32), -1)
 
 
 def _check_drawn(name: str, count: int, ranked: Ranked | None) -> None:

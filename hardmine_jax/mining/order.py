@@ -4,11 +4,14 @@ Losses become signed integers in the same order, so that NaN, infinities, signed
 meaning on every backend, and so that no participating loss is as low as a slot that takes no part.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import at_least_single
+from hardmine_jax.mining.layout import check_whole
+from hardmine_jax.mining.types import at_least_single, check_real
 
 # Up to here counting the harder units of each pair is faster (CPU, 64 rows); it takes N^2 comparisons.
 _PAIRWISE_UNITS = 64
@@ -18,16 +21,17 @@ def order_keys(losses: jax.Array) -> jax.Array:
     """Integer keys in the order of the losses: -inf < ... < -0.0 == 0.0 < ... < inf < NaN.
 
     Args:
-      losses: [...], real: float, integer or bool.
+      losses: [..., N], real: float, integer or bool.
 
     Returns:
-      [...], int32 (int64 where the losses have 64 bits).
+      [..., N], int32 (int64 where the losses have 64 bits).
 
     Raises:
       TypeError: for complex losses.
+      ValueError: where the units are cut over an Explicit axis of the mesh.
     """
-    if jnp.issubdtype(losses.dtype, jnp.complexfloating):
-        raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
+    check_real(losses)
+    check_whole(losses)
     signed = jnp.int64 if losses.dtype.itemsize == 8 else jnp.int32
     if jnp.issubdtype(losses.dtype, jnp.floating):
         keys = _float_keys(losses.astype(at_least_single(losses.dtype)), signed)
@@ -96,15 +100,29 @@ def highest(keys: jax.Array, *, k: int, where: jax.Array) -> jax.Array:
     """
     if k == keys.shape[-1]:
         return participating(keys, where)
+    # `lax.top_k` of integers is a full sort on CPU, a hundred times slower.
     rank = jnp.cumsum(keep_first(keys, k=k, where=where), axis=-1, dtype=jnp.int32)
     lowest = jnp.iinfo(keys.dtype).min
+    places = reached_at(rank, number=k)
+    picked = jnp.take_along_axis(keys, jnp.minimum(places, keys.shape[-1] - 1), axis=-1)
+    return jnp.where(places < keys.shape[-1], jnp.maximum(picked, lowest + 1), lowest)
 
-    def pick(rank: jax.Array, keys: jax.Array) -> jax.Array:
-        first = jnp.searchsorted(rank, jnp.arange(1, k + 1, dtype=jnp.int32))
-        return keys.at[first].get(mode="fill", fill_value=lowest)
 
-    # `lax.top_k` of integers is a full sort on CPU, a hundred times slower.
-    return jnp.vectorize(pick, signature="(n),(n)->(k)")(rank, jnp.maximum(keys, lowest + 1))
+@functools.partial(jax.jit, static_argnames="number")
+def reached_at(counted: jax.Array, *, number: int) -> jax.Array:
+    """int32 [..., number]: where the running counts [..., N] reach 1, 2, ... number; N where they do not.
+
+    A binary search in each row. `jnp.searchsorted` is for one row, and as of JAX 0.12 its vmap fails where a
+    mesh axis is Explicit or, in shard_map, not manual.
+    """
+    num_units = counted.shape[-1]
+    wanted = jnp.arange(1, number + 1, dtype=jnp.int32).reshape((1,) * (counted.ndim - 1) + (-1,))
+    below = jnp.zeros_like(counted[..., :1], dtype=jnp.int32) + jnp.zeros_like(wanted)
+    for bit in reversed(range(num_units.bit_length())):
+        further = jnp.minimum(below + 2**bit, num_units)
+        passed = jnp.take_along_axis(counted, further - 1, axis=-1, mode="promise_in_bounds") < wanted
+        below = jnp.where(passed, further, below)
+    return below
 
 
 def count(where: jax.Array) -> jax.Array:
@@ -132,7 +150,8 @@ def _first_by_bisection(keys: jax.Array, k: jax.Array) -> jax.Array:
 
     def append_byte(step: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         prefix, k = state
-        rest = keys >> (8 * (num_bytes - 1 - step)).astype(unsigned)
+        # Under `jax.disable_jit` the step is Python's.
+        rest = keys >> jnp.asarray(8 * (num_bytes - 1 - step), unsigned)
         # As a signed byte in the order of the unsigned one.
         byte = rest.astype(jnp.uint8).astype(jnp.int8) ^ np.int8(-128)
         byte = jnp.where(rest >> 8 == prefix, byte, np.int8(-128))
