@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import iou
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.types import ArrayLike
 
 
+@for_export
 class Matched(NamedTuple):
     """What `match` gives for each of N boxes. Nothing in it carries a gradient.
 

@@ -94,8 +94,8 @@ def check_rois(
         raise ValueError(f"size={tuple(size)} must be two bin counts from 1 and stride={stride} positive")
     if any(cut_axes(features)[:2]) or cut_axes(boxes)[0]:
         raise ValueError(
-            f"features {jax.typeof(features)} and boxes {jax.typeof(boxes)} of one image lie on several devices:"
-            " call it inside jax.shard_map, or jax.reshard them to whole images"
+            f"features {jax.typeof(features)} and boxes {jax.typeof(boxes)} of one image lie on several"
+            " devices: call it inside jax.shard_map, or jax.reshard them to whole images"
         )
     return features, jax.lax.stop_gradient(boxes).astype(jnp.float32)
 

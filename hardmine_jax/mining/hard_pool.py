@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.order import order_keys
+from hardmine_jax.mining.layout import for_export
+from hardmine_jax.mining.order import first_reaching, order_keys
 from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_real
 
 
+@for_export
 class Ranked(NamedTuple):
     """Examples, hardest first, equal ones by rising index; free slots come last.
 
@@ -37,6 +39,7 @@ class Ranked(NamedTuple):
     ages: jax.Array
 
 
+@for_export
 class HardPool(NamedTuple):
     """Negatives compete for their slots and age; positives are kept aside, untouched by both.
 
@@ -49,6 +52,7 @@ class HardPool(NamedTuple):
     positives: Ranked | None
 
 
+@for_export
 class Sample(NamedTuple):
     """A draw of num_positives positives, then num_negatives negatives.
 
@@ -248,7 +252,7 @@ def _without(ranked: Ranked, replaced: jax.Array) -> Ranked:
     """Frees the slots of examples that are among `replaced`, int32 [B] in any order."""
     # One free slot at the end: a search ends within, whatever is looked up and were there nothing replaced.
     ordered = jnp.append(jnp.sort(replaced), -1)
-    place = jnp.searchsorted(ordered[:-1], ranked.indices)
+    place = first_reaching(ordered[:-1], ranked.indices)
     return _only(ranked, ordered[place] != ranked.indices)
 
 

@@ -1,9 +1,14 @@
-"""How arrays lie on a mesh with Explicit axes, the default of `jax.make_mesh`, where JAX chooses no layout itself."""
+"""How arrays lie on a mesh with Explicit axes, as `jax.make_mesh` makes them: JAX chooses no layout there."""
+
+from typing import TypeVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from hardmine_jax.mining.types import AnyArray
+
+_Result = TypeVar("_Result")
 
 
 def cut_axes(array: AnyArray) -> tuple[bool, ...]:
@@ -20,16 +25,16 @@ def check_whole(losses: jax.Array) -> None:
     """
     if losses.ndim and cut_axes(losses)[-1]:
         raise ValueError(
-            f"losses {jax.typeof(losses)}: the units, on the last axis, lie on several devices, of which none can"
-            " rank them: call `global_top_k` inside jax.shard_map, or jax.reshard the losses to whole rows"
+            f"losses {jax.typeof(losses)}: the units, on the last axis, lie on several devices, of which"
+            " none can rank them: call `global_top_k` inside jax.shard_map, or jax.reshard to whole rows"
         )
 
 
 def beside(table: jax.Array, index: jax.Array) -> jax.Array:
-    """The table, to be read at an index that may lie on other devices; on a mesh without Explicit axes as it is.
+    """The table, to be read at an index on other devices; on a mesh without Explicit axes as it is.
 
-    Under vmap, JAX refuses a gather from one table for all rows where the rows are cut over an Explicit axis. As
-    what varies with the index the table is one of each row, a copy on each device.
+    Under vmap, JAX refuses a gather from one table for all rows where these are cut over an Explicit axis.
+    As what varies with the index the table is one of each row, a copy on each device.
     """
     meshes = (jax.sharding.get_abstract_mesh(), jax.typeof(index).sharding.mesh)
     if not any(mesh.explicit_axes for mesh in meshes):
@@ -39,8 +44,14 @@ def beside(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def varying_as(array: jax.Array, other: jax.Array) -> jax.Array:
-    """The array, which inside `jax.shard_map` varies from here on over the devices over which the other does.
+    """The array, which inside `jax.shard_map` varies from here on over the devices as the other does.
 
-    What is the same on all of them gets its gradient summed over them so, which a `jax.custom_vjp` has to see to.
+    So what is the same on all of them gets its gradient summed, to which a `jax.custom_vjp` has to see.
     """
     return jnp.where((jnp.zeros_like(other) == 0).all(), array, array)
+
+
+def for_export(kind: type[_Result]) -> type[_Result]:
+    """The NamedTuple, which a function may take and return that `jax.export` writes to a file."""
+    jax.export.register_namedtuple_serialization(kind, serialized_name=f"hardmine_jax.{kind.__name__}")
+    return kind

@@ -4,8 +4,6 @@ Losses become signed integers in the same order, so that NaN, infinities, signed
 meaning on every backend, and so that no participating loss is as low as a slot that takes no part.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,26 +101,30 @@ def highest(keys: jax.Array, *, k: int, where: jax.Array) -> jax.Array:
     # `lax.top_k` of integers is a full sort on CPU, a hundred times slower.
     rank = jnp.cumsum(keep_first(keys, k=k, where=where), axis=-1, dtype=jnp.int32)
     lowest = jnp.iinfo(keys.dtype).min
-    places = reached_at(rank, number=k)
+    places = first_reaching(rank, counting(k, rank.ndim))
     picked = jnp.take_along_axis(keys, jnp.minimum(places, keys.shape[-1] - 1), axis=-1)
     return jnp.where(places < keys.shape[-1], jnp.maximum(picked, lowest + 1), lowest)
 
 
-@functools.partial(jax.jit, static_argnames="number")
-def reached_at(counted: jax.Array, *, number: int) -> jax.Array:
-    """int32 [..., number]: where the running counts [..., N] reach 1, 2, ... number; N where they do not.
+@jax.jit
+def first_reaching(ordered: jax.Array, wanted: jax.Array) -> jax.Array:
+    """int32 [..., K]: where each row [..., N], which rises, reaches the numbers wanted [..., K]; N: nowhere.
 
-    A binary search in each row. `jnp.searchsorted` is for one row, and as of JAX 0.12 its vmap fails where a
-    mesh axis is Explicit or, in shard_map, not manual.
+    A binary search. `jnp.searchsorted` is for one row, and as of JAX 0.12 its vmap fails where a mesh axis is
+    Explicit or, in shard_map, not manual.
     """
-    num_units = counted.shape[-1]
-    wanted = jnp.arange(1, number + 1, dtype=jnp.int32).reshape((1,) * (counted.ndim - 1) + (-1,))
-    below = jnp.zeros_like(counted[..., :1], dtype=jnp.int32) + jnp.zeros_like(wanted)
+    num_units = ordered.shape[-1]
+    below = jnp.zeros_like(ordered[..., :1], dtype=jnp.int32) + jnp.zeros_like(wanted, dtype=jnp.int32)
     for bit in reversed(range(num_units.bit_length())):
         further = jnp.minimum(below + 2**bit, num_units)
-        passed = jnp.take_along_axis(counted, further - 1, axis=-1, mode="promise_in_bounds") < wanted
+        passed = jnp.take_along_axis(ordered, further - 1, axis=-1, mode="promise_in_bounds") < wanted
         below = jnp.where(passed, further, below)
     return below
+
+
+def counting(number: int, ndim: int) -> np.ndarray:
+    """int32 [1, ..., number], of ndim axes: 1, 2, ... number."""
+    return np.arange(1, number + 1, dtype=np.int32).reshape((1,) * (ndim - 1) + (-1,))
 
 
 def count(where: jax.Array) -> jax.Array:

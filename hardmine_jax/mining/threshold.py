@@ -24,7 +24,8 @@ def threshold(
 
     Compared in float32 (float64 for float64 losses), whatever the dtype of the losses: 0.1 in bfloat16 is
     0.10009766, which is above 0.1. A NaN that takes part is kept, as in `top_k`. The choice carries no
-    gradient. As OHEM for segmentation, where min_loss = -log(largest probability still called hard): 1605.06885, section 2.2.
+    gradient. As OHEM for segmentation, where min_loss = -log(largest probability still called hard):
+    1605.06885, section 2.2.
 
     Args:
       losses: [..., N], larger is harder.
