@@ -68,9 +68,9 @@ def schedule(
 
 def _done(step: ArrayLike, begin: int, steps: int) -> jax.Array:
     """(step - begin) / steps from 0 to 1, float32, of any step that there is."""
-    if not isinstance(step, jax.Array) and np.issubdtype(np.asarray(step).dtype, np.integer):
+    if isinstance(step, int) or not isinstance(step, jax.Array) and np.asarray(step).dtype.kind in "iu":
         # As Python's integers, before JAX makes 32 bits of them.
-        passed = np.asarray(step).astype(object) - begin
+        passed = np.asarray(np.asarray(step, object) - begin)
         return jnp.asarray(np.clip(passed, 0, steps).astype(np.int32)).astype(jnp.float32) / steps
     step = jnp.asarray(step)
     if jnp.issubdtype(step.dtype, jnp.floating):
