@@ -263,13 +263,12 @@ PROVEN = {
 @pytest.mark.parametrize("name", [*NUMBERED, *PROVEN])
 def test_reuse_is_the_masked_path_however_rows_are_numbered(name, monkeypatch):
     known = []
-    monkeypatch.setattr(
-        Residuals, "known", property(lambda self: known[-1], lambda self, value: known.append(value))
-    )
+    kept = property(lambda self: known[-1], lambda self, value: known.append(value))
+    monkeypatch.setattr(Residuals, "known", kept, raising=False)
     args, loss_fn = _head(), {**NUMBERED, **PROVEN}[name]
     leasts = _between(jax.jit(loss_fn)(*args))[[3]]
     _check(loss_fn, args, leasts, capacity=3, in_axes=(None, 0, 0), way={"reuse": True})
-    assert known == [name in PROVEN]
+    assert set(known) == {name in PROVEN}
 
 
 @every_way
