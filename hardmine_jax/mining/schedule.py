@@ -71,7 +71,7 @@ def _done(step: ArrayLike, begin: int, steps: int) -> jax.Array:
     if isinstance(step, int) or not isinstance(step, jax.Array) and np.asarray(step).dtype.kind in "iu":
         # As Python's integers, before JAX makes 32 bits of them.
         passed = np.asarray(np.asarray(step, object) - begin)
-        return jnp.asarray(np.clip(passed, 0, steps).astype(np.int32)).astype(jnp.float32) / steps
+        return jnp.asarray(np.asarray(np.clip(passed, 0, steps), np.int32)).astype(jnp.float32) / steps
     step = jnp.asarray(step)
     if jnp.issubdtype(step.dtype, jnp.floating):
         return jnp.clip((jnp.trunc(step.astype(jnp.float32)) - begin) / steps, 0, 1)
