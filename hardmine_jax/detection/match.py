@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import area, iou, sides
 from hardmine_jax.detection.labels import class_numbers
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.types import ArrayLike, as_floats
 
 
+@for_export
 class Matched(NamedTuple):
     """What `match` gives for each of N boxes. Nothing in it carries a gradient.
 

@@ -2,7 +2,8 @@
 
 `jax.vjp` over N units leaves residuals, most of them with an axis of N. Traced once more for another number
 of units, the same program shows which axis that is: the one whose size changed with it. Gathered along it,
-the residuals of k units fit the pullback traced for k. Only positions (positions.py) are worked out anew.
+the residuals of k units fit the pullback traced for k. Only the places of the units themselves are worked out
+anew, and where it cannot be read from the program which these are (positions.py), nothing is reused.
 """
 
 import functools
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from hardmine_jax.mining.positions import may_hold_positions
+from hardmine_jax.mining.positions import Order, orders
 from hardmine_jax.mining.read_only import LossesOf, check_losses
 from hardmine_jax.mining.unit_axes import UnitArgs, at_units, take_units
 
@@ -23,6 +24,7 @@ class Residuals:
 
     Attributes:
       losses: [N], cut off from the gradient.
+      known: whether each residual is known to belong to one unit. Where not, `losses_at` must not be used.
     """
 
     def __init__(self, units: UnitArgs, losses_of: LossesOf, *, capacity: int):
@@ -52,8 +54,15 @@ class Residuals:
             self._structure = jax.tree.structure(few_pullback)
         else:
             self._part = linearised
-        jaxpr = jax.make_jaxpr(linearised)(self._stopped).jaxpr
-        self._positions = may_hold_positions(jaxpr, num_units)[1:]
+        closed = jax.make_jaxpr(linearised)(self._stopped)
+        found = orders(closed.jaxpr, closed.consts, num_units)
+        whole_numbers = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in self._leaves]
+        self._positions = [
+            order == Order.COUNT and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
+        ]
+        self.known = Order.UNKNOWN not in found and not any(
+            order == Order.PLACE and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
+        )
         self._leaf_axes = self._find_axes(jax.tree.leaves(few_pullback))
 
     def losses_at(self, indices: jax.Array) -> jax.Array:

@@ -35,8 +35,9 @@ def check_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, 
 
     Raises:
       ValueError: if there is no unit axis, or `where` is not bool or not of the shape of `losses`.
+      TypeError: for complex losses.
     """
-    losses = jax.lax.stop_gradient(jnp.asarray(losses))
+    losses = jax.lax.stop_gradient(check_real(jnp.asarray(losses)))
     if losses.ndim == 0:
         raise ValueError("losses has no axis: the last axis must be the units, [..., N]")
     return losses, check_where(losses, where)
@@ -47,6 +48,42 @@ def check_soft_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Ar
     _, where = check_units(losses, where)
     losses = jnp.asarray(losses)
     return losses.astype(at_least_single(losses.dtype)), where
+
+
+def check_real(losses: jax.Array) -> jax.Array:
+    """The losses.
+
+    Raises:
+      TypeError: if they are complex.
+    """
+    if jnp.issubdtype(losses.dtype, jnp.complexfloating):
+        raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
+    return losses
+
+
+def check_number(name: str, number: Scalar) -> Scalar:
+    """One number for all units, which may be traced.
+
+    Raises:
+      ValueError: if it has axes.
+    """
+    if jnp.ndim(number):
+        raise ValueError(f"{name} of shape {jnp.shape(number)}: give one number for all units")
+    return number
+
+
+def check_integer(name: str, number: int | np.integer, *, least: int) -> int:
+    """A number that fixes a shape.
+
+    Raises:
+      TypeError: if it is no Python or numpy integer.
+      ValueError: if it is below `least`.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise TypeError(f"{name}={number!r} must be a Python int, known before tracing")
+    if number < least:
+        raise ValueError(f"{name}={number} < {least}")
+    return int(number)
 
 
 def at_least_single(dtype: jnp.dtype) -> jnp.dtype:

@@ -240,3 +240,19 @@ def test_wrong_numbers_and_shapes_are_named():
         hard_pool.sample(pool, jax.random.key(0), num_negatives=4)
     with pytest.raises(ValueError, match="num_positives=1 of a pool with 0"):
         hard_pool.sample(pool, jax.random.key(0), num_negatives=1, num_positives=1)
+
+
+@pytest.mark.parametrize(
+    "indices", [[2**31, 1], np.array([2**40 + 3, 1]), np.array([2**63 + 1, 1], np.uint64)], ids=str
+)
+def test_an_index_that_does_not_fit_is_refused_and_never_wrapped(indices):
+    with pytest.raises(ValueError, match="do not fit into int32"):
+        hard_pool.update(hard_pool.init(3), indices, jnp.ones(2))
+
+
+def test_wide_integers_are_recorded_and_a_traced_one_that_does_not_fit_takes_no_part():
+    def indices(seen):
+        return hard_pool.update(hard_pool.init(3), seen, jnp.ones(2)).negatives.indices
+
+    np.testing.assert_array_equal(indices(np.array([2**31 - 1, -(2**40)])), [2**31 - 1, -1, -1])
+    np.testing.assert_array_equal(jax.jit(indices)(jnp.array([3_000_000_000, 1], jnp.uint32)), [1, -1, -1])

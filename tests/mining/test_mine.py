@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hardmine_jax.mining.masked_mean import masked_mean
 from hardmine_jax.mining.mine import Mined, mine
+from hardmine_jax.mining.reuse import Residuals
 from hardmine_jax.mining.threshold import threshold
 from hardmine_jax.mining.top_k import top_k
 
@@ -226,6 +227,63 @@ def test_reuse_works_out_positions_anew(loss_fn, capacity):
     args = _head()
     leasts = _between(jax.jit(loss_fn)(*args))[[3, 6]]
     _check(loss_fn, args, leasts, capacity=capacity, in_axes=(None, 0, 0), way={"reuse": True})
+
+
+def _hidden(params, x):
+    return jnp.tanh(x @ params["w1"])
+
+
+# Whose gradient was that of other rows, and to which integers or bools along the units lead.
+NUMBERED = {
+    "cumsum": lambda params, x, y: _hidden(params, x)[jnp.cumsum(jnp.ones(len(y), int)) - 1, y],
+    "cumsum of bool": lambda params, x, y: _hidden(params, x)[jnp.cumsum(y >= 0) - 1, y],
+    "cumsum of int8": lambda params, x, y: _hidden(params, x)[jnp.cumsum(jnp.ones_like(y, jnp.int8)) - 1, y],
+    "linspace": lambda params, x, y: _hidden(params, x)[
+        jnp.round(jnp.linspace(0, len(y) - 1, len(y))).astype(int), y
+    ],
+    "scan": lambda params, x, y: _hidden(params, x)[
+        jax.lax.scan(lambda carry, _: (carry + 1, carry), 0, None, length=len(y))[1], y
+    ],
+    "flat": lambda params, x, y: _hidden(params, x).reshape(-1)[jnp.arange(len(y)) * 8 + y],
+    "sorted and back": lambda params, x, y: jnp.tanh(_hidden(params, x[jnp.argsort(y)]))[:, 0][
+        jnp.argsort(jnp.argsort(y))
+    ],
+    "checkpoint": lambda params, x, y: jax.checkpoint(lambda hidden, rows: jnp.sin(hidden)[rows, y])(
+        _hidden(params, x), jnp.cumsum(jnp.ones_like(y)) - 1
+    ),
+}
+PROVEN = {
+    "arange": lambda params, x, y: _hidden(params, x)[jnp.arange(len(y)), y],
+    "take_along_axis": lambda params, x, y: jnp.take_along_axis(_hidden(params, x), y[:, None], 1)[:, 0],
+    "table by class": lambda params, x, y: jnp.sin(params["w1"].T[y])[:, 0] * x[:, 0],
+    "weighted by place": lambda params, x, y: _hidden(params, x)[:, 0] * (1 + jnp.arange(len(y))) / 9,
+}
+
+
+@pytest.mark.parametrize("name", [*NUMBERED, *PROVEN])
+def test_reuse_is_the_masked_path_however_rows_are_numbered(name, monkeypatch):
+    known = []
+    kept = property(lambda self: known[-1], lambda self, value: known.append(value))
+    monkeypatch.setattr(Residuals, "known", kept, raising=False)
+    args, loss_fn = _head(), {**NUMBERED, **PROVEN}[name]
+    leasts = _between(jax.jit(loss_fn)(*args))[[3]]
+    _check(loss_fn, args, leasts, capacity=3, in_axes=(None, 0, 0), way={"reuse": True})
+    assert set(known) == {name in PROVEN}
+
+
+@every_way
+def test_the_choice_is_not_differentiated(way):
+    @jax.custom_jvp
+    def size(x):
+        return jnp.abs(x)
+
+    @size.defjvp
+    def rule(primals, tangents):
+        raise AssertionError("what was given to select has a gradient")
+
+    hard = mine(jnp.square, lambda losses, x: top_k(size(x), k=2), capacity=2, in_axes=0, **way)
+    gradient = jax.grad(lambda x: hard(x).losses.sum())(jnp.arange(float(NUM_UNITS)))
+    np.testing.assert_array_equal(gradient, [0, 0, 0, 0, 0, 10, 12])
 
 
 @every_way

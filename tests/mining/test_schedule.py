@@ -86,3 +86,22 @@ def test_refusals():
         schedule(0, start=5.0, k=1, steps=10)
     with pytest.raises(ValueError, match="shape='step' must be 'linear' or 'cosine'"):
         schedule(0, start=5, k=1, steps=10, shape="step")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [jnp.uint32(3_000_000_000), 3_000_000_000, np.uint64(2**63 + 5), jnp.uint8(250), jnp.float32(3e9), 2**70],
+    ids=str,
+)
+def test_a_late_step_of_any_dtype_does_not_wrap(step):
+    assert int(schedule(step, start=17, k=8, steps=100)) == 8
+
+
+def test_a_change_that_begins_beyond_int32():
+    begin = 3_000_000_000
+    for step in (begin + 2, jnp.uint32(begin + 2)):
+        assert int(schedule(step, start=5, k=1, steps=4, begin=begin)) == 3
+    assert int(schedule(jnp.int32(2**31 - 1), start=5, k=1, steps=4, begin=begin)) == 5
+    assert int(schedule(jnp.uint32(0), start=5, k=1, steps=4, begin=-2)) == 3
+    with pytest.raises(TypeError, match="step of complex64"):
+        schedule(jnp.complex64(1), start=5, k=1, steps=4)

@@ -174,3 +174,17 @@ def test_the_ways_for_cpu_and_for_accelerators_agree(size):
             for way in (losses._squared_error, losses._squared_error_of_neighbours)
         ]
         chex.assert_trees_all_close(*ways, rtol=1e-5, atol=1e-7)
+
+
+def test_ohkm_takes_a_k_that_is_traced():
+    rng = np.random.default_rng(0)
+    predicted, target = rng.normal(size=(2, 3, 4, 4, 9)).astype(np.float32)
+    where = rng.random((3, 9)) < 0.6
+    for k in (1, 3, 9):
+        expected = ohkm(predicted, target, k=k, where=where)
+        for traced in (k, np.full(3, k)):
+            found = jax.jit(lambda k: ohkm(predicted, target, k=k, where=where))(traced)
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+    one, other = (ohkm(predicted[row], target[row], k=k) for row, k in ((np.s_[:1], 2), (np.s_[1:2], 5)))
+    both = ohkm(predicted[:2], target[:2], k=np.array([2, 5]))
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)
