@@ -18,18 +18,15 @@ something else in it is refused.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import rich
 import tyro
 
-from hardmine_jax.data import coco_download, coco_json
-from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data import coco_download
 from hardmine_jax.data.images import Orientation
-from hardmine_jax.data.pose.coco import id_of_annotation
-from hardmine_jax.data.pose.coco_categories import find_categories, of_categories
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -45,7 +42,6 @@ from hardmine_jax.tasks.evaluations import (
     warn_of_own,
     whole_batches,
     write_results,
-    written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.facts import data_files, run_facts
@@ -65,7 +61,8 @@ from hardmine_jax.tasks.pose.matched import (
     matched_protocol,
 )
 from hardmine_jax.tasks.pose.people import People, mean_pose_of, place_pose
-from hardmine_jax.tasks.pose.protocol import prepare_protocol, score_heads, score_protocol, validation_file
+from hardmine_jax.tasks.pose.protocol import prepare_protocol, score_heads, score_protocol
+from hardmine_jax.tasks.pose.results import coco_results, ids_of
 from hardmine_jax.tasks.pose.score import COCO_PEOPLE, mean_oks, note_crowded, pck, score
 from hardmine_jax.tasks.rows import evenly_spaced
 
@@ -247,7 +244,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     }
     write_json(folder / "result.json", result)
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
-                         dataset.skeleton.num_keypoints), scores, _ids(data.config))  # fmt: skip
+                         dataset.skeleton.num_keypoints), scores, ids_of(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
     crowded = note_crowded(people, max_people=max_people)
     warn_of(crowded)
@@ -315,56 +312,6 @@ def _by_protocol(
 
 def _triples(keypoints: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.concatenate([keypoints, scores[..., None]], axis=-1, dtype=np.float64)
-
-
-class _Ids(NamedTuple):
-    """Ids as COCO files have them.
-
-    Attributes:
-      images: by those of the records, which are taken where there is none.
-      categories: by ids of image and annotation, as records have them; `category` of all others.
-    """
-
-    images: Mapping[int | None, Any]
-    categories: Mapping[tuple[int | None, int], Any]
-    category: Any
-
-
-def _ids(config: Config) -> _Ids:
-    if config.dataset != "coco" or config.annotations is None:
-        return _Ids({}, {}, 1)
-    files = [coco_json.load_file(config.annotations, config.images)]
-    if config.validation_annotations is not None:
-        files.append(validation_file(config)[0])
-    categories, first = {}, None
-    for file in files:
-        chosen = find_categories(file, config.category)
-        first = whole_id(chosen[0]["id"])
-        if len(chosen) > 1:
-            for place, entry in of_categories(file.content["annotations"], chosen, file.path):
-                key = coco_json.id_number(entry.get("image_id")), id_of_annotation(entry, place)
-                categories[key] = whole_id(entry.get("category_id", first))
-    return _Ids(written_image_ids(files), categories, first)
-
-
-def coco_results(people: People, triples: np.ndarray, scores: np.ndarray, ids: _Ids) -> list[dict[str, Any]]:
-    """COCO keypoint results; a person's score is the mean of what was scored of them.
-
-    Args:
-      triples: [N, K, 3], (x, y, score) of the data's keypoints; scores: [N, K common].
-      ids: as the results have them.
-    """
-    keys = list(zip(people.image_id.tolist(), people.annotation_id.tolist(), strict=True))
-    return [
-        {
-            "image_id": ids.images.get(key[0], key[0]),
-            "file_name": people.names[row],
-            "category_id": ids.categories.get(key, ids.category),
-            "keypoints": np.round(triples[row], 3).ravel().tolist(),
-            "score": float(scores[row].mean()),
-        }
-        for row, key in enumerate(keys)
-    ]
 
 
 def write_report(

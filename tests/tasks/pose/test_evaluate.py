@@ -21,7 +21,7 @@ from hardmine_jax.data.pose.coco_categories import make_skeleton
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.names import match_names
 from hardmine_jax.tasks.pose import evaluate as pose_evaluate
-from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose import networks, results
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.config import load_config
@@ -206,10 +206,10 @@ def test_of_several_categories_each_result_has_its_own(mice):
     flags = mice.file("test", content)
     given = pose_evaluate.parse([str(mice.run), *flags, "--category", "all"])
     config = pose_evaluate.find_data(given, load_config(mice.run)[0]).config
-    ids = pose_evaluate._ids(config)
+    ids = results.ids_of(config)
     data = pose_evaluate.load_dataset(config)
     people = read_people(data.train, range(4))
-    found = pose_evaluate.coco_results(people, np.zeros((4, 5, 3)), np.zeros((4, 5)), ids)
+    found = results.coco_results(people, np.zeros((4, 5, 3)), np.zeros((4, 5)), ids)
     expected = [annotations[int(one) - 1].get("category_id", 7) for one in people.annotation_id]
     assert [entry["category_id"] for entry in found] == expected and set(expected) == {7, "r"}
     assert [entry["image_id"] for entry in found] == [f"m{one}" for one in people.annotation_id]
