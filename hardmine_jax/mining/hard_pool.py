@@ -251,7 +251,7 @@ def _leave(ranked: Ranked, max_age: Count | None, min_score: Scalar | None) -> R
 def _without(ranked: Ranked, replaced: jax.Array) -> Ranked:
     """Frees the slots of examples that are among `replaced`, int32 [B] in any order."""
     # One free slot at the end: a search ends within, whatever is looked up and were there nothing replaced.
-    ordered = jnp.append(jnp.sort(replaced), -1)
+    ordered = jnp.pad(jnp.sort(replaced), (0, 1), constant_values=-1)
     place = first_reaching(ordered[:-1], ranked.indices)
     return _only(ranked, ordered[place] != ranked.indices)
 
@@ -260,8 +260,8 @@ def _last_seen(ranked: Ranked, replaced: jax.Array) -> Ranked:
     """Frees the slots [B] of examples that come once more further on in `replaced` [B]."""
     order = jnp.argsort(replaced, stable=True)
     ordered = replaced[order]
-    last = ordered != jnp.append(ordered[1:], -1)
-    return _only(ranked, jnp.zeros(last.shape, bool).at[order].set(last))
+    last = ordered != jnp.pad(ordered[1:], (0, 1), constant_values=-1)
+    return _only(ranked, last[jnp.argsort(order)])
 
 
 def _hardest(old: Ranked, seen: Ranked) -> Ranked:

@@ -53,10 +53,10 @@ class _Reading:
 
     def outputs(self, jaxpr: Any, consts: list[Any], inputs: list[Order]) -> list[Order]:
         known = dict(zip(jaxpr.invars, inputs, strict=True))
-        for variable, const in zip(jaxpr.constvars, consts, strict=False):
-            known[variable] = self._of_constant(const)
+        constants = dict(zip(jaxpr.constvars, consts, strict=False))
+        known |= {variable: self._of_constant(const) for variable, const in constants.items()}
         known |= {variable: Order.UNKNOWN for variable in jaxpr.constvars if variable not in known}
-        made: dict[Any, Any] = {}
+        made: dict[Any, Any] = dict(constants)
         for equation in jaxpr.eqns:
             arriving = [self._order(known, atom) for atom in equation.invars]
             if equation.primitive.name in CALLS:
@@ -153,10 +153,19 @@ class _Reading:
 
 
 def _not_negative(equation: Any, made: dict[Any, Any]) -> Any:
-    """The index i of `where(i < 0, i + N, i)`, with which jnp reads arrays; None for another equation."""
+    """The index i of `where(i < 0, i + N, i)`, with which jnp reads arrays; None for another equation.
+
+    Args:
+      made: what variables come from: an equation, or the constant that they are.
+    """
     chosen, otherwise = equation.invars[0], equation.invars[1]
-    test = made.get(chosen) if not isinstance(chosen, jax.extend.core.Literal) else None
-    if test is None or test.primitive.name != "lt" or test.invars[0] is not otherwise:
+    test = chosen.val if isinstance(chosen, jax.extend.core.Literal) else made.get(chosen)
+    if isinstance(test, (np.ndarray, jax.Array)) and not isinstance(test, jax.core.Tracer):
+        # Of numpy's rows it is known already which are negative.
+        return None if np.any(np.asarray(test)) else otherwise
+    if getattr(test, "primitive", None) is None or test.primitive.name != "lt":
+        return None
+    if test.invars[0] is not otherwise:
         return None
     bound = test.invars[1]
     return otherwise if isinstance(bound, jax.extend.core.Literal) and bound.val == 0 else None

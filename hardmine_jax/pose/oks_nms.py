@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.mining import non_max
 from hardmine_jax.mining.fit import best_first
+from hardmine_jax.mining.layout import beside
 from hardmine_jax.mining.types import (
     AnyArray,
     ArrayLike,
@@ -110,8 +111,8 @@ def oks_rows(keypoints: jax.Array, areas: jax.Array, sigmas: jax.Array) -> Calla
     """
 
     def row(index: jax.Array) -> jax.Array:
-        between = (areas + areas[index][None]) / 2
-        similarity = oks(keypoints, keypoints[index][None], area=between, sigmas=sigmas)
+        own, its_area = (beside(array, index)[index][None] for array in (keypoints, areas))
+        similarity = oks(keypoints, own, area=(areas + its_area) / 2, sigmas=sigmas)
         return jnp.where(jnp.isnan(similarity), 0.0, similarity)
 
     return row
