@@ -425,6 +425,18 @@ def test_reuse_keeps_the_masks_of_one_key_for_all():
     )
 
 
+def test_reuse_keeps_the_integers_of_one_key_for_all():
+    """They are no positions, although they lie along the units: drawn anew for few units they are others."""
+    _, x, _ = _head()
+
+    def loss_fn(table, x, key):
+        return jnp.square(table[jax.random.randint(key, (len(x),), 0, len(table))] * x[:, 0] + 1)
+
+    args = jnp.arange(1.0, 6.0), x, jax.random.key(2)
+    leasts = _between(jax.jit(loss_fn)(*args))[[3, 6]]
+    _check(loss_fn, args, leasts, capacity=4, in_axes=(None, 0, None), way={"reuse": True})
+
+
 def test_score_dtype_takes_a_python_number():
     """As an argument of `jax.grad` it is no array yet where it is cast."""
     hard = mine(
