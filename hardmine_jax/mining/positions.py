@@ -7,6 +7,7 @@ count to N, and point past the k rows there are: they have to be worked out anew
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,28 +15,31 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.jaxprs import CALLS, called
+from hardmine_jax.mining.jaxprs import CALLS, called, inner
 
 
 class Order(enum.IntEnum):
     """What an entry of an array of units is made of. The larger takes over from the smaller.
 
     Attributes:
+      SHARED: of what is the same for all units.
       UNIT: of that unit, wherever it stands: for few units, gathered is the same as worked out anew.
       COUNT: an integer that is the place of the unit itself, or rows with it in a column, the others UNIT.
       PLACE: of the unit and of the place where it stands (a mask drawn by place).
       UNKNOWN: perhaps of other units: summed up, sorted, read or written at unknown places.
     """
 
-    UNIT = 0
-    COUNT = 1
-    PLACE = 2
-    UNKNOWN = 3
+    SHARED = 0
+    UNIT = 1
+    COUNT = 2
+    PLACE = 3
+    UNKNOWN = 4
 
 
-def orders(jaxpr: Any, consts: list[Any], num_units: int) -> list[Order]:
-    """For each output of a jaxpr whose inputs have units, on an axis of `num_units`, or are shared by all."""
-    return _Reading(num_units).outputs(jaxpr, consts, [Order.UNIT] * len(jaxpr.invars))
+def orders(jaxpr: Any, consts: list[Any], num_units: int, axes: Sequence[int | None]) -> list[Order]:
+    """For each output of a jaxpr; `axes` says where its inputs have their units, None: shared by all."""
+    inputs = [Order.SHARED if axis is None else Order.UNIT for axis in axes]
+    return _Reading(num_units).outputs(jaxpr, consts, inputs)
 
 
 _PASS_ON = frozenset(
@@ -84,7 +88,7 @@ class _Reading:
 
     def _of_constant(self, const: Any) -> Order:
         if self._num_units not in np.shape(const):
-            return Order.UNIT
+            return Order.SHARED
         if isinstance(const, jax.core.Tracer) or not jnp.issubdtype(const.dtype, jnp.integer):
             return Order.PLACE
         squeezed = np.squeeze(np.asarray(const))
@@ -92,9 +96,9 @@ class _Reading:
         return Order.COUNT if counts else Order.PLACE
 
     def _of_equation(self, equation: Any, arriving: list[Order], made: Any, known: Any) -> Order:
-        name, most = equation.primitive.name, max(arriving, default=Order.UNIT)
-        if most == Order.UNKNOWN or _holds_program(equation.params):
-            return max(most, Order.UNKNOWN if any(map(self._sized, equation.outvars)) else Order.UNIT)
+        name, most = equation.primitive.name, max(arriving, default=Order.SHARED)
+        if most == Order.UNKNOWN or inner(equation.params):
+            return max(most, Order.UNKNOWN if any(map(self._sized, equation.outvars)) else Order.SHARED)
         if name == "iota":
             return self._of_iota(equation)
         if name == "gather" or name.startswith("scatter"):
@@ -116,19 +120,24 @@ class _Reading:
     def _of_iota(self, equation: Any) -> Order:
         shape = equation.outvars[0].aval.shape
         if not shape or shape[equation.params["dimension"]] != self._num_units:
-            return Order.UNIT
+            return Order.SHARED
         return Order.COUNT if math.prod(shape) == self._num_units else Order.PLACE
 
     def _of_lookup(self, equation: Any, arriving: list[Order]) -> Order:
         """Of gather and scatter: at places along the units only these places themselves are known."""
         table, index = equation.invars[:2]
-        numbers, rest = equation.params["dimension_numbers"], max(arriving[0], *arriving[2:], Order.UNIT)
+        numbers, rest = equation.params["dimension_numbers"], max([arriving[0], *arriving[2:]])
+        if equation.primitive.name == "gather" and arriving[0] == Order.SHARED:
+            # Counted anew for few units, places would be those of other entries of a table for all.
+            return Order.UNKNOWN if arriving[1] == Order.COUNT else arriving[1]
         looked_up = getattr(numbers, "start_index_map", getattr(numbers, "scatter_dims_to_operand_dims", ()))
-        along_units = any(table.aval.shape[axis] == self._num_units for axis in looked_up)
-        if not along_units:
-            indexed = Order.PLACE if arriving[1] == Order.COUNT else arriving[1]
-            return max(rest, indexed) if self._sized(index) or self._sized(table) else Order.UNIT
-        return rest if arriving[1] == Order.COUNT and rest == Order.UNIT else Order.UNKNOWN
+        if any(table.aval.shape[axis] == self._num_units for axis in looked_up):
+            return rest if arriving[1] == Order.COUNT and rest <= Order.UNIT else Order.UNKNOWN
+        if arriving[1] in (Order.COUNT, Order.PLACE):
+            # The table may hold the units merged with another axis, unless each is read by itself.
+            own = any(table.aval.shape[axis] == self._num_units for axis in _batched(numbers))
+            return max(rest, Order.PLACE) if own else Order.UNKNOWN
+        return max(rest, arriving[1])
 
     def _reorders(self, equation: Any) -> bool:
         name, params, size = equation.primitive.name, equation.params, self._num_units
@@ -152,6 +161,11 @@ class _Reading:
         )
 
 
+def _batched(numbers: Any) -> tuple[int, ...]:
+    """Axes of the table that gather and scatter walk along with the index."""
+    return getattr(numbers, "operand_batching_dims", ())
+
+
 def _not_negative(equation: Any, made: dict[Any, Any]) -> Any:
     """The index i of `where(i < 0, i + N, i)`, with which jnp reads arrays; None for another equation.
 
@@ -159,7 +173,7 @@ def _not_negative(equation: Any, made: dict[Any, Any]) -> Any:
       made: what variables come from: an equation, or the constant that they are.
     """
     chosen, otherwise = equation.invars[0], equation.invars[1]
-    test = chosen.val if isinstance(chosen, jax.extend.core.Literal) else made.get(chosen)
+    test: Any = chosen.val if isinstance(chosen, jax.extend.core.Literal) else made.get(chosen)
     if isinstance(test, (np.ndarray, jax.Array)) and not isinstance(test, jax.core.Tracer):
         # Of numpy's rows it is known already which are negative.
         return None if np.any(np.asarray(test)) else otherwise
@@ -169,9 +183,3 @@ def _not_negative(equation: Any, made: dict[Any, Any]) -> Any:
         return None
     bound = test.invars[1]
     return otherwise if isinstance(bound, jax.extend.core.Literal) and bound.val == 0 else None
-
-
-def _holds_program(params: dict[str, Any]) -> bool:
-    """Whether a primitive has a jaxpr of its own, as loops do, in which anything may be made."""
-    parts = [part for value in params.values() for part in (value if isinstance(value, tuple) else (value,))]
-    return any(hasattr(part, "eqns") for part in parts)

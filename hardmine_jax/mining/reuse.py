@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from hardmine_jax.mining.jaxprs import primitive_names
 from hardmine_jax.mining.positions import Order, orders
 from hardmine_jax.mining.read_only import LossesOf, check_losses
 from hardmine_jax.mining.unit_axes import UnitArgs, at_units, take_units
@@ -55,14 +56,17 @@ class Residuals:
         else:
             self._part = linearised
         closed = jax.make_jaxpr(linearised)(self._stopped)
-        found = orders(closed.jaxpr, closed.consts, num_units)
+        found = orders(closed.jaxpr, closed.consts, num_units, self._axes)
         whole_numbers = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in self._leaves]
         self._positions = [
             order == Order.COUNT and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
         ]
-        self.known = Order.UNKNOWN not in found and not any(
+        by_place = any(
             order == Order.PLACE and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
         )
+        # A backward pass of its own may take them for places in the array, which nothing here shows.
+        hidden = by_place and _differentiates_by_itself(whole, self._stopped, len(few))
+        self.known = Order.UNKNOWN not in found and not hidden
         self._leaf_axes = self._find_axes(jax.tree.leaves(few_pullback))
 
     def losses_at(self, indices: jax.Array) -> jax.Array:
@@ -146,6 +150,13 @@ def _no_second_derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -
             "reuse=True: residuals give first derivatives only: set reuse=False for second derivatives"
         )
     return primals[0], tangents[0]
+
+
+def _differentiates_by_itself(
+    function: Callable[..., jax.Array], operands: list[jax.Array], num_arrays: int
+) -> bool:
+    jaxpr = jax.make_jaxpr(function)(operands[:num_arrays], *operands[num_arrays:]).jaxpr
+    return any(name.startswith("custom_vjp") for name in primitive_names(jaxpr))
 
 
 def _floating(operands: list[jax.Array]) -> dict[int, jax.Array]:
