@@ -5,7 +5,9 @@ python experiments/compare.py runs/*                  # of pose_ohkm.py or of de
 
 import sys
 
-from hardmine_jax.tasks.compare import main
+from hardmine_jax.command import script
+
+main = script("compare")
 
 if __name__ == "__main__":
     sys.exit(main())

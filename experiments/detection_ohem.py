@@ -14,7 +14,9 @@ Stopped or killed, the same command goes on to the same bits.
 
 import sys
 
-from hardmine_jax.tasks.detection.train import main
+from hardmine_jax.command import script
+
+main = script("detection.train", description=__doc__)
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main())

@@ -5,7 +5,9 @@ python experiments/export_pose.py WORKDIR --output pose.jaxexport              #
 
 import sys
 
-from hardmine_jax.tasks.pose.export import main
+from hardmine_jax.command import script
+
+main = script("pose.export")
 
 if __name__ == "__main__":
     sys.exit(main())

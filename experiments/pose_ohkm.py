@@ -17,7 +17,9 @@ command goes on to the same bits.
 
 import sys
 
-from hardmine_jax.tasks.pose.train import main
+from hardmine_jax.command import script
+
+main = script("pose.train", description=__doc__)
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main())

@@ -5,7 +5,9 @@ python experiments/predict_detection.py photo.jpg other.jpg --checkpoint WORKDIR
 
 import sys
 
-from hardmine_jax.tasks.detection.predict_photos import main
+from hardmine_jax.command import script
+
+main = script("detection.predict_photos")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,9 @@ python experiments/predict_pose.py photo.jpg other.jpg --checkpoint WORKDIR --ou
 
 import sys
 
-from hardmine_jax.tasks.pose.predict_photos import main
+from hardmine_jax.command import script
+
+main = script("pose.predict_photos")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,17 +5,20 @@
     hardmine compare
 
 Exit codes: 0 done, or stopped by a signal after saving; 1 a restart may help, or a bug with its traceback; 2
-the user's to mend, after one line. Help, the version and typing errors import nothing but Python's own
-modules: jax comes with the subcommand that needs it.
+the user's to mend, after one line; 130 interrupted before anything was there to save. Help, the version and
+typing errors import nothing but Python's own modules: jax comes with the subcommand that needs it.
 """
 
+import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import hardmine_jax
+from hardmine_jax.job.interrupts import listening
+from hardmine_jax.job.output import lasting_output
 
 
 class Leaf(NamedTuple):
@@ -51,7 +54,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code; see above.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with own_process(arguments):
+        return _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def script(module: str, description: str | None = None) -> Callable[..., int]:
+    """The `main(arguments=None)` of a script that is a subcommand under another name.
+
+    Args:
+      module: in `hardmine_jax.tasks`; imported when it is called.
+      description: what --help begins with; None for a module that takes none.
+    """
+    given = {} if description is None else {"description": description}
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        with own_process(arguments):
+            return _load(module)(arguments, **given)
+
+    return main
+
+
+@contextlib.contextmanager
+def own_process(arguments: Sequence[str] | None) -> Iterator[None]:
+    """Within it Ctrl-C ends the process in one line, and output that nobody reads any more is no error.
+
+    Args:
+      arguments: None for those of the process; where others are given it is somebody else's process.
+    """
+    with contextlib.ExitStack() as process:
+        if arguments is None:
+            process.enter_context(listening())
+            process.enter_context(lasting_output())
+        yield
+
+
+def _dispatch(arguments: list[str]) -> int:
     words = leading_words(arguments)
     if words in COMMANDS:
         return _run(words, arguments[len(words) :])

@@ -7,9 +7,11 @@ Needs: the packages of the script (`pip install -e ".[train]"`), no accelerator;
 Costs: nothing; the processes share this machine's cores, each sees --devices simulated CPU devices.
 Resume: a process that dies ends the others, and all start again from the last checkpoint, at most --retries
     times; after a start that ran for --steady they are counted anew. After Ctrl-C, a kill or a reboot, run
-    the same command again: it goes on where it stood.
-Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP after saving; 2 wrong flags or input, or a full
-    disk, which no restart mends; otherwise that of the process that died first (128 + signal).
+    the same command again: it goes on where it stood. With the script's `--no-resume` every launch starts
+    anew, and its restarts go on.
+Exit code: 0 done, or stopped by SIGTERM, SIGINT or SIGHUP (which nohup keeps away) after saving; 2 wrong
+    flags or input, or a full disk, which no restart mends; 130 interrupted before there was anything to save;
+    otherwise that of the process that died first (128 + signal).
 
 Every process gets `--distributed --coordinator localhost:PORT --num-processes N --process-id I` appended, its
 output comes prefixed with its number. Times are in seconds. After a signal the processes have --timeout to
@@ -31,11 +33,21 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from typing import BinaryIO, NamedTuple
 
 # After a death the rest has this long to fail by itself and say why, then this long to end.
 SETTLE = 0.5
 GRACE = 5.0
+# What a process ends with that was interrupted before it had anything to save.
+INTERRUPTED = 130
+# Of seconds and of restarts, and more than anybody waits for.
+MOST = 10**9
+# Restarts are one launch, in which `--no-resume` starts anew once.
+LAUNCH = "HARDMINE_LAUNCH"
+# Where a job is queued again, its number is the launch's, which the scripts know themselves.
+SCHEDULED = ("SKYPILOT_TASK_ID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "AWS_BATCH_JOB_ID",
+             "KUBERNETES_SERVICE_HOST")  # fmt: skip
 _printing = threading.Lock()
 
 
@@ -66,10 +78,22 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error("no script: give it after `--`, as in `-- experiments/pose_ohkm.py --steps 100`")
     if not pathlib.Path(command[0]).is_file():
         parser.error(f"no script at {command[0]}")
-    for name, least in (("processes", 1), ("devices", 1), ("retries", 0), ("steady", 0), ("timeout", 0)):
-        if getattr(flags, name) < least:
-            parser.error(f"--{name} {getattr(flags, name)} must be at least {least}")
+    limits = {"processes": (1, 4096), "devices": (1, 4096), "retries": (0, MOST), "steady": (0, MOST),
+              "timeout": (0, MOST)}  # fmt: skip
+    for name, (least, most) in limits.items():
+        value = getattr(flags, name)
+        # Of a nan neither is true.
+        if not least <= value <= most:
+            wanted = f"at least {least}" if value < least else f"a number from {least} to {most}"
+            parser.error(f"--{name} {value} must be {wanted}")
     return flags, command
+
+
+def name_launch() -> None:
+    """Gives this launch a name, for all its restarts, where it has none."""
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    if not os.environ.get(LAUNCH) and (typed or not any(map(os.environ.get, SCHEDULED))):
+        os.environ[LAUNCH] = f"local-{uuid.uuid4()}"
 
 
 def free_port() -> int:
@@ -212,9 +236,10 @@ def watch(workers: list[Worker], received: list[int], timeout: float) -> int:
         if first is None and (first := first_failed(workers)):
             kill_at = min(kill_at, end_others(workers, first, timeout))
         if len(received) > passed:
-            # The second signal means now.
-            kill_at = time.monotonic() + timeout if passed == 0 else 0.0
-            send(alive, received[passed])
+            # The second signal means now; but a terminal that is closed sends SIGHUP more than once.
+            if passed == 0 or received[passed] != signal.SIGHUP:
+                kill_at = time.monotonic() + timeout if passed == 0 else 0.0
+                send(alive, received[passed])
             passed += 1
         late = time.monotonic() > kill_at
         kill_hanging(running(workers) if late else hanging(running(workers), ended, timeout))
@@ -241,12 +266,15 @@ def main(arguments: list[str] | None = None) -> int:
     flags, command = parse(sys.argv[1:] if arguments is None else arguments)
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: received.append(number))
+        # nohup has SIGHUP ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: received.append(number))
+    name_launch()
     restart = 0
     while True:
         started = time.monotonic()
         code = run_once(command, flags, received)
-        if code in (0, 2) or received:
+        if code in (0, 2, INTERRUPTED) or received:
             break
         restart = 1 if time.monotonic() - started > flags.steady else restart + 1
         if restart > flags.retries:

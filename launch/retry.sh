@@ -7,16 +7,24 @@
 # Costs: nothing.
 # Resume: that is what it does; every machine of the job runs it, and when one's process dies, JAX's heartbeat ends the
 #   others, so that all start again together. After a start that ran for STEADY seconds (3600) they are counted anew.
-# Exit code: 0 done; 143 stopped by SIGTERM or SIGINT, which are passed on, after saving; 2 wrong flags or input, or a
+# Exit code: 0 done; 143 stopped by SIGTERM, SIGINT or SIGHUP, passed on, after saving; 2 wrong flags or input, or a
 # full disk, which no restart mends; anything else is the command's own after the last restart.
 set -u
 steady=${STEADY:-3600}
-if [[ $# -lt 2 || ! $1 =~ ^[0-9]+$ || ! $steady =~ ^[0-9]+$ ]]; then
+if [[ $# -lt 2 || ! $1 =~ ^[0-9]{1,9}$ || ! $steady =~ ^[0-9]{1,9}$ ]]; then
   echo "usage: [STEADY=SECONDS] launch/retry.sh RESTARTS COMMAND..." >&2
   exit 2
 fi
-retries=$1
+# In base 10, also after a 0.
+retries=$((10#$1)) steady=$((10#$steady))
 shift
+# Restarts are one launch, in which --no-resume starts anew once. Where a scheduler starts this again, its own number is
+# the launch's, which the scripts know themselves.
+scheduled=${SKYPILOT_TASK_ID:-}${SLURM_JOB_ID:-}${PBS_JOBID:-}${LSB_JOBID:-}${AWS_BATCH_JOB_ID:-}
+if [[ -z ${HARDMINE_LAUNCH:-} && (-t 0 || -z $scheduled${KUBERNETES_SERVICE_HOST:-}) ]]; then
+  HARDMINE_LAUNCH=retry-$(date +%s)-$$-$RANDOM
+  export HARDMINE_LAUNCH
+fi
 child=
 stopped=
 
@@ -27,7 +35,8 @@ stop() {
     kill -TERM "$child" 2>/dev/null
   fi
 }
-trap stop TERM INT
+# Under nohup HUP stays ignored.
+trap stop TERM INT HUP
 
 # A trapped signal ends `wait` before the process has saved: wait again until it is gone.
 wait_for_child() {
@@ -46,7 +55,8 @@ for ((restart = 0; restart <= retries; restart++)); do
   "$@" &
   child=$!
   wait_for_child
-  if [[ $code -eq 0 || $code -eq 2 || -n $stopped ]]; then
+  # 130: somebody interrupted it.
+  if [[ $code -eq 0 || $code -eq 2 || $code -eq 130 || -n $stopped ]]; then
     break
   fi
   if ((SECONDS - started > steady)); then

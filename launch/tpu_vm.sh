@@ -13,7 +13,8 @@
 # Costs: from READY until `delete`, by the second and chip, whether it trains or not: prices at
 #   https://cloud.google.com/tpu/pricing. A try of v5litepod-8 (8 chips) takes about a quarter of an hour.
 # Resume: run the same `start` again. It makes the VM anew where it was preempted, and the run, which lies in the
-#   bucket, goes on from its last checkpoint. Crashes are restarted on the VM, at most --retries times in a row.
+#   bucket, goes on from its last checkpoint. Crashes are restarted on the VM, at most --retries times in a row. With
+#   --no-resume every `start` begins anew, and its restarts go on.
 # --workdir and --distributed are appended to the script's flags: the run lies in bucket/runs/NAME.
 set -euo pipefail
 
@@ -54,7 +55,7 @@ parse() {
 check() {
   [[ $name =~ ^[a-z][-a-z0-9]*$ ]] || die "--name '$name' must be lower-case letters, digits and -"
   [[ -n $zone ]] || die "--zone is missing: gcloud compute tpus locations list prints them"
-  [[ $retries =~ ^[0-9]+$ ]] || die "--retries '$retries' must be a number"
+  [[ $retries =~ ^[0-9]{1,9}$ ]] || die "--retries '$retries' must be a number"
   [[ $action == start ]] || return 0
   [[ -n $bucket ]] || die "--bucket is missing: checkpoints on the VM's own disk die with it, and machines share none"
   [[ ${#script[@]} -gt 0 ]] || die "no script: give it after --, as in -- experiments/pose_ohkm.py --steps 700"

@@ -18,6 +18,8 @@ import pytest  # noqa: E402
 
 # A silent rank or dtype promotion is the commonest way for a mask to go wrong without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Dtypes likewise; but flax and optax promote inside, so only where the tests are of our own arithmetic.
+_STRICT_DTYPES = ("mining/", "pose/", "detection/", "training/test_step.py", "training/test_sharding.py")
 
 
 def _shared(name: str) -> pathlib.Path:
@@ -53,6 +55,16 @@ def _warnings_are_errors_in_subprocesses_too():
     """As in the tests themselves (pyproject.toml): a script may meet a deprecation that no test imports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "error")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes(request):
+    try:
+        name = request.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+    except ValueError:
+        name = ""
+    with jax.numpy_dtype_promotion("strict" if name.startswith(_STRICT_DTYPES) else "standard"):
         yield
 
 

@@ -43,7 +43,6 @@ def _run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedPro
         ("models", "flax", "models"),
         ("training", "flax", "train"),
         ("training", "optax", "train"),
-        ("training", "orbax", "train"),
     ],
 )
 def test_a_missing_extra_is_named(layer, missing, extra):
@@ -57,6 +56,20 @@ except ImportError as error:
     assert run.returncode == 0, run.stderr
     assert f'pip install "hardmine-jax[{extra}]"' in run.stdout
     assert f"No module named '{missing}'" in run.stdout
+
+
+def test_the_step_needs_flax_and_optax_alone_and_checkpoints_name_the_extra():
+    code = """
+from hardmine_jax.training import create_state, make_optimizer, make_train_step, parallelise
+import hardmine_jax.tasks.detection.loss, hardmine_jax.tasks.pose.loss
+try:
+    from hardmine_jax.training import Checkpoints
+except ImportError as error:
+    print(error)
+"""
+    run = _run_without(("orbax", *TRAIN_ONLY), code)
+    assert run.returncode == 0, run.stderr
+    assert 'pip install "hardmine-jax[train]"' in run.stdout and "No module named 'orbax'" in run.stdout
 
 
 def test_the_functions_need_no_extra():

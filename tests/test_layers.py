@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "hardmine_jax"
 
 # What each layer may import from the package besides itself. `coco_eval` and its like are files of a layer.
 ALLOWED = {
-    "": {"mining", "pose", "detection", "command"},
+    "": {"mining", "pose", "detection", "command", "job"},
     "mining": set(),
     "pose": {"mining"},
     "detection": {"mining"},

@@ -24,10 +24,10 @@ import detection_ops
 import detection_step
 import mining_boxes
 import rich
-import tyro
 from timing import Question, check, full_precision, milliseconds, table
 
 from hardmine_jax.job.host_memory import keep_freed_memory
+from hardmine_jax.tasks.flags import parse_flags
 
 Part = Literal["regions", "boxes", "step"]
 
@@ -79,7 +79,7 @@ def step(config: Config) -> Iterator[tuple[Question, int]]:
     if len(sizes[0]) != len(sizes[1]):
         raise ValueError(f"--step.hidden {sizes[0]} and --step.rounds {sizes[1]}: give as many of both")
     for hidden, rounds in zip(*sizes, strict=True):
-        yield detection_step.stepping(config.step, hidden), rounds
+        yield detection_step.stepping(config.step, detection_step.make_model(hidden)), rounds
 
 
 PARTS: dict[str, Callable[[Config], Iterator[tuple[Question, int]]]] = {
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        main(parse_flags(Config))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

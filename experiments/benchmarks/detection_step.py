@@ -7,18 +7,18 @@ head, choice, gradient, clipping and AdamW, of rate 0 so that all turns start fr
 import dataclasses
 import functools
 import importlib.util
+from typing import Literal
 
 import jax
+import network_cost
 import numpy as np
 import optax
 from timing import Question, Way, torch_device, torch_way
 
 from hardmine_jax import training
 from hardmine_jax.models import fast_rcnn
-from hardmine_jax.tasks.detection import config as detection_config
+from hardmine_jax.tasks.detection import networks
 from hardmine_jax.tasks.detection.loss import make_loss
-from hardmine_jax.tasks.detection.networks import init_variables
-from hardmine_jax.tasks.detection.presets import defaults
 from hardmine_jax.tasks.detection.rois import Mining, MiningName
 
 IOU_THRESHOLD = 0.7
@@ -96,21 +96,32 @@ def _draw_boxes(config: Step, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 def make_model(hidden: int) -> fast_rcnn.FastRCNN:
     """The laptop preset's, with other widths of its head."""
-    model = detection_config.make_model(defaults("laptop", "voc"), NUM_CLASSES)
+    model = networks.make_model("laptop", NUM_CLASSES, dtype="float32", axis_name=None, frozen_norm=False)
     return model.clone(hidden=(hidden, hidden))
 
 
-def jax_way(model: fast_rcnn.FastRCNN, variables: dict, kind: str, config: Step, arrays: dict) -> Way:
-    """A step that overwrites its state, as in training; an answer is the loss and the gradient's norm."""
-    batch = jax.device_put(arrays)
-    loss = make_loss(model, Mining(kind, config.k, IOU_THRESHOLD))
+def make_step(model: fast_rcnn.FastRCNN, kind: MiningName, config: Step) -> training.Step:
+    """The training step of one way to choose regions."""
+    return training.make_train_step(make_loss(model, Mining(kind, config.k, IOU_THRESHOLD)))
+
+
+def make_state(variables: dict) -> training.TrainState:
+    """A state of its own: the step overwrites what it is given."""
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adamw(0.0, weight_decay=0.01))
-    # A copy: the step overwrites what it is given.
-    state = training.create_state(
-        jax.tree.map(jax.numpy.copy, variables), apply_fn=None, optimizer=optimizer, key=jax.random.key(1)
-    )
-    step = jax.jit(training.make_train_step(loss), donate_argnums=0)
-    program = step.lower(state, batch).compile()
+    copied = jax.tree.map(jax.numpy.copy, variables)
+    return training.create_state(copied, apply_fn=None, optimizer=optimizer, key=jax.random.key(1))
+
+
+def step_flops(model: fast_rcnn.FastRCNN, kind: MiningName, config: Step) -> float:
+    """Floating-point operations of the products in a step, by its program; nothing runs."""
+    state = jax.eval_shape(lambda: make_state(_init(model, config)))
+    return 2.0 * network_cost.multiply_adds(make_step(model, kind, config), state, draw(config))
+
+
+def jax_way(model: fast_rcnn.FastRCNN, variables: dict, kind: MiningName, config: Step, arrays: dict) -> Way:
+    """A step that overwrites its state, as in training; an answer is the loss and the gradient's norm."""
+    batch, state = jax.device_put(arrays), make_state(variables)
+    program = jax.jit(make_step(model, kind, config), donate_argnums=0).lower(state, batch).compile()
     states = [state]
 
     def run():
@@ -121,40 +132,55 @@ def jax_way(model: fast_rcnn.FastRCNN, variables: dict, kind: str, config: Step,
     return Way(run, program, has_loop=True, answer=lambda found: np.array(found, np.float32))
 
 
-def stepping(config: Step, hidden: int) -> Question:
+def stepping(
+    config: Step, model: fast_rcnn.FastRCNN, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> Question:
     """All ways, those that share an answer checked.
+
+    Args:
+      dtype: of the model's computation, and of PyTorch's.
 
     Raises:
       ValueError: they disagree.
     """
-    model, arrays = make_model(hidden), draw(config)
-    init = functools.partial(init_variables, model, config.image_size)
-    variables = jax.jit(init)(jax.random.key(0))
+    variables, arrays = jax.jit(functools.partial(_init, model, config))(), draw(config)
     ways = {ALIKE.get(kind, kind): jax_way(model, variables, kind, config, arrays) for kind in config.kinds}
     if importlib.util.find_spec("torch"):
-        ways |= _torch_way(model, variables, config, arrays)
+        ways |= _torch_way(model, variables, config, arrays, dtype)
     height, width = config.image_size
     title = (
-        f"training step, {config.batch_size} images of {height} x {width}, k={config.k} of"
-        f" {config.num_proposals} + {config.num_objects} regions, head {hidden}"
+        f"training step, {dtype}, {config.batch_size} images of {height} x {width}, k={config.k} of"
+        f" {config.num_proposals} + {config.num_objects} regions, head {model.hidden[0]}"
     )
-    _check({name: way for name, way in ways.items() if name not in config.kinds})
+    # Sums over a whole network, in another order in PyTorch; in bfloat16 other regions are the hardest.
+    tolerance = 1e-3 if dtype == "float32" else 0.1
+    _check({name: way for name, way in ways.items() if name not in config.kinds}, tolerance)
     return Question(title, ways)
 
 
-def _check(ways: dict[str, Way]) -> None:
+def _init(model: fast_rcnn.FastRCNN, config: Step) -> dict:
+    return networks.init_variables(model, config.image_size, jax.random.key(0))
+
+
+def _check(ways: dict[str, Way], tolerance: float) -> None:
     answers = {name: way.answer(way.run()) for name, way in ways.items()}
-    # Sums over a whole network, in another order in PyTorch.
-    if not np.allclose(list(answers.values()), next(iter(answers.values())), rtol=1e-3):
+    if not np.allclose(list(answers.values()), next(iter(answers.values())), rtol=tolerance):
         raise ValueError(f"the ways disagree, so their times mean nothing: {answers}")
 
 
-def _torch_way(model: fast_rcnn.FastRCNN, variables: dict, config: Step, arrays: dict) -> dict[str, Way]:
+def _torch_way(
+    model: fast_rcnn.FastRCNN, variables: dict, config: Step, arrays: dict, dtype: str
+) -> dict[str, Way]:
     import detection_torch
 
     network = detection_torch.FastRCNN(model.trunk.widths, jax.device_get(variables["params"]))
     step = detection_torch.make_step(
-        network.to(torch_device()), arrays, k=config.k, threshold=IOU_THRESHOLD, clip_norm=CLIP_NORM
+        network.to(torch_device()),
+        arrays,
+        k=config.k,
+        threshold=IOU_THRESHOLD,
+        clip_norm=CLIP_NORM,
+        dtype=dtype,
     )
     kernels = "torchvision" if detection_torch.HAS_TORCHVISION else "grid_sample"
     return {f"PyTorch, masked, {kernels}": torch_way(step, answer=lambda found: np.array(found, np.float32))}

@@ -162,12 +162,21 @@ def masked_ohem(model: FastRCNN, batch: dict[str, torch.Tensor], k: int, thresho
     return sum(each[keep].sum() / k for each, keep in zip(losses, kept, strict=True)) / len(rois)
 
 
-def make_step(model: FastRCNN, arrays: dict[str, np.ndarray], *, k: int, threshold: float, clip_norm: float):
+def make_step(
+    model: FastRCNN,
+    arrays: dict[str, np.ndarray],
+    *,
+    k: int,
+    threshold: float,
+    clip_norm: float,
+    dtype: str = "float32",
+):
     """A function without arguments that takes a step of AdamW with rate 0: (loss, norm of the gradient).
 
-    It runs where the model is.
+    It runs where the model is, in bfloat16 by autocast.
     """
     device = next(model.parameters()).device
+    half = torch.bfloat16 if dtype == "bfloat16" else None
     arrays = arrays | {"mean": MEAN[:, None, None], "deviation": DEVIATION[:, None, None]}
     batch = {key: torch.tensor(value, device=device) for key, value in arrays.items()}
     batch["labels"] = batch["labels"].long()
@@ -175,7 +184,8 @@ def make_step(model: FastRCNN, arrays: dict[str, np.ndarray], *, k: int, thresho
 
     def step() -> tuple[float, float]:
         optimizer.zero_grad()
-        loss = masked_ohem(model, batch, k, threshold)
+        with torch.autocast(device.type, half, enabled=half is not None):
+            loss = masked_ohem(model, batch, k, threshold)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import rich
 import rich.table
-import tyro
 
 from hardmine_jax.data.images import decode_image
 from hardmine_jax.data.pose import lspet, synthetic
@@ -25,6 +24,7 @@ from hardmine_jax.data.pose.batches import evaluation_crops, train_crops
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.stream import endless_batches, ordered_batches
+from hardmine_jax.tasks.flags import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        main(parse_flags(Config))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

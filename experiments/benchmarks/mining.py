@@ -22,8 +22,9 @@ import mining_devices
 import mining_head
 import mining_selectors
 import rich
-import tyro
 from timing import Question, check, full_precision, milliseconds, table
+
+from hardmine_jax.tasks.flags import parse_flags
 
 Part = Literal["selectors", "pixels", "heatmaps", "boxes", "devices", "head"]
 
@@ -108,7 +109,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        main(parse_flags(Config))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

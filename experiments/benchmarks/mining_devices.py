@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import rich
 import rich.table
-import tyro
 from collectives import collective_bytes
 from jax.sharding import Mesh, PartitionSpec
 from timing import Question, check, cost, host, jax_way, milliseconds
 
 from hardmine_jax.mining import global_top_k, top_k
+from hardmine_jax.tasks.flags import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,4 +86,4 @@ def table(config: Devices) -> rich.table.Table:
 
 
 if __name__ == "__main__":
-    rich.print(table(tyro.cli(Devices)))
+    rich.print(table(parse_flags(Devices)))

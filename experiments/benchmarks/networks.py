@@ -22,8 +22,9 @@ import network_cost
 import rich
 import rich.table
 import timing
-import tyro
 from network_table import NETWORKS, Network
+
+from hardmine_jax.tasks.flags import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def table(rows: list[dict[str, str]], config: Config) -> rich.table.Table:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        main(parse_flags(Config))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,11 +16,11 @@ import jax
 import rich
 import rich.table
 import timing
-import tyro
 from pose_parts import Loop, drain, mining_alone, seconds
 
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.job.host_memory import keep_freed_memory
+from hardmine_jax.tasks.flags import parse_flags
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import train as pose_train
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        main(parse_flags(Config))
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

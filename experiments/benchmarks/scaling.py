@@ -18,10 +18,11 @@ from collections.abc import Iterator
 import rich.console
 import scaling_claims
 import scaling_paper
-import tyro
 from scaling_config import Config, check_config, machines
 from scaling_tables import checks_table, host, measured_table
 from scaling_workers import start_worker, work
+
+from hardmine_jax.tasks.flags import parse_flags
 
 
 def main(config: Config) -> int:
@@ -73,7 +74,7 @@ def measured_parts(
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Config)))
+        sys.exit(main(parse_flags(Config)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

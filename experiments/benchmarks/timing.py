@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -73,15 +73,15 @@ def torch_way(function: Callable[[], Any], answer: Callable = np.asarray) -> Way
     return Way(run, answer=lambda found: answer(jax.tree.map(fetched, found)))
 
 
-def full_precision() -> None:
-    """Products of float32 in float32 on a GPU too, where JAX and PyTorch by default shorten some to TF32."""
-    if jax.default_backend() != "gpu":
+def full_precision(precision: Literal["highest"] | None = "highest") -> None:
+    """Products of float32 in float32 on a GPU or TPU too, where they are shortened by default; None: that."""
+    if jax.default_backend() == "cpu":
         return
-    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_default_matmul_precision", precision)
     if importlib.util.find_spec("torch"):
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision is None
 
 
 def check(question: Question) -> None:

@@ -22,9 +22,9 @@ from typing import Literal
 import grid
 import intervals
 import rich
-import tyro
 
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.flags import parse_flags
 from hardmine_jax.tasks.pose import train
 from hardmine_jax.tasks.pose.datasets import load_dataset
 
@@ -145,5 +145,5 @@ def study(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Config, description=__doc__)
+    given = parse_flags(Config, description=__doc__)
     sys.exit(run_to_exit_code(lambda: sys.exit(study(given))))

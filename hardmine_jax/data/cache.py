@@ -6,6 +6,8 @@ another entry. An entry is built in a hidden folder beside it and renamed when c
 not at all.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,13 +19,30 @@ from collections.abc import Callable, Iterable, Iterator
 
 from hardmine_jax.data.problems import DataError
 
+# Of a file system without locks.
 _ABANDONED_AFTER_SECONDS = 2 * 24 * 3600
+# Who makes a folder locks it at once.
+_LOCKED_AFTER_SECONDS = 60
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = "set HARDMINE_CACHE to a folder you may write"
 
 
 def cache_root(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """`cache_dir` if given, else $HARDMINE_CACHE, else ~/.cache/hardmine_jax."""
-    root = cache_dir or os.environ.get("HARDMINE_CACHE") or pathlib.Path.home() / ".cache" / "hardmine_jax"
-    return pathlib.Path(root).expanduser().absolute()
+    """`cache_dir` if given, else $HARDMINE_CACHE, else ~/.cache/hardmine_jax.
+
+    Raises:
+      DataError: there is no home folder, or the name is not in UTF-8, which array_record needs.
+    """
+    given = cache_dir or os.environ.get("HARDMINE_CACHE")
+    try:
+        root = pathlib.Path(given or "~/.cache/hardmine_jax").expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"no folder for the cache ({error}): {_ADVICE}") from error
+    try:
+        os.fspath(root).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the cache cannot lie in {root}, a name that is not in UTF-8: {_ADVICE}") from error
+    return root
 
 
 def file_hash(path: str | os.PathLike) -> str:
@@ -105,9 +124,9 @@ def build_once(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> N
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
         temporary = pathlib.Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
+        lock = _lock(temporary)
     except OSError as error:
-        advice = "set HARDMINE_CACHE to a folder you may write"
-        raise DataError(f"cannot write the cache {folder.parent} ({error}): {advice}") from error
+        raise DataError(f"cannot write the cache {folder.parent} ({error}): {_ADVICE}") from error
     try:
         build(temporary)
         # mkdtemp gives 0700; a shared cache needs what the user's umask would have given.
@@ -115,14 +134,35 @@ def build_once(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> N
         temporary.rename(folder)
     except OSError as error:
         if not folder.exists():
-            raise DataError(f"cannot prepare data in {folder.parent}: {error}") from error
+            room = f": make room there, or {_ADVICE}" if error.errno in _NO_ROOM else ""
+            raise DataError(f"cannot prepare data in {folder.parent}: {error}{room}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def _remove_abandoned(parent: pathlib.Path) -> None:
-    """Removes what killed processes left; a folder still written to is young."""
+    """Removes what killed processes left; a folder still written to is young, or locked."""
     for left in parent.glob(".*.tmp"):
         newest = max((path.stat().st_mtime for path in (left, *left.rglob("*")) if path.exists()), default=0)
-        if newest < time.time() - _ABANDONED_AFTER_SECONDS:
+        age = time.time() - newest
+        lock = _lock(left) if age > _LOCKED_AFTER_SECONDS else None
+        if lock is not None or age > _ABANDONED_AFTER_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+    """A lock that dies with its process; None where another holds it, or the file system has none."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(opened)
+        return None
+    return opened

@@ -36,12 +36,17 @@ def download(*, base_url: str = BASE_URL, cache_dir: str | os.PathLike | None = 
     Raises:
       DataError: when an archive cannot be had, or is none.
     """
-    root = cache.cache_root(cache_dir) / "downloads"
-    folder = root / f"coco2017-{cache.fingerprint({'base_url': base_url})}"
+    folder = folder_of(cache_dir, base_url=base_url)
     if not folder.exists():
         print(f"downloading COCO 2017 from {base_url} to {folder} (about 20 GB)", file=sys.stderr, flush=True)
-        cache.build_once(folder, lambda temporary: _fetch(base_url, root / "archives", temporary))
+        cache.build_once(folder, lambda temporary: _fetch(base_url, folder.parent / "archives", temporary))
     return folder
+
+
+def folder_of(cache_dir: str | os.PathLike | None = None, *, base_url: str = BASE_URL) -> pathlib.Path:
+    """Where `download` unpacks the archives; it is there once they are."""
+    name = f"coco2017-{cache.fingerprint({'base_url': base_url})}"
+    return cache.cache_root(cache_dir) / "downloads" / name
 
 
 def _fetch(base_url: str, archives: pathlib.Path, folder: pathlib.Path) -> None:

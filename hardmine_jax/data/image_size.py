@@ -37,6 +37,60 @@ def stated_size(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
+def foreign_kind(encoded: bytes) -> str | None:
+    """What bytes of none of these kinds are, and what to do, where they say it.
+
+    >>> foreign_kind(b"P5\\n2 2\\n255\\n1234"), foreign_kind(b"junk")
+    ('PGM: convert it to JPEG or PNG', None)
+    """
+    if not encoded:
+        return "an empty file"
+    for start, reason in _NO_IMAGES.items():
+        if encoded.startswith(start):
+            return reason
+    kind: str | None = next((one for start, one in _FOREIGN.items() if encoded.startswith(start)), None)
+    if encoded[4:8] == b"ftyp":
+        # The first brand may be a general one, that of AVIF among those that follow it.
+        kind = next((kind for brand, kind in _BRANDS.items() if brand in encoded[8:64]), "a film")
+    if encoded[:1] == b"P" and encoded[1:2] in b"1234567" and encoded[2:3].isspace():
+        kind = ("PBM", "PGM", "PPM", "PBM", "PGM", "PPM", "PAM")[int(encoded[1:2]) - 1]
+    return None if kind is None else f"{kind}: convert it to JPEG or PNG"
+
+
+_NO_IMAGES = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the files themselves (git lfs pull)",
+    b"<!DOCTYPE": "a web page: download it again",
+    b"<html": "a web page: download it again",
+}
+_FOREIGN = {
+    b"\0\0\0\x0cjP  \r\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL \r\n": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"II+\0": "BigTIFF",
+    b"MM\0+": "BigTIFF",
+    b"8BPS": "PSD",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+    b"\x93NUMPY": "a NumPy array",
+    b"Pf\n": "PFM",
+    b"PF\n": "PFM",
+    b"\x59\xa6\x6a\x95": "Sun raster",
+}
+_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"hevc": "HEIC",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+}
+
+
 def _jpeg(encoded: bytes) -> tuple[int, int] | None:
     """Of the frame that the markers lead to; the frame of a thumbnail lies inside a segment and is passed."""
     place = 2

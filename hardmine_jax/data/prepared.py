@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from hardmine_jax.data import cache
 from hardmine_jax.data.code_hash import code_hash
+from hardmine_jax.data.contents import check_contents, write_contents
 from hardmine_jax.data.problems import DataError, UnreadableImage
 
 _EXAMPLES_A_SHARD = 4096
@@ -123,10 +124,23 @@ def write_examples(folder: pathlib.Path, features: dict, examples: Examples) -> 
     """Fills `folder / "examples"`, what `ExampleReader(folder, split)` reads."""
     with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
         builder = ExampleBuilder(features=features, examples=examples, data_dir=folder / "tfds")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        with _storage_errors(folder):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     # One fixed name, so that nothing else has to know how tensorflow-datasets lays out its folders.
     pathlib.Path(builder.data_dir).rename(folder / "examples")
     shutil.rmtree(folder / "tfds")
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Within it array_record's errors of writing, which have no number, become OSErrors, which have."""
+    try:
+        yield
+    except RuntimeError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def prepare_folder(
@@ -144,11 +158,23 @@ def prepare_folder(
         `code_hash` of the module that reads them.
       build: calls `advance()` once a picture.
       cache_dir: see `cache.cache_root`.
+
+    Raises:
+      DataError: it is there, and damaged; or it cannot be made.
     """
     key = cache.fingerprint({"name": name, "code": code_hash(__file__), "made_from": made_from})
     folder = cache.cache_root(cache_dir) / name / key
     advance = Progress(name, folder)
-    cache.build_once(folder, lambda temporary: build(temporary, advance))
+
+    def build_and_describe(temporary: pathlib.Path) -> None:
+        build(temporary, advance)
+        write_contents(temporary)
+
+    cache.build_once(folder, build_and_describe)
+    try:
+        check_contents(folder)
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise damaged(folder, error) from error
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from hardmine_jax.errors import UserError
 
@@ -9,6 +10,8 @@ from hardmine_jax.errors import UserError
 _JOINERS = "\u200c\u200d"
 _MAX_MESSAGE = 2000
 _MAX_NAME = 200
+# Of one report: a reason that counts what it found may come in as many forms as there are records.
+_MAX_REASONS = 12
 
 
 class DataError(UserError):
@@ -61,6 +64,8 @@ class Skipped:
     >>> skipped = Skipped({"image absent": ("im00001.jpg", "im00007.jpg")})
     >>> skipped.count, skipped.report()
     (2, 'skipped 2 records: 2 image absent (im00001.jpg, im00007.jpg)')
+    >>> bool(skipped), bool(Skipped(noted={"odd": ("a.jpg",)})), bool(Skipped())
+    (True, True, False)
     """
 
     reasons: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -71,21 +76,43 @@ class Skipped:
         """How many records were left out, for whatever reason."""
         return sum(len(names) for names in self.reasons.values())
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to tell, also where nothing was left out."""
+        return bool(self.reasons or self.noted)
+
     def report(self, *, num_names: int = 5) -> str:
         """One line: each reason with its count and its first `num_names` names, then what was noted."""
         parts = []
         for found, heading in ((self.reasons, "skipped"), (self.noted, "kept, but noted")):
             count = sum(len(names) for names in found.values())
-            listed = "; ".join(
+            listed = [
                 f"{len(names)} {reason} ({_first(names, num_names)})" for reason, names in found.items()
-            )
+            ]
+            if len(listed) > _MAX_REASONS:
+                listed[_MAX_REASONS:] = [f"and {len(listed) - _MAX_REASONS} reasons more"]
             if count:
-                parts.append(f"{heading} {count} record{'s' * (count > 1)}: {listed}")
+                parts.append(f"{heading} {count} record{'s' * (count > 1)}: {'; '.join(listed)}")
         return ". ".join(parts) or "skipped nothing"
 
 
 def _first(names: tuple[str, ...], k: int) -> str:
     return ", ".join(shorten(name, _MAX_NAME) for name in names[:k]) + (", ..." if len(names) > k else "")
+
+
+class Report(NamedTuple):
+    """(reason, name) of what was left out, and of what was kept though odd, in reading order."""
+
+    skipped: list[tuple[str, str]]
+    noted: list[tuple[str, str]]
+
+    def skip(self, reason: str, name: str) -> None:
+        self.skipped.append((reason, name))
+
+    def note(self, reason: str, name: str) -> None:
+        self.noted.append((reason, name))
+
+    def gathered(self) -> Skipped:
+        return gather(self.skipped, self.noted)
 
 
 def gather(problems: Iterable[tuple[str, str]], noted: Iterable[tuple[str, str]] = ()) -> Skipped:
@@ -101,5 +128,5 @@ def _by_reason(problems: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]
     reasons: dict[str, list[str]] = {}
     for reason, name in problems:
         # Names are the file's: a line break in one would break the report's line, half a surrogate the print.
-        reasons.setdefault(reason, []).append(name if name.isprintable() else ascii(name))
+        reasons.setdefault(reason, []).append(printable(name))
     return {reason: tuple(names) for reason, names in reasons.items()}

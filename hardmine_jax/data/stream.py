@@ -16,12 +16,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from hardmine_jax.data.problems import UnreadableImage
+from hardmine_jax.data.problems import DataError, UnreadableImage
 from hardmine_jax.data.records import Records
+from hardmine_jax.data.workers import end_with_parent, explain_worker, start_tracker, starting_workers
 
 _logger = logging.getLogger(__name__)
 # Reading threads build a batch each; two keep ahead of a step and leave the cores to it.
 _READ_THREADS = 2
+_ADVICE = "or read with fewer input processes, or with none"
 # (record, rng) -> example, a dictionary of numpy arrays of one shape for all records.
 Augment = Callable[[dict, np.random.Generator], dict]
 
@@ -104,12 +106,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch = next(self._iterator)
-        if self._num_workers:
-            # Workers' arrays lie in shared memory that has to be given back before the interpreter ends.
-            batch = {name: np.array(value) for name, value in batch.items()}
+        batch = self._read_by_workers() if self._num_workers else self._read()
         self._position += 1
         self._count(batch.pop("wanted"), batch.pop("unreadable"))
         return batch
@@ -129,6 +126,31 @@ class TrainBatches:
             self._iterator.close()
         self._iterator = None
 
+    def _read(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch: dict[str, np.ndarray] = next(self._iterator)
+        return batch
+
+    def _read_by_workers(self) -> dict[str, np.ndarray]:
+        for again in (False, True):
+            try:
+                if self._iterator is None:
+                    start_tracker()
+                with starting_workers():
+                    batch = self._read()
+                # Workers' arrays lie in shared memory that has to be given back before the interpreter ends.
+                return {name: np.array(value) for name, value in batch.items()}
+            except (RuntimeError, OSError) as error:
+                problem = explain_worker(error)
+                if problem is None:
+                    raise
+                self.close()
+                if again or problem.sure:
+                    raise DataError(f"{problem.line}; {_ADVICE}") from problem.cause
+                _logger.warning("%s: all input processes start again", problem.line)
+        raise AssertionError("the second time it ends otherwise")
+
     def _start(self) -> grain.DatasetIterator:
         rest = self._batches.slice(slice(self._position, None))
         reading = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=self._prefetch)
@@ -140,7 +162,7 @@ class TrainBatches:
             flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=ahead)
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
-        return iter(rest.to_iter_dataset(reading).mp_prefetch(processes))
+        return iter(rest.to_iter_dataset(reading).mp_prefetch(processes, worker_init_fn=end_with_parent))
 
     def _count(self, wanted: np.ndarray, tries: np.ndarray) -> None:
         pairs = zip(wanted.tolist(), tries.tolist(), strict=True)

@@ -26,6 +26,9 @@ def sum_over_boxes(
     run = min(count, max(1, RUN // numbers_a_box))
     if count == 0:
         return total
+    # What a loop works on has to vary over the devices of `shard_map` from the start, as what is added does.
+    for leaf in jax.tree.leaves(per_box):
+        total = total + jnp.zeros_like(leaf[:1]).sum().astype(total.dtype)
 
     def add_run(number: jax.Array, total: jax.Array) -> jax.Array:
         start = jnp.minimum(number * run, count - run)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import ArrayLike, at_least_single
+from hardmine_jax.mining.types import ArrayLike, as_floats
 
 Sides = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -18,6 +18,11 @@ Sides = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 _LARGEST_LOG_RATIO = float(np.log(1000 / 16))
 # Pixels. Divided by less, an ordinary offset is no longer a finite float32.
 _SMALLEST_SIDE = 1e-6
+# Pixels in which overlaps are measured, so that the area of a side of 1e20 is still a finite float32: a power
+# of 2, which rounds nothing. Not more, since the gradient holds one over the square of an area.
+_UNIT = 2.0**10
+# Pixels: the areas of two squares of this side have a finite sum.
+_LARGEST_SIDE = 2.0**72
 
 
 def sides(boxes: ArrayLike) -> Sides:
@@ -26,10 +31,9 @@ def sides(boxes: ArrayLike) -> Sides:
     Raises:
       ValueError: if the last axis is not 4.
     """
-    boxes = jnp.asarray(boxes)
+    (boxes,) = as_floats(boxes)
     if boxes.ndim == 0 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes of shape {boxes.shape} must end in an axis of 4: (x1, y1, x2, y2)")
-    boxes = boxes.astype(at_least_single(boxes.dtype))
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
@@ -47,8 +51,8 @@ def iou(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
     iou_nm = |a_n and b_m| / (|a_n| + |b_m| - |a_n and b_m|)
 
-    A box without area, turned inside out, or NaN overlaps nothing: 0. Boxes that do not touch give 0 with a
-    gradient of zeros, and so do boxes without area.
+    A box without area, turned inside out, with a NaN, or with a side from 2^72 (5e21) pixels overlaps
+    nothing: 0. Boxes that do not touch give 0 with a gradient of zeros, and so do boxes that overlap nothing.
 
     Args:
       a: [..., N, 4] pixels.
@@ -63,13 +67,13 @@ def iou(a: ArrayLike, b: ArrayLike) -> jax.Array:
     >>> iou(jnp.array([[0.0, 0.0, 2.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0, 2.0], [2.0, 0.0, 4.0, 2.0]]))
     Array([[0.33333334, 0.        ]], dtype=float32)
     """
-    a, b = jnp.asarray(a), jnp.asarray(b)
+    a, b = as_floats(a, b)
     for name, boxes in (("a", a), ("b", b)):
         if boxes.ndim < 2:
             raise ValueError(f"{name} of shape {boxes.shape} has no axis of boxes: give [..., N, 4]")
     leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    first = sides(jnp.broadcast_to(a, leading + a.shape[-2:]))
-    second = sides(jnp.broadcast_to(b, leading + b.shape[-2:]))
+    first = _sound(sides(jnp.broadcast_to(a, leading + a.shape[-2:])))
+    second = _sound(sides(jnp.broadcast_to(b, leading + b.shape[-2:])))
     return _iou(tuple(x[..., :, None] for x in first), tuple(x[..., None, :] for x in second))
 
 
@@ -83,7 +87,7 @@ def iou_rows(boxes: ArrayLike, labels: ArrayLike | None = None) -> Callable[[jax
     Returns:
       A function of an index, int32 [...], to [..., N].
     """
-    four = sides(boxes)
+    four = _sound(sides(boxes))
     labels = None if labels is None else jnp.asarray(labels)
 
     def row(index: jax.Array) -> jax.Array:
@@ -107,7 +111,8 @@ def encode_boxes(
     deltas = weights * ((x_t - x) / w, (y_t - y) / h, log(w_t / w), log(h_t / h)),  x, y: centres
 
     R-CNN, 1311.2524, appendix C; the weights are one over the standard deviations that Fast R-CNN normalises
-    by, 0.1 and 0.2. Where one of the two boxes has no area the deltas are 0, so that padding stays finite.
+    by, 0.1 and 0.2. Where one of the two boxes has no area, or is not finite, the deltas are 0 and have no
+    gradient, so that padding stays finite.
 
     Args:
       boxes: [..., 4] pixels, the proposals.
@@ -117,25 +122,31 @@ def encode_boxes(
     Returns:
       [..., 4], float32 (float64 where boxes or targets are).
 
+    Raises:
+      ValueError: for boxes that are not [..., 4], or other than four positive weights.
+
     >>> encode_boxes(jnp.array([0.0, 0.0, 10.0, 10.0]), jnp.array([2.0, 0.0, 12.0, 20.0])).round(3)
     Array([2.   , 5.   , 0.   , 3.466], dtype=float32)
     """
-    x, y, width, height = _centre_size(boxes)
-    x_target, y_target, width_target, height_target = _centre_size(targets)
-    smallest = jnp.minimum(jnp.minimum(width, height), jnp.minimum(width_target, height_target))
+    boxes, targets = as_floats(boxes, targets)
+    _check_weights(weights)
+    four, target = _centre_size(boxes), _centre_size(targets)
+    smallest = jnp.minimum(jnp.minimum(*four[2:]), jnp.minimum(*target[2:]))
     usable = smallest > _SMALLEST_SIDE
-
-    def safe(side: jax.Array) -> jax.Array:
-        return jnp.where(usable, side, 1)
-
+    for number in (*four, *target):
+        usable = usable & jnp.isfinite(number)
+    # Before anything is worked out: the gradient of what is not usable would be 0 times infinity.
+    x, y, width, height = (jnp.where(usable, number, 1) for number in four)
+    x_target, y_target, width_target, height_target = (jnp.where(usable, number, 1) for number in target)
     deltas = (
-        (x_target - x) / safe(width),
-        (y_target - y) / safe(height),
-        jnp.log(safe(width_target) / safe(width)),
-        jnp.log(safe(height_target) / safe(height)),
+        (x_target - x) / width,
+        (y_target - y) / height,
+        jnp.log(width_target / width),
+        jnp.log(height_target / height),
     )
     return jnp.stack(
-        [jnp.where(usable, delta, 0) * weight for delta, weight in zip(deltas, weights, strict=True)], axis=-1
+        [delta * jnp.asarray(weight, delta.dtype) for delta, weight in zip(deltas, weights, strict=True)],
+        axis=-1,
     )
 
 
@@ -145,7 +156,8 @@ def decode_boxes(
     """The boxes that a regressor means: undoes `encode_boxes`.
 
     The change of a side is bounded at 1000 / 16 times, so that exp of a wild answer stays finite; nothing is
-    cut at the border of the image (`clip_boxes`). R-CNN, 1311.2524, appendix C.
+    cut at the border of the image (`clip_boxes`). A box that is not finite, and a delta of NaN, give NaN and
+    no gradient. R-CNN, 1311.2524, appendix C.
 
     Args:
       boxes: [..., 4] pixels, the proposals.
@@ -155,16 +167,30 @@ def decode_boxes(
     Returns:
       [..., 4] pixels, float32 (float64 where boxes or deltas are).
 
+    Raises:
+      ValueError: for boxes or deltas that are not [..., 4], or other than four positive weights.
+
     >>> decode_boxes(jnp.array([0.0, 0.0, 10.0, 10.0]), jnp.array([2.0, 5.0, 0.0, 3.4657359])).astype(int)
     Array([ 2,  0, 12, 20], dtype=int32)
     """
-    x, y, width, height = _centre_size(boxes)
-    moved = (delta / weight for delta, weight in zip(sides(deltas), weights, strict=True))
-    x_delta, y_delta, width_delta, height_delta = moved
+    boxes, deltas = as_floats(boxes, deltas)
+    _check_weights(weights)
+    four, moves = _centre_size(boxes), sides(deltas)
+    known = jnp.isfinite(four[0]) & jnp.isfinite(four[1]) & jnp.isfinite(four[2]) & jnp.isfinite(four[3])
+    for move in moves:
+        known = known & ~jnp.isnan(move)
+    # Before anything is worked out, as in `encode_boxes`.
+    x, y, width, height = (jnp.where(known, number, 0) for number in four)
+    most = float(jnp.finfo(deltas.dtype).max)
+    x_delta, y_delta, width_delta, height_delta = (
+        jnp.where(known, jnp.clip(move, -most, most), 0) / jnp.asarray(weight, deltas.dtype)
+        for move, weight in zip(moves, weights, strict=True)
+    )
     x, y = x + x_delta * width, y + y_delta * height
     half_width = 0.5 * width * jnp.exp(jnp.minimum(width_delta, _LARGEST_LOG_RATIO))
     half_height = 0.5 * height * jnp.exp(jnp.minimum(height_delta, _LARGEST_LOG_RATIO))
-    return jnp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    decoded = jnp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    return jnp.where(known[..., None], decoded, jnp.nan)
 
 
 def clip_boxes(boxes: ArrayLike, *, size: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]) -> jax.Array:
@@ -180,8 +206,8 @@ def clip_boxes(boxes: ArrayLike, *, size: tuple[jax.typing.ArrayLike, jax.typing
     >>> clip_boxes(jnp.array([-5.0, 2.0, 30.0, 40.0]), size=(20, 25))
     Array([ 0.,  2., 25., 20.], dtype=float32)
     """
-    height, width = size
     x1, y1, x2, y2 = sides(boxes)
+    height, width = (jnp.asarray(side).astype(x1.dtype) for side in size)
     x1, x2 = (jnp.clip(x, 0, width) for x in (x1, x2))
     y1, y2 = (jnp.clip(y, 0, height) for y in (y1, y2))
     return jnp.stack([x1, y1, x2, y2], axis=-1)
@@ -192,6 +218,15 @@ def _area(four: Sequence[jax.Array]) -> jax.Array:
     return jnp.maximum(x2 - x1, 0) * jnp.maximum(y2 - y1, 0)
 
 
+def _sound(four: Sides) -> Sides:
+    """The boxes in units of `_UNIT`, and zeros for one that overlaps nothing: no NaN in a gradient."""
+    x1, y1, x2, y2 = four
+    width, height = x2 - x1, y2 - y1
+    sound = (width > 0) & (height > 0) & (jnp.maximum(width, height) < _LARGEST_SIDE)
+    x1, y1, x2, y2 = (jnp.where(sound, side, 0) / _UNIT for side in four)
+    return x1, y1, x2, y2
+
+
 def _iou(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
     both = (
         jnp.maximum(a[0], b[0]),
@@ -200,11 +235,18 @@ def _iou(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
         jnp.minimum(a[3], b[3]),
     )
     overlap = _area(both)
-    # NaN is no overlap. The division must be safe as well as its result: 0 / 0 has a NaN for a gradient.
+    # The division must be safe as well as its result: 0 / 0 has a NaN for a gradient.
     some = overlap > 0
     return jnp.where(some, overlap / jnp.where(some, _area(a) + _area(b) - overlap, 1), 0)
 
 
 def _centre_size(boxes: ArrayLike) -> Sides:
     x1, y1, x2, y2 = sides(boxes)
-    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    # Halves are added, since the sum of two corners may be no finite float32.
+    return x1 / 2 + x2 / 2, y1 / 2 + y2 / 2, x2 - x1, y2 - y1
+
+
+def _check_weights(weights: Sequence[float]) -> None:
+    known = [weight for weight in weights if not isinstance(weight, jax.Array)]
+    if len(weights) != 4 or not all(0 < weight < np.inf for weight in known):
+        raise ValueError(f"weights={tuple(weights)} must be four positive numbers: of x, y, w and h")

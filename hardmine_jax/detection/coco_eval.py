@@ -11,13 +11,17 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from hardmine_jax.detection.metrics import Found, Truth, checked_images
 
-_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR{}", "ARS", "ARM", "ARL")
 
 
 def coco_average_precision(
-    detections: Sequence[Found], ground_truth: Sequence[Truth], *, classes: Sequence[str]
+    detections: Sequence[Found],
+    ground_truth: Sequence[Truth],
+    *,
+    classes: Sequence[str],
+    max_detections: int = 100,
 ) -> dict[str, float]:
-    """Average precision and recall over IoU 0.50, 0.55 ... 0.95, at most 100 found a class and image.
+    """Average precision and recall over IoU 0.50, 0.55 ... 0.95, at most so many found a class and image.
 
     Takes what `average_precision` takes. Difficult objects are handed on as crowds (`iscrowd`): any number of
     detections may lie in one, by the part of their own area, and none of them counts.
@@ -26,15 +30,21 @@ def coco_average_precision(
       detections: one for each image; plain tuples do.
       ground_truth: one for each image, in the same order.
       classes: names of labels 1 .. C.
+      max_detections: a class and image, the best ones; above 10. COCO's own tables are by 100: where an image
+        shows more objects of a class, no detector finds them all by that.
 
     Returns:
       AP, AP50, AP75; APS, APM, APL (area of the box below 32^2, up to 96^2, and above; COCO's own tables take
-      the area of the outline); AR1, AR10, AR100 (by the number of detections), ARS, ARM, ARL. Each in 0 .. 1,
+      the area of the outline); AR1, AR10, AR100 (by the number of detections, the last
+      by that of max_detections), ARS, ARM, ARL. Each in 0 .. 1,
       and -1, as COCO has it, where there is no object to find.
 
     Raises:
-      ValueError: if the two are not of one length, arrays of an image do not fit, or a label is not 1 .. C.
+      ValueError: if the two are not of one length, arrays of an image do not fit, a label is not 1 .. C, or
+        max_detections is not above 10.
     """
+    if max_detections <= 10:
+        raise ValueError(f"max_detections={max_detections} must be above 10, which AR10 takes")
     found: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     num_images = 0
@@ -52,7 +62,7 @@ def coco_average_precision(
     for number, item in enumerate(objects, start=1):
         # The evaluator takes id 0 for "not matched".
         item |= {"id": number, "area": item["bbox"][2] * item["bbox"][3]}
-    return _evaluate(found, objects, num_images, classes)
+    return _evaluate(found, objects, num_images, classes, max_detections)
 
 
 def _xywh(box: np.ndarray) -> list[float]:
@@ -60,12 +70,18 @@ def _xywh(box: np.ndarray) -> list[float]:
 
 
 def _evaluate(
-    found: list[dict[str, Any]], objects: list[dict[str, Any]], num_images: int, classes: Sequence[str]
+    found: list[dict[str, Any]],
+    objects: list[dict[str, Any]],
+    num_images: int,
+    classes: Sequence[str],
+    max_detections: int,
 ) -> dict[str, float]:
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
     images = [{"id": number} for number in range(num_images)]
     truth = COCO({"images": images, "annotations": objects, "categories": categories})
     evaluation = COCOeval_faster(truth, truth.loadRes(found), iouType="bbox")
+    evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.run()
     stats = evaluation.all_stats[: len(_NAMES)]
-    return {name: float(value) for name, value in zip(_NAMES, stats, strict=True)}
+    names = [name.format(max_detections) for name in _NAMES]
+    return {name: float(value) for name, value in zip(names, stats, strict=True)}

@@ -1,13 +1,18 @@
 """Losses of detectors, one for each region: [..., N], never reduced over regions.
 
-Labels are int, 0 for background and 1 .. C for objects. Losses are worked out in float32 (or wider).
+Labels are integers of any width, 0 for background and 1 .. C for objects; one that is neither makes NaN of
+its region's loss. Losses are worked out in float32 (or wider).
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import ArrayLike, Scalar, at_least_single
+from hardmine_jax.detection.labels import class_numbers
+from hardmine_jax.mining.types import ArrayLike, Scalar, as_floats
+
+# exp(-800) is 0 in float64 as well.
+_FAR = 800.0
 
 
 def fast_rcnn_losses(
@@ -17,8 +22,9 @@ def fast_rcnn_losses(
 
     loss = -log softmax(logits)[label] + [label > 0] box_weight * sum over 4 of smooth_l1(deltas - targets)
 
-    Background has no box: its deltas and targets are not looked at. Fast R-CNN, 1504.08083, section 2.3,
-    equations 1 to 3.
+    Background has no box: its deltas and targets are not looked at. A label below 0 or above C gives NaN, and
+    no gradient: left out by `where` it does no harm, and else it is noticed. Fast R-CNN, 1504.08083, section
+    2.3, equations 1 to 3.
 
     Args:
       logits: [..., N, C + 1], background first.
@@ -33,12 +39,14 @@ def fast_rcnn_losses(
 
     Raises:
       ValueError: if the shapes do not fit.
+      TypeError: if labels are no integers.
 
     >>> logits, labels = jnp.zeros((2, 3)), jnp.array([0, 2])
     >>> fast_rcnn_losses(logits, jnp.zeros((2, 4)), labels, jnp.full((2, 4), 2.0))
     Array([1.0986123, 7.0986123], dtype=float32)
     """
-    logits, deltas, labels, targets = (jnp.asarray(array) for array in (logits, deltas, labels, targets))
+    (logits,), labels = as_floats(logits), class_numbers(labels)
+    deltas, targets = (as_floats(array)[0].astype(logits.dtype) for array in (deltas, targets))
     num_classes = logits.shape[-1] - 1
     if logits.shape[:-1] != labels.shape or targets.shape != (*labels.shape, 4):
         raise ValueError(
@@ -46,15 +54,19 @@ def fast_rcnn_losses(
             " [..., N, C + 1], [..., N] and [..., N, 4]"
         )
     deltas = _deltas_of_label(deltas, labels, num_classes)
-    logits = logits.astype(at_least_single(logits.dtype))
+    # NaN comes back at the end: left out by `where`, it would yet make NaN of the gradient.
+    known = (logits < jnp.inf).all(axis=-1)
+    logits = jnp.where(logits < jnp.inf, logits, 0)
     right = jnp.where(_one_hot(labels, num_classes + 1), logits, 0).sum(axis=-1)
-    cross_entropy = jax.nn.logsumexp(logits, axis=-1) - right
+    cross_entropy = jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - right, jnp.nan)
     # Cut before the distance, so that a target that means nothing gives no gradient either.
-    difference = jnp.where((labels > 0)[..., None], deltas - targets, 0).astype(logits.dtype)
-    return cross_entropy + box_weight * smooth_l1(difference).sum(axis=-1)
+    difference = jnp.where((labels > 0)[..., None], deltas - targets, 0)
+    box_weight = jnp.asarray(box_weight).astype(logits.dtype)
+    losses = cross_entropy + box_weight * smooth_l1(difference).sum(axis=-1)
+    return _where_known(labels, num_classes, losses)
 
 
-def smooth_l1(difference: jax.typing.ArrayLike, *, beta: float = 1.0) -> jax.Array:
+def smooth_l1(difference: ArrayLike, *, beta: float = 1.0) -> jax.Array:
     """Quadratic near zero, linear beyond `beta`, elementwise.
 
     smooth_l1(d) = d^2 / (2 beta) if |d| < beta else |d| - beta / 2
@@ -66,20 +78,26 @@ def smooth_l1(difference: jax.typing.ArrayLike, *, beta: float = 1.0) -> jax.Arr
       beta: where the two meet, above 0.
 
     Returns:
-      [...], of the dtype of the difference.
+      [...], of the dtype of the difference (float32 for integers), worked out in float32 or wider.
 
     Raises:
-      ValueError: if beta is not positive.
+      ValueError: if beta is not positive and finite.
 
     >>> smooth_l1(jnp.array([0.5, -3.0]))
     Array([0.125, 2.5  ], dtype=float32)
     """
-    if not beta > 0:
+    if not 0 < beta < np.inf:
         raise ValueError(f"beta={beta} must be positive: it is where the parabola ends")
-    distance = jnp.abs(difference)
+    given = jnp.asarray(difference)
+    (known,) = as_floats(given)
+    # As in `fast_rcnn_losses`.
+    lost = jnp.isnan(known)
+    distance = jnp.abs(jnp.where(lost, 0, known))
     # Cut before it is squared: the square of a far one would overflow, and make NaN of its gradient.
     near = jnp.minimum(distance, beta)
-    return jnp.where(distance < beta, near**2 / (2 * beta), distance - beta / 2)
+    losses = jnp.where(distance < beta, near**2 / (2 * beta), distance - beta / 2)
+    losses = jnp.where(lost, jnp.nan, losses)
+    return losses.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else losses
 
 
 def focal_losses(
@@ -91,8 +109,8 @@ def focal_losses(
     p_t = sigmoid(logit_nc) if label_n = c else 1 - sigmoid(logit_nc),  alpha_t = alpha or 1 - alpha alike
 
     There is no logit for background: it is a no to every class. Finite, with finite gradients, for all finite
-    logits. RetinaNet divides the sum over anchors by the number of those that show an object:
-    `masked_mean(..., denominator=)`. 1708.02002, section 3.
+    logits. A label below 0 or above C gives NaN, and no gradient. RetinaNet divides the sum over anchors by
+    the number of those that show an object: `masked_mean(..., denominator=)`. 1708.02002, section 3.
 
     Args:
       logits: [..., N, C], column c - 1 for label c.
@@ -105,23 +123,37 @@ def focal_losses(
 
     Raises:
       ValueError: for gamma < 0, alpha outside 0 .. 1, or shapes that do not fit.
+      TypeError: if labels are no integers.
 
     >>> focal_losses(jnp.array([[0.0, 0.0], [9.0, -9.0]]), jnp.array([0, 1])).round(4)
     Array([0.2599, 0.    ], dtype=float32)
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    (logits,), labels = as_floats(logits), class_numbers(labels)
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be [..., N, C] and [..., N]")
     for name, number, most in (("alpha", alpha, 1), ("gamma", gamma, np.inf)):
         if not isinstance(number, jax.Array) and not 0 <= number <= most:
             raise ValueError(f"{name}={number} must lie in 0 .. {most}")
-    logits = logits.astype(at_least_single(logits.dtype))
+    alpha, gamma = (jnp.asarray(number).astype(logits.dtype) for number in (alpha, gamma))
     yes = _one_hot(labels - 1, logits.shape[-1])
-    right = jnp.where(yes, logits, -logits)
+    given = jnp.where(yes, logits, -logits)
+    finite = jnp.isfinite(given)
+    right = jnp.where(finite, given, 0)
     # (1 - p_t)^gamma from its logarithm: no power of a number that has rounded to 0.
-    modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-right))
+    # Further out it is 1 or its product 0, and its gradient 0 times infinity, which a clip would let through.
+    near = jnp.where(right > _FAR, _FAR, jnp.where(right < -_FAR, -_FAR, right))
+    modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-near))
     losses = jnp.where(yes, alpha, 1 - alpha) * modulation * jax.nn.softplus(-right)
-    return losses.sum(axis=-1)
+    # The sum of the classes is finite as well; what is taken off has no gradient.
+    most = float(jnp.finfo(losses.dtype).max) / (2 * max(1, logits.shape[-1]))
+    losses = losses - jax.lax.stop_gradient(jnp.maximum(losses - most, 0))
+    losses = jnp.where(finite, losses, jax.lax.stop_gradient(jnp.maximum(-given, 0)))
+    return _where_known(labels, logits.shape[-1], losses.sum(axis=-1))
+
+
+def _where_known(labels: jax.Array, num_classes: int, losses: jax.Array) -> jax.Array:
+    """NaN for a label that is no class: a cross-entropy without its right answer has no lower bound."""
+    return jnp.where((labels >= 0) & (labels <= num_classes), losses, jnp.nan)
 
 
 def _one_hot(labels: jax.Array, num_classes: int) -> jax.Array:

@@ -5,10 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.detection.boxes import iou
-from hardmine_jax.mining.types import ArrayLike
+from hardmine_jax.detection.boxes import area, iou, sides
+from hardmine_jax.detection.labels import class_numbers
+from hardmine_jax.mining.layout import for_export
+from hardmine_jax.mining.types import ArrayLike, as_floats
 
 
+@for_export
 class Matched(NamedTuple):
     """What `match` gives for each of N boxes. Nothing in it carries a gradient.
 
@@ -54,26 +57,26 @@ def match(
 
     Raises:
       ValueError: for foreground <= 0 or > 1, or shapes that do not fit.
+      TypeError: if labels are no integers.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [50.0, 0.0, 60.0, 10.0]])
     >>> matched = match(boxes, jnp.array([[0.0, 0.0, 10.0, 12.0]]), jnp.array([7]))
     >>> matched.labels, matched.overlaps.round(2)
     (Array([7, 0, 0], dtype=int32), Array([0.83, 0.29, 0.  ], dtype=float32))
     """
-    boxes, gt_boxes, gt_labels = (
-        jax.lax.stop_gradient(jnp.asarray(array)) for array in (boxes, gt_boxes, gt_labels)
-    )
+    boxes, gt_boxes = (jax.lax.stop_gradient(array) for array in as_floats(boxes, gt_boxes))
+    gt_labels = class_numbers(gt_labels)
     where = jnp.ones(gt_labels.shape, bool) if where is None else jnp.asarray(where)
     _check(boxes, gt_boxes, gt_labels, foreground, where)
     if gt_labels.shape[-1] == 0:
         none = jnp.zeros(boxes.shape[:-1], jnp.int32)
-        return Matched(labels=none, boxes=boxes, overlaps=none.astype(jnp.float32), indices=none)
+        return Matched(labels=none, boxes=boxes, overlaps=none.astype(boxes.dtype), indices=none)
     pairs = jnp.where(where[..., None, :], iou(boxes, gt_boxes), 0)
     overlaps = pairs.max(axis=-1)
     number = jnp.arange(gt_labels.shape[-1], dtype=jnp.int32).reshape((1,) * (pairs.ndim - 1) + (-1,))
     # The lowest index of the best: XLA:CPU has no fast arg-max.
     indices = jnp.where(pairs == overlaps[..., None], number, gt_labels.shape[-1]).min(axis=-1)
-    labels = jnp.take_along_axis(gt_labels.astype(jnp.int32), indices, axis=-1)
+    labels = jnp.take_along_axis(gt_labels, indices, axis=-1)
     nearest = jnp.take_along_axis(gt_boxes, indices[..., None], axis=-2)
     touches = overlaps > 0
     return Matched(
@@ -82,6 +85,52 @@ def match(
         overlaps=overlaps,
         indices=jnp.where(touches, indices, 0),
     )
+
+
+def part_inside(boxes: ArrayLike, regions: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """The largest part of each box that lies in one of the regions.
+
+    part_n = max over m in where of |box_n and region_m| / |box_n|
+
+    So COCO's evaluation tells what lies in a crowd: a box within it belongs to it however small it is, where
+    the intersection over union would be small. No gradient flows; a box or a region without area, or NaN,
+    gives 0.
+
+    Args:
+      boxes: [..., N, 4] pixels.
+      regions: [..., M, 4] pixels; M may be 0.
+      where: bool [..., M], which regions take part; None for all.
+
+    Returns:
+      float [..., N] in 0 .. 1.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    >>> crowd = jnp.array([[0.0, 0.0, 100.0, 50.0]])
+    >>> part_inside(jnp.array([[10.0, 10.0, 20.0, 20.0], [90.0, 0.0, 110.0, 20.0]]), crowd)
+    Array([1. , 0.5], dtype=float32)
+    """
+    boxes, regions = (jax.lax.stop_gradient(array) for array in as_floats(boxes, regions))
+    where = jnp.ones(regions.shape[:-1], bool) if where is None else jnp.asarray(where)
+    if boxes.ndim < 2 or boxes.shape[:-2] != regions.shape[:-2] or where.shape != regions.shape[:-1]:
+        raise ValueError(
+            f"boxes {boxes.shape}, regions {regions.shape} and where {where.shape} must be [..., N, 4],"
+            " [..., M, 4] and [..., M]"
+        )
+    if where.dtype != bool:
+        raise ValueError(f"where must be bool, not {where.dtype}: say which regions take part")
+    if regions.shape[-2] == 0:
+        return jnp.zeros(boxes.shape[:-1], jnp.float32)
+    one, other = ([side[..., None] for side in sides(boxes)], [side[..., None, :] for side in sides(regions)])
+    across, down = (
+        jnp.minimum(one[axis + 2], other[axis + 2]) - jnp.maximum(one[axis], other[axis]) for axis in (0, 1)
+    )
+    both = jnp.maximum(across, 0) * jnp.maximum(down, 0)
+    own = area(boxes)[..., None]
+    # NaN is no overlap.
+    some = where[..., None, :] & (both > 0) & (own > 0)
+    return jnp.where(some, both / jnp.where(some, own, 1), 0).max(axis=-1)
 
 
 def _check(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hardmine_jax.detection.boxes import iou_rows
 from hardmine_jax.mining import non_max
 from hardmine_jax.mining.fit import best_first
-from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
+from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_overlap, check_units
 
 
 def nms(
@@ -28,7 +28,7 @@ def nms(
     Args:
       boxes: [N, 4] pixels. A box without area overlaps nothing and so is never suppressed.
       scores: [N], larger is better. For scores of several classes call it for each: `jax.vmap`.
-      threshold: of IoU; may be traced.
+      threshold: of IoU, 0 .. 1; may be traced.
       max_kept: 1 <= max_kept <= N, a Python int.
       where: bool [N], True takes part; None for all.
 
@@ -37,7 +37,7 @@ def nms(
       False, and hold the index of some box.
 
     Raises:
-      ValueError: for max_kept < 1 or > N, or shapes that do not fit.
+      ValueError: for max_kept < 1 or > N, a threshold outside 0 .. 1, or shapes that do not fit.
       TypeError: if max_kept is no integer.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
@@ -48,6 +48,7 @@ def nms(
     boxes = jnp.asarray(boxes)
     if scores.ndim != 1 or boxes.shape != (*scores.shape, 4):
         raise ValueError(f"boxes {boxes.shape} and scores {scores.shape} must be [N, 4] and [N]")
+    check_overlap("threshold", threshold)
     max_kept = check_count("max_kept", max_kept, scores.shape[0], least=1)
     keep = non_max_boxes(scores, boxes, None, where, threshold=threshold, max_kept=max_kept)
     return best_first(scores, keep, capacity=max_kept)

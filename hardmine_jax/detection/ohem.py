@@ -2,19 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hardmine_jax.detection.nms import non_max_boxes
-from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_count, check_overlap, check_units
 
 
 def ohem(
     losses: ArrayLike,
-    boxes: AnyArray,
+    boxes: ArrayLike,
     *,
     k: int,
     iou_threshold: Scalar = 0.7,
-    labels: AnyArray | None = None,
+    labels: ArrayLike | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """Keeps the k hardest regions of each image, at most one of each heap of overlapping ones.
@@ -51,9 +50,9 @@ def ohem(
     """
     losses, where = check_units(losses, where)
     k = check_count("k", k, losses.shape[-1], least=1)
-    if isinstance(iou_threshold, (int, float, np.generic)) and not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold={iou_threshold} must lie in 0 .. 1: it is an overlap")
+    check_overlap("iou_threshold", iou_threshold)
+    boxes, labels = jnp.asarray(boxes), None if labels is None else jnp.asarray(labels)
     for name, array, shape in (("boxes", boxes, (*losses.shape, 4)), ("labels", labels, losses.shape)):
-        if array is not None and jnp.shape(array) != shape:
-            raise ValueError(f"{name} of shape {jnp.shape(array)} != {shape}, for losses {losses.shape}")
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} of shape {array.shape} != {shape}, for losses {losses.shape}")
     return non_max_boxes(losses, boxes, labels, where, threshold=iou_threshold, max_kept=k)

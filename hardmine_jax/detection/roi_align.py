@@ -16,6 +16,7 @@ import numpy as np
 from hardmine_jax.detection.box_runs import sum_over_boxes
 from hardmine_jax.detection.materialised import materialised
 from hardmine_jax.detection.roi_pool import check_rois
+from hardmine_jax.mining.layout import beside, varying_as
 from hardmine_jax.mining.types import ArrayLike
 
 
@@ -96,7 +97,7 @@ def _align_boxes(
     height, width, _ = features.shape
     down = _taps(y1, jnp.maximum(y2 - y1, least), size[0], height, sampling_ratio)
     across = _taps(x1, jnp.maximum(x2 - x1, least), size[1], width, sampling_ratio)
-    return _align(features, down, across)
+    return _align(varying_as(features, boxes), down, across)
 
 
 def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling_ratio: int) -> _Taps:
@@ -108,17 +109,18 @@ def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling
     near = (places >= -1) & (places <= length)
     places = jnp.clip(jnp.where(near, places, 0.0), 0.0, length - 1.0)
     low = jnp.minimum(jnp.floor(places).astype(jnp.int32), max(0, length - 2))
-    high_share = places - low
+    high_share = places - low.astype(places.dtype)
     indices = jnp.concatenate([low, jnp.minimum(low + 1, length - 1)], axis=-1)
     weights = jnp.concatenate([1 - high_share, high_share], axis=-1)
-    return _Taps(indices, weights * jnp.concatenate([near, near], axis=-1) / sampling_ratio)
+    seen = jnp.concatenate([near, near], axis=-1).astype(weights.dtype)
+    return _Taps(indices, weights * seen / sampling_ratio)
 
 
 @jax.custom_vjp
 def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
     rows = features.reshape(-1, features.shape[-1])
     read = (
-        weights * rows.at[index].get(mode="promise_in_bounds").astype(weights.dtype)
+        weights * beside(rows, index).at[index].get(mode="promise_in_bounds").astype(weights.dtype)
         for index, weights in _products(down, across, features.shape[1])
     )
     # One sum of all gathers, so that XLA makes one loop of it and keeps no sample in memory.

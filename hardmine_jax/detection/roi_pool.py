@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.detection.box_runs import sum_over_boxes
+from hardmine_jax.mining.layout import beside, cut_axes, varying_as
 from hardmine_jax.mining.types import ArrayLike, at_least_single
 
 
@@ -91,13 +92,18 @@ def check_rois(
         raise ValueError(f"boxes of shape {boxes.shape} must be [N, 4], (x1, y1, x2, y2) of one image")
     if len(size) != 2 or min(size) < 1 or not stride > 0:
         raise ValueError(f"size={tuple(size)} must be two bin counts from 1 and stride={stride} positive")
+    if any(cut_axes(features)[:2]) or cut_axes(boxes)[0]:
+        raise ValueError(
+            f"features {jax.typeof(features)} and boxes {jax.typeof(boxes)} of one image lie on several"
+            " devices: call it inside jax.shard_map, or jax.reshard them to whole images"
+        )
     return features, jax.lax.stop_gradient(boxes).astype(jnp.float32)
 
 
 # Compiled as one even where the caller is not: a loop alone would be compiled again at every call.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _pool_boxes(features: jax.Array, boxes: jax.Array, size: tuple[int, int], stride: float) -> jax.Array:
-    return _pool(features, _bins(boxes, features.shape, size, stride))
+    return _pool(varying_as(features, boxes), _bins(boxes, features.shape, size, stride))
 
 
 def _bins(boxes: jax.Array, shape: tuple[int, ...], size: tuple[int, int], stride: float) -> _Bins:
@@ -110,7 +116,9 @@ def _bins(boxes: jax.Array, shape: tuple[int, ...], size: tuple[int, int], strid
     def along(first: jax.Array, last: jax.Array, count: int, length: int) -> list[jax.Array]:
         starts, stops = (jnp.asarray(edges) for edges in _edges(count, 2 * reach + 1))
         extent = jnp.maximum(last - first + 1, 1)
-        return [jnp.clip(first[:, None] + edges[extent], 0, length) for edges in (starts, stops)]
+        return [
+            jnp.clip(first[:, None] + beside(edges, extent)[extent], 0, length) for edges in (starts, stops)
+        ]
 
     return _Bins(*along(y1, y2, size[0], shape[0]), *along(x1, x2, size[1], shape[1]))
 
@@ -234,7 +242,7 @@ def _maxima(table: _Table, bins: _Bins) -> jax.Array:
     empty = _empty(bins)
 
     def read(rows: jax.Array) -> jax.Array:
-        return jnp.where(empty, 0, table.values.at[rows].get(mode="promise_in_bounds"))
+        return jnp.where(empty, 0, beside(table.values, rows).at[rows].get(mode="promise_in_bounds"))
 
     return _over_windows(table, bins, read, jnp.maximum)
 
@@ -246,7 +254,8 @@ def _first_places(table: _Table, bins: _Bins, maxima: jax.Array) -> jax.Array:
     assert every_place is not None, "a table made without places"
 
     def read(rows: jax.Array) -> jax.Array:
-        values, places = (x.at[rows].get(mode="promise_in_bounds") for x in (table.values, every_place))
+        maps = (beside(table.values, rows), beside(every_place, rows))
+        values, places = (x.at[rows].get(mode="promise_in_bounds") for x in maps)
         return _where_equal(values, places, maxima)
 
     return _over_windows(table, bins, read, jnp.minimum)
@@ -261,8 +270,8 @@ def _over_windows(
     """`read(rows of the table)`, merged over the four windows that cover a bin; more where one is large."""
     level_down, top = _positions(bins.top, bins.bottom, table.down, table.shape[0])
     level_across, left = _positions(bins.left, bins.right, table.across, table.shape[1])
-    widths = jnp.asarray(table.shape[1] - table.across + 1)[level_across][:, None, :]
-    offsets = jnp.asarray(table.offsets)[level_down[:, :, None], level_across[:, None, :]]
+    widths = beside(jnp.asarray(table.shape[1] - table.across + 1), level_across)[level_across][:, None, :]
+    offsets = beside(jnp.asarray(table.offsets), level_down)[level_down[:, :, None], level_across[:, None, :]]
 
     def window(step_down: jax.Array | int, step_across: jax.Array | int) -> jax.Array:
         return read(offsets + top(step_down)[:, :, None] * widths + left(step_across)[:, None, :])
@@ -271,9 +280,14 @@ def _over_windows(
     down = _most_steps(bins.bottom - bins.top, table.down)
     across = _most_steps(bins.right - bins.left, table.across)
     steps = jnp.where(jnp.maximum(down, across) > 2, down * across, 0)
-    return jax.lax.fori_loop(
-        0, steps, lambda step, merged: merge(merged, window(step // across, step % across)), merged
-    )
+
+    def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        steps, merged = state
+        step = steps - 1
+        return step, merge(merged, window(step // across, step % across))
+
+    # Counted down, since JAX's vmap of a count from 0 fails where a mesh axis is Explicit.
+    return jax.lax.while_loop(lambda state: state[0] > 0, more, (steps, merged))[1]
 
 
 def _positions(
@@ -281,7 +295,7 @@ def _positions(
 ) -> tuple[jax.Array, Callable[[jax.Array | int], jax.Array]]:
     """Which of the lengths covers each bin, and a function of the step to where its window begins."""
     level = ((stop - start)[..., None] > 2 * lengths[:-1].reshape(1, 1, -1)).sum(axis=-1, dtype=jnp.int32)
-    length = jnp.asarray(lengths)[level]
+    length = beside(jnp.asarray(lengths), level)[level]
     # A bin without a cell may lie at the end: what is read there is not used, yet must lie in the table.
     last = jnp.clip(stop - length, 0, size - length)
     return level, lambda step: jnp.minimum(start + step * length, last)

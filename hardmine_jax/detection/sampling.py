@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.mining import random_k
 from hardmine_jax.mining.order import count
-from hardmine_jax.mining.types import ArrayLike, check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, as_floats, check_count, check_units
 
 
 def sample_rois(
@@ -57,7 +57,8 @@ def sample_rois(
         raise ValueError(f"labels {labels.shape} and overlaps {overlaps.shape} must both be [..., N]")
     if not 0 <= foreground_fraction <= 1:
         raise ValueError(f"foreground_fraction={foreground_fraction} must lie in 0 .. 1, it is a part of k")
-    least, below = background
+    (overlaps,) = as_floats(overlaps)
+    least, below = (jnp.asarray(overlap, overlaps.dtype) for overlap in background)
     easy = ~((overlaps >= least) & (overlaps < below))
     foreground_key, background_key = jax.random.split(key)
     quota = jnp.asarray(round(foreground_fraction * k), jnp.int32)

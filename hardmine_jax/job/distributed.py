@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 import jax
 
 from hardmine_jax.errors import UserError
-from hardmine_jax.job.ending import HEARTBEAT_SECONDS, end_job
+from hardmine_jax.job import interrupts
+from hardmine_jax.job.ending import HEARTBEAT_SECONDS, end_job, end_others
 from hardmine_jax.job.exchange import barrier, is_main
 from hardmine_jax.job.lookout import watch
 
 # A process that others wait for hangs when it works for longer than this without coming on.
 PATIENCE_SECONDS = 45.0
+_LONGEST = 1e9
 
 
 @contextlib.contextmanager
@@ -50,15 +52,17 @@ def joined(
     Raises:
       UserError: some of the three are missing or senseless, or no cluster was found.
     """
-    if patience < 0:
-        raise UserError(f"patience={patience} < 0: give seconds, or 0 to wait for ever")
+    if not 0 <= patience <= _LONGEST:
+        raise UserError(
+            f"patience={patience} must lie in [0, {_LONGEST:.0e}]: give seconds, or 0 to wait for ever"
+        )
     _initialise(coordinator, num_processes, process_id)
     over = threading.Event()
     arguments = (over, patience or math.inf, threading.get_ident())
     watcher = threading.Thread(target=watch, args=arguments, daemon=True, name="hardmine-watch")
     watcher.start()
     try:
-        with _only_main_speaks():
+        with _only_main_speaks(), interrupts.telling(end_others, silent=not is_main()):
             yield
         # Process 0 may write its report for longer than JAX's own shutdown would wait.
         barrier("the end")

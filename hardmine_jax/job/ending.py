@@ -7,10 +7,7 @@ What is said first counts. It lies in the runtime's key-value store, where each 
 import contextlib
 import errno
 import json
-import multiprocessing
-import os
 import re
-import sys
 import time
 import traceback
 from typing import NamedTuple, NoReturn
@@ -19,6 +16,7 @@ import jax
 
 from hardmine_jax.errors import UserError
 from hardmine_jax.job.exchange import client
+from hardmine_jax.job.interrupts import INTERRUPTED, Answer, exit_now, say
 
 # A process that is not heard for so many seconds is dead; JAX then ends the others, naming it.
 HEARTBEAT_SECONDS = 30
@@ -70,6 +68,10 @@ def is_from_runtime(error: BaseException) -> bool:
 def end_job(error: BaseException, line: str | None) -> NoReturn:
     """Tells the other processes, and ends this one once they know."""
     number = jax.process_index()
+    if isinstance(error, KeyboardInterrupt):
+        end_others(Answer("interrupted", INTERRUPTED))
+        say(f"process {number}: interrupted")
+        exit_now(INTERRUPTED)
     code = 1 if line is None or restart_may_mend(error) else 2
     from_below = isinstance(error, jax.errors.JaxRuntimeError) or is_from_runtime(error)
     if line is None and from_below and any(said in str(error) for said in _PEER_LOST):
@@ -87,6 +89,13 @@ def end_job(error: BaseException, line: str | None) -> NoReturn:
     say(said if line else f"{said}\n{''.join(traceback.format_exception(error))}".rstrip())
     wait_until_acknowledged()
     exit_now(code)
+
+
+def end_others(answer: Answer) -> None:
+    """Tells the other processes to end with this one, which was interrupted; returns when they have heard."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if declare(answer.code, f"process {jax.process_index()}: {answer.line}"):
+            wait_until_acknowledged()
 
 
 def declare(code: int, message: str) -> bool:
@@ -118,25 +127,8 @@ def wait_until_acknowledged(but: int = 0) -> None:
             time.sleep(0.1)
 
 
-def say(text: str) -> None:
-    """On stderr, also where only process 0 speaks; a closed one is no reason not to end."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.__stderr__, flush=True)
-
-
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
-
-
-def exit_now(code: int) -> NoReturn:
-    """Ends at once: JAX's own way out waits for processes that will not come."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    with contextlib.suppress(OSError, ValueError):
-        # pythonw has none.
-        if sys.__stdout__ is not None:
-            sys.__stdout__.flush()
-    os._exit(code)
 
 
 class NonFiniteError(UserError):

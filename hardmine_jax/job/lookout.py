@@ -10,6 +10,7 @@ import jax
 from hardmine_jax.job import ending
 from hardmine_jax.job.activity import Activity, activity
 from hardmine_jax.job.exchange import client, is_main
+from hardmine_jax.job.interrupts import exit_now, say
 
 # All wait for each other: so many times the patience, since a step may take long.
 ALL_WAIT_SLACK = 10.0
@@ -40,10 +41,10 @@ def watch(over: threading.Event, patience: float, thread: int) -> None:
             # A call that failed once is made again; if the coordinator is gone, JAX ends this process.
             continue
         if is_main():
-            ending.say(f"process 0: ending too, for {failure.message}")
+            say(f"process 0: ending too, for {failure.message}")
             # The service that the others end by goes with this process: it is the last.
             time.sleep(_LAST_SECONDS)
-        ending.exit_now(failure.code)
+        exit_now(failure.code)
 
 
 class _Lookout:
@@ -113,9 +114,9 @@ class _Lookout:
         if ending.declare(1, said):
             stack = "".join(traceback.format_stack(sys._current_frames()[self._thread]))
             where = f"a larger patience allows more. Process {self._me} is here:\n{stack}"
-            ending.say(f"{said}; {where}".rstrip())
+            say(f"{said}; {where}".rstrip())
             ending.wait_until_acknowledged()
-            ending.exit_now(1)
+            exit_now(1)
 
     def _check_neighbour(self, now: float) -> None:
         try:
@@ -131,6 +132,6 @@ class _Lookout:
             seconds = f"{now - self._seen_at:.0f} s"
             said = f"process {self._neighbour} hangs or is gone: its Python has stood still for {seconds}"
             if ending.declare(1, said):
-                ending.say(f"process {self._me}: {said}")
+                say(f"process {self._me}: {said}")
                 ending.wait_until_acknowledged(but=1)
-                ending.exit_now(1)
+                exit_now(1)

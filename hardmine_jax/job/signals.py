@@ -11,31 +11,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hardmine_jax.job import interrupts
+from hardmine_jax.job.activity import activity
+
 # So many steps lie between a vote and its count: the devices have them done by then, and no step waits.
 _BEHIND = 2
 
 
+_TWICE = "interrupted again: ended at once; checkpoints of earlier steps are kept"
+
+
 @contextlib.contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Within it SIGTERM and the first Ctrl-C set the event; a second Ctrl-C interrupts at once.
+    """Within it SIGTERM, SIGHUP and the first Ctrl-C set the event; a second Ctrl-C ends the process at once.
 
-    The handlers of before come back at the end. Outside the main thread, where Python allows no handlers,
-    the event is never set.
+    A second one that comes while a checkpoint is being written only says so; the next one ends it. SIGHUP
+    stays ignored where it was, as by nohup. The handlers of before come back at the end. Outside the main
+    thread, where Python allows no handlers, the event is never set.
     """
     stop = threading.Event()
+    warned = False
 
     def handle(number: int, _frame: types.FrameType | None) -> None:
+        nonlocal warned
         if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
+            if warned or "checkpoint" not in (activity().what or ""):
+                interrupts.interrupt(_TWICE)
+            warned = True
+            interrupts.say("a checkpoint is being written: Ctrl-C once more gives it up")
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
+        if stop.is_set() and interrupts.is_listening():
+            # The process is about to end, with what it was asked for done: asked again it ends no other way.
+            before = {signal.SIGINT: before[signal.SIGINT]}
         for number, handler in before.items():
             # None: set by something other than Python, and not ours to know.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.order import keep_first, order_keys
+from hardmine_jax.mining.order import first_reaching, keep_first, order_keys
 
 
 class Fitted(NamedTuple):
@@ -43,7 +43,7 @@ def fit(losses: jax.Array, keep: jax.Array, *, capacity: int) -> Fitted:
     slots = jnp.arange(1, capacity + 1, dtype=jnp.int32)
     filled = slots <= counted[-1]
     # The unit by which so many are kept. A search in the running count needs no scatter over N.
-    indices = jnp.searchsorted(counted, slots).astype(jnp.int32)
+    indices = first_reaching(counted, slots)
     indices = jnp.where(filled, indices, jnp.where(filled[0], indices[0], 0))
     return Fitted(filled, indices, num_selected, jnp.maximum(num_selected - capacity, 0))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import ArrayLike, Scalar, check_soft_units
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_number, check_soft_units
 
 
 def focal_weights(losses: ArrayLike, *, gamma: Scalar = 2.0, where: ArrayLike | None = None) -> jax.Array:
@@ -33,6 +33,7 @@ def focal_weights(losses: ArrayLike, *, gamma: Scalar = 2.0, where: ArrayLike | 
     Array([0.01, 0.25, 0.81], dtype=float32)
     """
     losses, where = check_soft_units(losses, where)
+    check_number("gamma", gamma)
     if not isinstance(gamma, jax.Array) and not 0 <= gamma < np.inf:
         raise ValueError(f"gamma={gamma} must be finite and 0 or more")
     gamma = jnp.asarray(gamma, losses.dtype)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import ArrayLike, check_soft_units
+from hardmine_jax.mining.types import ArrayLike, check_integer, check_soft_units
 
 
 def gradient_histogram(
@@ -22,6 +22,7 @@ def gradient_histogram(
 
     Raises:
       ValueError: for num_bins < 1, or a `where` that is not bool or of another shape.
+      TypeError: if num_bins is no integer.
 
     >>> gradient_histogram(jnp.array([0.0, 0.1, 0.5, 1.0]), num_bins=4)
     Array([2., 0., 1., 1.], dtype=float32)
@@ -62,6 +63,7 @@ def ghm_weights(
 
     Raises:
       ValueError: for num_bins < 1, counts of another shape, a `where` that is not bool or of another shape.
+      TypeError: if num_bins is no integer.
 
     >>> ghm_weights(jnp.array([0.1, 0.1, 0.2, 0.9]), num_bins=2)
     Array([0.6666667, 0.6666667, 0.6666667, 2.       ], dtype=float32)
@@ -80,8 +82,7 @@ def ghm_weights(
 
 
 def _bins(norms: jax.Array, num_bins: int) -> jax.Array:
-    if num_bins < 1:
-        raise ValueError(f"num_bins={num_bins} < 1")
+    check_integer("num_bins", num_bins, least=1)
     norms = jax.lax.stop_gradient(norms)
     norms = jnp.clip(jnp.where(jnp.isnan(norms), 1, norms), 0, 1)
     return jnp.minimum((norms * num_bins).astype(jnp.int32), num_bins - 1)

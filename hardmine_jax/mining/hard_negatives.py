@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.order import count, keep_first, order_keys
-from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_choice, check_count_a_row, check_units
+from hardmine_jax.mining.types import (
+    ArrayLike,
+    Count,
+    Scalar,
+    check_choice,
+    check_count_a_row,
+    check_number,
+    check_units,
+)
 
 
 def hard_negatives(
@@ -47,6 +55,7 @@ def hard_negatives(
     """
     losses, where = check_units(losses, where)
     positive = check_choice("positive", positive, losses, "say which show an object, as in `labels > 0`")
+    check_number("ratio", ratio)
     if not isinstance(ratio, jax.Array) and not 0 <= ratio < np.inf:
         raise ValueError(f"ratio={ratio} must be finite and 0 or more: the negatives for each positive")
     min_negatives = check_count_a_row("min_negatives", min_negatives, losses, least=0)

@@ -17,11 +17,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from hardmine_jax.mining.order import order_keys
-from hardmine_jax.mining.types import ArrayLike, Count, Scalar
+from hardmine_jax.mining.layout import for_export
+from hardmine_jax.mining.order import first_reaching, order_keys
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_real
 
 
+@for_export
 class Ranked(NamedTuple):
     """Examples, hardest first, equal ones by rising index; free slots come last.
 
@@ -36,6 +39,7 @@ class Ranked(NamedTuple):
     ages: jax.Array
 
 
+@for_export
 class HardPool(NamedTuple):
     """Negatives compete for their slots and age; positives are kept aside, untouched by both.
 
@@ -48,6 +52,7 @@ class HardPool(NamedTuple):
     positives: Ranked | None
 
 
+@for_export
 class Sample(NamedTuple):
     """A draw of num_positives positives, then num_negatives negatives.
 
@@ -106,7 +111,8 @@ def update(
 
     Args:
       pool: from `init` or `update`.
-      indices: integer [B], dataset indices; negative ones take no part.
+      indices: integer [B], dataset indices below 2^31; negative ones take no part, nor do traced ones that
+        are 2^31 or more.
       scores: [B], larger is harder.
       positive: bool [B]; None: all are negatives. Needs a pool with slots for positives.
       where: bool [B], True takes part; None for all. An example left out keeps the entry it may have.
@@ -118,8 +124,9 @@ def update(
       The new pool; the old one is as it was.
 
     Raises:
-      ValueError: for shapes that disagree, a decay out of range, `positive` without slots for positives.
-      TypeError: if indices are no integers.
+      ValueError: for shapes that disagree, indices of 2^31 or more, a decay out of range, `positive` without
+        slots for positives.
+      TypeError: if indices are no integers, or scores are complex.
 
     >>> pool = update(init(2), jnp.array([7, 3, 9]), jnp.array([0.5, 0.1, 0.9]))
     >>> pool.negatives.indices, pool.negatives.scores
@@ -186,9 +193,7 @@ def _check_seen(
     positive: ArrayLike | None,
     where: ArrayLike | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    indices, scores = jnp.asarray(indices), jax.lax.stop_gradient(jnp.asarray(scores))
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
+    indices, scores = _check_indices(indices), jax.lax.stop_gradient(check_real(jnp.asarray(scores)))
     if positive is not None and pool.positives is None:
         raise ValueError("positive= given to a pool without slots for positives: init(..., num_positives=n)")
     positive = jnp.zeros(indices.shape, bool) if positive is None else jnp.asarray(positive)
@@ -200,7 +205,22 @@ def _check_seen(
         )
     if positive.dtype != bool or where.dtype != bool:
         raise ValueError(f"positive and where must be bool, not {positive.dtype} and {where.dtype}")
-    return indices.astype(jnp.int32), scores, positive, where
+    return indices, scores, positive, where
+
+
+def _check_indices(indices: ArrayLike) -> jax.Array:
+    """int32, and -1 for what is negative or too large for it; too large where that can be seen is refused."""
+    if not isinstance(indices, jax.Array):
+        # As numpy has them: JAX would make 32 bits of 64.
+        indices = np.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
+    most = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(indices.dtype).max <= most:
+        return jnp.asarray(indices, jnp.int32)
+    if not isinstance(indices, jax.core.Tracer) and (indices > most).any():
+        raise ValueError(f"indices up to {indices.max()} do not fit into int32: number examples below 2^31")
+    return jnp.where((indices >= 0) & (indices <= most), indices.astype(jnp.int32), -1)
 
 
 def _check_drawn(name: str, count: int, ranked: Ranked | None) -> None:
@@ -231,8 +251,8 @@ def _leave(ranked: Ranked, max_age: Count | None, min_score: Scalar | None) -> R
 def _without(ranked: Ranked, replaced: jax.Array) -> Ranked:
     """Frees the slots of examples that are among `replaced`, int32 [B] in any order."""
     # One free slot at the end: a search ends within, whatever is looked up and were there nothing replaced.
-    ordered = jnp.append(jnp.sort(replaced), -1)
-    place = jnp.searchsorted(ordered[:-1], ranked.indices)
+    ordered = jnp.pad(jnp.sort(replaced), (0, 1), constant_values=-1)
+    place = first_reaching(ordered[:-1], ranked.indices)
     return _only(ranked, ordered[place] != ranked.indices)
 
 
@@ -240,8 +260,8 @@ def _last_seen(ranked: Ranked, replaced: jax.Array) -> Ranked:
     """Frees the slots [B] of examples that come once more further on in `replaced` [B]."""
     order = jnp.argsort(replaced, stable=True)
     ordered = replaced[order]
-    last = ordered != jnp.append(ordered[1:], -1)
-    return _only(ranked, jnp.zeros(last.shape, bool).at[order].set(last))
+    last = ordered != jnp.pad(ordered[1:], (0, 1), constant_values=-1)
+    return _only(ranked, last[jnp.argsort(order)])
 
 
 def _hardest(old: Ranked, seen: Ranked) -> Ranked:

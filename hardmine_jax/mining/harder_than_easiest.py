@@ -11,15 +11,18 @@ from hardmine_jax.mining.types import (
     Scalar,
     at_least_single,
     check_count_a_row,
+    check_number,
     check_units,
 )
+
+_MIN_KEPT = 2
 
 
 def harder_than_easiest(
     losses: ArrayLike,
     *,
     ratio: Scalar = 2.0,
-    min_kept: Count = 2,
+    min_kept: Count = _MIN_KEPT,
     max_kept: Count | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
@@ -38,8 +41,8 @@ def harder_than_easiest(
     Args:
       losses: [..., N], larger is harder.
       ratio: 1 or more; may be traced.
-      min_kept: 0 <= min_kept <= N, a Python int; or an integer array, [] or one a row [...], which may be
-        traced. Ties to the lowest index.
+      min_kept: 0 <= min_kept <= N, a Python int, where the default of 2 is N where there are fewer units; or
+        an integer array, [] or one a row [...], which may be traced. Ties to the lowest index.
       max_kept: as min_kept, at least 1 and min_kept; None for no limit.
       where: bool [..., N], True takes part; None for all.
 
@@ -58,8 +61,11 @@ def harder_than_easiest(
     Array([ True, False,  True, False], dtype=bool)
     """
     losses, where = check_units(losses, where)
+    check_number("ratio", ratio)
     if not isinstance(ratio, jax.Array) and not 1 <= ratio < np.inf:
         raise ValueError(f"ratio={ratio} must be finite and 1 or more: every unit is as hard as the easiest")
+    if isinstance(min_kept, (int, np.integer)) and min_kept == _MIN_KEPT:
+        min_kept = min(min_kept, losses.shape[-1])
     min_kept = check_count_a_row("min_kept", min_kept, losses, least=0)
     k = jnp.maximum(_num_hard(losses, ratio, where), min_kept)
     if max_kept is not None:
@@ -75,5 +81,5 @@ def _num_hard(losses: jax.Array, ratio: Scalar, where: jax.Array) -> jax.Array:
     broken = jnp.isnan(losses)
     # Some backends flush subnormals and some do not.
     losses = jnp.where(jnp.abs(losses) < jnp.finfo(losses.dtype).tiny, 0, losses)
-    easiest = jnp.where(where & ~broken, losses, jnp.inf).min(axis=-1, keepdims=True)
+    easiest = jnp.where(where & ~broken, losses, jnp.inf).min(axis=-1, keepdims=True, initial=jnp.inf)
     return count(where & (broken | (losses >= jnp.asarray(ratio, losses.dtype) * easiest)))[..., 0]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.layout import check_whole
 from hardmine_jax.mining.types import ArrayLike, Count, at_least_single, check_count_a_row, check_units
 
 # Shares are drawn in whole 2^-28ths: every sum of them is exact, and with a step of a whole row (k=1) still
@@ -57,6 +58,7 @@ def importance_weights(
     True
     """
     losses, where = check_units(losses, where)
+    check_whole(losses)
     k = check_count_a_row("k", k, losses, least=1)
     if not 0 < uniform <= 1:
         raise ValueError(f"uniform={uniform} must lie in (0, 1]: with none, a loss of 0 could never be drawn")
@@ -77,7 +79,7 @@ def _shares(losses: jax.Array, uniform: float, where: jax.Array) -> jax.Array:
     scores = jnp.where(where, jnp.maximum(losses.astype(dtype), 0), 0)
     scores = jnp.where(broken.any(axis=-1, keepdims=True), broken.astype(dtype), scores)
     # Away from both ends of the numbers there are: there a sum overflows, and a reciprocal is flushed to 0.
-    scores = scores * jnp.where(scores.max(axis=-1, keepdims=True) > 1, 2.0**-64, 2.0**64)
+    scores = scores * jnp.where(scores.max(axis=-1, keepdims=True, initial=0) > 1, 2.0**-64, 2.0**64)
     total = scores.sum(axis=-1, keepdims=True)
     number = jnp.maximum(where.sum(axis=-1, keepdims=True, dtype=dtype), 1)
     evenly = jnp.where(total > 0, jnp.asarray(uniform, dtype), 1)

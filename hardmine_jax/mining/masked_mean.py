@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.types import ArrayLike, Scalar, at_least_single, check_where
+from hardmine_jax.mining.types import (
+    ArrayLike,
+    Scalar,
+    at_least_single,
+    check_number,
+    check_real,
+    check_where,
+)
 
 
 def masked_mean(
@@ -38,6 +45,7 @@ def masked_mean(
     Raises:
       ValueError: if `where` is not bool or of another shape, weights have another shape, or the denominator
         is not one positive number.
+      TypeError: for complex losses.
 
     >>> losses = jnp.array([1.0, 3.0, float("nan")])
     >>> masked_mean(losses, where=jnp.array([True, True, False]))
@@ -47,12 +55,12 @@ def masked_mean(
     >>> masked_mean(losses, where=jnp.array([True, True, False]), weights=jnp.array([1.0, 2.0, 0.0]))
     Array(3.5, dtype=float32)
     """
-    losses = jnp.asarray(losses)
+    losses = check_real(jnp.asarray(losses))
     where = check_where(losses, where)
     if weights is not None:
         losses = _weighted(losses, jnp.asarray(weights), where)
-    if denominator is not None and jnp.ndim(denominator) > 0:
-        raise ValueError(f"denominator of shape {jnp.shape(denominator)}: give one number for all losses")
+    if denominator is not None:
+        check_number("denominator", denominator)
     if denominator is not None and not isinstance(denominator, jax.Array) and not denominator > 0:
         raise ValueError(f"denominator={denominator} must be positive")
     dtype = at_least_single(losses.dtype)

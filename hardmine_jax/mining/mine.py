@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.fit import Fitted, fit
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.read_only import check_losses, read_only_losses
 from hardmine_jax.mining.reuse import Residuals
 from hardmine_jax.mining.types import check_count
 from hardmine_jax.mining.unit_axes import UnitArgs, split_units, take_units
 
 
+@for_export
 class Mined(NamedTuple):
     """The hard units, gathered: `masked_mean(mined.losses, where=mined.keep)` finishes the job.
 
@@ -75,8 +77,8 @@ def mine(
     *Dropout* (and any other chance). One key for all draws masks by the position in the batch, so that a
     hard unit meets another mask in the second run than the one it was found hard with. Give each unit its key
     and let the keys travel: map `jax.random.split(key, N)` and draw under `jax.vmap` inside `loss_fn`; that
-    equals the masked path exactly, for every `chunk`. `reuse=True` keeps the masks of the first run in any
-    case.
+    equals the masked path exactly, for every `chunk`. `reuse=True` keeps the masks of the first run, where it
+    runs no unit again.
 
     OHEM: 1604.03540, section 4.2 (the read-only RoI network).
 
@@ -96,7 +98,10 @@ def mine(
         the parameters as an argument.
       reuse: keeps what the first run computed for the gradient and pulls back the chosen units, instead of
         running them again: 3N / (N + 2k). It takes the memory of a forward pass with residuals over all N, is
-        for first derivatives in reverse mode only, and pays from about k = N/8 on. Not with `chunk` or
+        for first derivatives in reverse mode only, and pays from about k = N/8 on. Where the program of
+        `loss_fn` does not show that each residual belongs to one unit (rows numbered otherwise than by
+        `jnp.arange`, a sort or a running sum over units, units in a loop), the chosen units are run again
+        after all, which is right for every `loss_fn` that takes each unit by itself. Not with `chunk` or
         `score_dtype`.
 
     Returns:
@@ -133,9 +138,11 @@ def mine(
         if reuse:
             residuals = Residuals(units, losses_of, capacity=capacity)
             chosen = _choose(select, residuals.losses, units, capacity)
-            return Mined(residuals.losses_at(chosen.indices), *chosen)
-        losses = read_only_losses(units, losses_of, chunk=chunk, score_dtype=score_dtype)
-        chosen = _choose(select, losses, units, capacity)
+            if residuals.known:
+                return Mined(residuals.losses_at(chosen.indices), *chosen)
+        else:
+            losses = read_only_losses(units, losses_of, chunk=chunk, score_dtype=score_dtype)
+            chosen = _choose(select, losses, units, capacity)
         hard = take_units(units.arrays, units.axes, chosen.indices)
         return Mined(check_losses(losses_of(hard), capacity), *chosen)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.order import order_keys
-from hardmine_jax.mining.types import ArrayLike, Scalar, check_count, check_units
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_count, check_number, check_units
 
 SimilarityRow = Callable[[jax.Array], jax.Array]
 
@@ -49,7 +49,8 @@ def non_max(
       bool [..., N], a subset of `where`.
 
     Raises:
-      ValueError: for max_kept < 1, max_kept > N, similarity or `where` of another shape, `where` not bool.
+      ValueError: for max_kept < 1, max_kept > N, similarity, `where` or threshold of another shape, `where`
+        not bool.
       TypeError: if max_kept is no integer, or losses are complex.
 
     >>> centres = jnp.array([0.0, 0.1, 1.0, 1.1])
@@ -58,9 +59,12 @@ def non_max(
     Array([False,  True,  True, False], dtype=bool)
     """
     losses, where = check_units(losses, where)
+    check_number("threshold", threshold)
     if max_kept is not None:
         max_kept = check_count("max_kept", max_kept, losses.shape[-1], least=1)
     similar = _row_function(similarity, losses.shape)
+    if losses.shape[-1] == 0:
+        return where
     keys = _starting_keys(losses, where)
     index = jnp.arange(losses.shape[-1], dtype=jnp.int32).reshape((1,) * (losses.ndim - 1) + (-1,))
 

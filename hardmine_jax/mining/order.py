@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import at_least_single
+from hardmine_jax.mining.layout import check_whole
+from hardmine_jax.mining.types import at_least_single, check_real
 
 # Up to here counting the harder units of each pair is faster (CPU, 64 rows); it takes N^2 comparisons.
 _PAIRWISE_UNITS = 64
@@ -18,16 +19,17 @@ def order_keys(losses: jax.Array) -> jax.Array:
     """Integer keys in the order of the losses: -inf < ... < -0.0 == 0.0 < ... < inf < NaN.
 
     Args:
-      losses: [...], real: float, integer or bool.
+      losses: [..., N], real: float, integer or bool.
 
     Returns:
-      [...], int32 (int64 where the losses have 64 bits).
+      [..., N], int32 (int64 where the losses have 64 bits).
 
     Raises:
       TypeError: for complex losses.
+      ValueError: where the units are cut over an Explicit axis of the mesh.
     """
-    if jnp.issubdtype(losses.dtype, jnp.complexfloating):
-        raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
+    check_real(losses)
+    check_whole(losses)
     signed = jnp.int64 if losses.dtype.itemsize == 8 else jnp.int32
     if jnp.issubdtype(losses.dtype, jnp.floating):
         keys = _float_keys(losses.astype(at_least_single(losses.dtype)), signed)
@@ -96,15 +98,33 @@ def highest(keys: jax.Array, *, k: int, where: jax.Array) -> jax.Array:
     """
     if k == keys.shape[-1]:
         return participating(keys, where)
+    # `lax.top_k` of integers is a full sort on CPU, a hundred times slower.
     rank = jnp.cumsum(keep_first(keys, k=k, where=where), axis=-1, dtype=jnp.int32)
     lowest = jnp.iinfo(keys.dtype).min
+    places = first_reaching(rank, counting(k, rank.ndim))
+    picked = jnp.take_along_axis(keys, jnp.minimum(places, keys.shape[-1] - 1), axis=-1)
+    return jnp.where(places < keys.shape[-1], jnp.maximum(picked, lowest + 1), lowest)
 
-    def pick(rank: jax.Array, keys: jax.Array) -> jax.Array:
-        first = jnp.searchsorted(rank, jnp.arange(1, k + 1, dtype=jnp.int32))
-        return keys.at[first].get(mode="fill", fill_value=lowest)
 
-    # `lax.top_k` of integers is a full sort on CPU, a hundred times slower.
-    return jnp.vectorize(pick, signature="(n),(n)->(k)")(rank, jnp.maximum(keys, lowest + 1))
+@jax.jit
+def first_reaching(ordered: jax.Array, wanted: jax.Array) -> jax.Array:
+    """int32 [..., K]: where each row [..., N], which rises, reaches the numbers wanted [..., K]; N: nowhere.
+
+    A binary search. `jnp.searchsorted` is for one row, and as of JAX 0.12 its vmap fails where a mesh axis is
+    Explicit or, in shard_map, not manual.
+    """
+    num_units = ordered.shape[-1]
+    below = jnp.zeros_like(ordered[..., :1], dtype=jnp.int32) + jnp.zeros_like(wanted, dtype=jnp.int32)
+    for bit in reversed(range(num_units.bit_length())):
+        further = jnp.minimum(below + 2**bit, num_units)
+        passed = jnp.take_along_axis(ordered, further - 1, axis=-1, mode="promise_in_bounds") < wanted
+        below = jnp.where(passed, further, below)
+    return below
+
+
+def counting(number: int, ndim: int) -> np.ndarray:
+    """int32 [1, ..., number], of ndim axes: 1, 2, ... number."""
+    return np.arange(1, number + 1, dtype=np.int32).reshape((1,) * (ndim - 1) + (-1,))
 
 
 def count(where: jax.Array) -> jax.Array:
@@ -132,7 +152,8 @@ def _first_by_bisection(keys: jax.Array, k: jax.Array) -> jax.Array:
 
     def append_byte(step: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         prefix, k = state
-        rest = keys >> (8 * (num_bytes - 1 - step)).astype(unsigned)
+        # Under `jax.disable_jit` the step is Python's.
+        rest = keys >> jnp.asarray(8 * (num_bytes - 1 - step), unsigned)
         # As a signed byte in the order of the unsigned one.
         byte = rest.astype(jnp.uint8).astype(jnp.int8) ^ np.int8(-128)
         byte = jnp.where(rest >> 8 == prefix, byte, np.int8(-128))

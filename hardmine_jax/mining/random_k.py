@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.layout import check_whole
 from hardmine_jax.mining.order import keep_first
 from hardmine_jax.mining.types import ArrayLike, Count, check_count_a_row, check_units
 
@@ -30,6 +31,7 @@ def random_k(key: jax.Array, losses: ArrayLike, *, k: Count, where: ArrayLike | 
     8
     """
     losses, where = check_units(losses, where)
+    check_whole(losses)
     k = check_count_a_row("k", k, losses, least=1)
     lottery = jax.lax.bitcast_convert_type(jax.random.bits(key, losses.shape, jnp.uint32), jnp.int32)
     return keep_first(lottery, k=k, where=where)

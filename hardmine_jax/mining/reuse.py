@@ -2,7 +2,8 @@
 
 `jax.vjp` over N units leaves residuals, most of them with an axis of N. Traced once more for another number
 of units, the same program shows which axis that is: the one whose size changed with it. Gathered along it,
-the residuals of k units fit the pullback traced for k. Only positions (positions.py) are worked out anew.
+the residuals of k units fit the pullback traced for k. Only the places of the units themselves are worked out
+anew, and where it cannot be read from the program which these are (positions.py), nothing is reused.
 """
 
 import functools
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from hardmine_jax.mining.positions import may_hold_positions
+from hardmine_jax.mining.jaxprs import primitive_names
+from hardmine_jax.mining.positions import Order, orders
 from hardmine_jax.mining.read_only import LossesOf, check_losses
 from hardmine_jax.mining.unit_axes import UnitArgs, at_units, take_units
 
@@ -23,6 +25,7 @@ class Residuals:
 
     Attributes:
       losses: [N], cut off from the gradient.
+      known: whether each residual is known to belong to one unit. Where not, `losses_at` must not be used.
     """
 
     def __init__(self, units: UnitArgs, losses_of: LossesOf, *, capacity: int):
@@ -52,8 +55,18 @@ class Residuals:
             self._structure = jax.tree.structure(few_pullback)
         else:
             self._part = linearised
-        jaxpr = jax.make_jaxpr(linearised)(self._stopped).jaxpr
-        self._positions = may_hold_positions(jaxpr, num_units)[1:]
+        closed = jax.make_jaxpr(linearised)(self._stopped)
+        found = orders(closed.jaxpr, closed.consts, num_units, self._axes)
+        whole_numbers = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in self._leaves]
+        self._positions = [
+            order == Order.COUNT and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
+        ]
+        by_place = any(
+            order == Order.PLACE and whole for order, whole in zip(found[1:], whole_numbers, strict=True)
+        )
+        # A backward pass of its own may take them for places in the array, which nothing here shows.
+        hidden = by_place and _differentiates_by_itself(whole, self._stopped, len(few))
+        self.known = Order.UNKNOWN not in found and not hidden
         self._leaf_axes = self._find_axes(jax.tree.leaves(few_pullback))
 
     def losses_at(self, indices: jax.Array) -> jax.Array:
@@ -137,6 +150,13 @@ def _no_second_derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -
             "reuse=True: residuals give first derivatives only: set reuse=False for second derivatives"
         )
     return primals[0], tangents[0]
+
+
+def _differentiates_by_itself(
+    function: Callable[..., jax.Array], operands: list[jax.Array], num_arrays: int
+) -> bool:
+    jaxpr = jax.make_jaxpr(function)(operands[:num_arrays], *operands[num_arrays:]).jaxpr
+    return any(name.startswith("custom_vjp") for name in primitive_names(jaxpr))
 
 
 def _floating(operands: list[jax.Array]) -> dict[int, jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import ArrayLike
+from hardmine_jax.mining.types import ArrayLike, check_integer
 
 
 def schedule(
@@ -31,10 +31,11 @@ def schedule(
     by a `top_k` after them.
 
     Args:
-      step: the training step, from 0; a number or an array of any shape, traced or not.
+      step: the training step, from 0; a number or an array of any shape, of any real dtype, traced or not.
+        Parts of a step are cut off.
       start: units kept up to the step `begin`, 1 or more.
       k: units kept from the step begin + steps on, 1 or more.
-      steps: how long the change takes, 1 or more.
+      steps: how long the change takes, 1 or more, and below 2^31.
       begin: the last step at which all `start` units are kept.
       shape: "linear" or "cosine".
 
@@ -42,8 +43,8 @@ def schedule(
       int32, of the shape of step.
 
     Raises:
-      ValueError: for start, k or steps < 1, or another shape.
-      TypeError: if one of these is no Python int.
+      ValueError: for start, k or steps < 1, steps of 2^31 or more, or another shape.
+      TypeError: if one of these or begin is no Python int, or a step is no real number.
 
     >>> [int(schedule(step, start=17, k=8, steps=100)) for step in (0, 50, 100, 1000)]
     [17, 13, 8, 8]
@@ -52,17 +53,36 @@ def schedule(
     >>> [int(keep(jnp.arange(4.0), step).sum()) for step in range(4)]
     [4, 3, 2, 1]
     """
-    for name, given in (("start", start), ("k", k), ("steps", steps)):
-        if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
-            raise TypeError(f"{name}={given!r} must be a Python int")
-        if given < 1:
-            raise ValueError(f"{name}={given} < 1")
+    start, k = check_integer("start", start, least=1), check_integer("k", k, least=1)
+    steps, begin = check_integer("steps", steps, least=1), check_integer("begin", begin, least=-(2**31))
+    if steps >= 2**31:
+        raise ValueError(f"steps={steps} must be below 2^31")
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape={shape!r} must be 'linear' or 'cosine'")
-    # Whole steps are subtracted before they become floats, which are exact up to 2^24 only.
-    done = jnp.clip((jnp.asarray(step).astype(jnp.int32) - begin).astype(jnp.float32) / steps, 0, 1)
+    done = _done(step, begin, steps)
     portion = done if shape == "linear" else (1 - jnp.cos(jnp.pi * done)) / 2
-    start, k = int(start), int(k)
     number = start + jnp.round((k - start) * portion).astype(jnp.int32)
     # Both ends exactly, above 2^24 units too.
     return jnp.where(done < 1, jnp.clip(number, min(start, k), max(start, k)), k)
+
+
+def _done(step: ArrayLike, begin: int, steps: int) -> jax.Array:
+    """(step - begin) / steps from 0 to 1, float32, of any step that there is."""
+    if isinstance(step, int) or not isinstance(step, jax.Array) and np.asarray(step).dtype.kind in "iu":
+        # As Python's integers, before JAX makes 32 bits of them.
+        since = np.asarray(np.asarray(step, object) - begin)
+        return jnp.asarray(np.asarray(np.clip(since, 0, steps), np.int32)).astype(jnp.float32) / steps
+    step = jnp.asarray(step)
+    if jnp.issubdtype(step.dtype, jnp.floating):
+        return jnp.clip((jnp.trunc(step.astype(jnp.float32)) - begin) / steps, 0, 1)
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        raise TypeError(f"step of {step.dtype} must be a number of steps")
+    # Cut off and subtracted in its own dtype, where nothing wraps, before it becomes a float, which is exact
+    # up to 2^24 only.
+    step = step.astype(jnp.int32) if step.dtype.itemsize < 4 else step
+    lowest, highest = jnp.iinfo(step.dtype).min, jnp.iinfo(step.dtype).max
+    first = min(max(begin, lowest), highest)
+    last = min(max(begin + steps, first), highest)
+    bounds = [jnp.asarray(bound, step.dtype) for bound in (first, last)]
+    passed = (step.clip(*bounds) - bounds[0]).astype(jnp.float32) + float(first - begin)
+    return jnp.clip(passed / steps, 0, 1)

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.types import ArrayLike, Scalar
 
 
+@for_export
 class ScoreTable(NamedTuple):
     """A score an example.
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.types import ArrayLike, at_least_single, check_choice, check_units
 
 
+@for_export
 class Stats(NamedTuple):
     """What a selector kept, over all rows. Everything is 0 where nothing takes part, or nothing is kept.
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.types import ArrayLike, Scalar, check_units
 
 
+@for_export
 class Triplets(NamedTuple):
     """Indices into the batch; the triplet loss is `relu(d[anchor, positive] - d[anchor, negative] + margin)`.
 

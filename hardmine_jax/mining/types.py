@@ -35,8 +35,9 @@ def check_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, 
 
     Raises:
       ValueError: if there is no unit axis, or `where` is not bool or not of the shape of `losses`.
+      TypeError: for complex losses.
     """
-    losses = jax.lax.stop_gradient(jnp.asarray(losses))
+    losses = jax.lax.stop_gradient(check_real(jnp.asarray(losses)))
     if losses.ndim == 0:
         raise ValueError("losses has no axis: the last axis must be the units, [..., N]")
     return losses, check_where(losses, where)
@@ -49,10 +50,72 @@ def check_soft_units(losses: ArrayLike, where: ArrayLike | None) -> tuple[jax.Ar
     return losses.astype(at_least_single(losses.dtype)), where
 
 
+def check_real(losses: jax.Array) -> jax.Array:
+    """The losses.
+
+    Raises:
+      TypeError: if they are complex.
+    """
+    if jnp.issubdtype(losses.dtype, jnp.complexfloating):
+        raise TypeError(f"losses of {losses.dtype} have no order: take the absolute value")
+    return losses
+
+
+def check_number(name: str, number: Scalar) -> Scalar:
+    """One number for all units, which may be traced.
+
+    Raises:
+      ValueError: if it has axes.
+    """
+    if jnp.ndim(number):
+        raise ValueError(f"{name} of shape {jnp.shape(number)}: give one number for all units")
+    return number
+
+
+def check_integer(name: str, number: int | np.integer, *, least: int) -> int:
+    """A number that fixes a shape.
+
+    Raises:
+      TypeError: if it is no Python or numpy integer.
+      ValueError: if it is below `least`.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise TypeError(f"{name}={number!r} must be a Python int, known before tracing")
+    if number < least:
+        raise ValueError(f"{name}={number} < {least}")
+    return int(number)
+
+
 def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
     """float64 for float64, float32 for every other: in what sums and comparisons are made."""
     # `jnp.promote_types` refuses bfloat16 under jax_numpy_dtype_promotion="strict".
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def as_floats(*arrays: ArrayLike) -> list[jax.Array]:
+    """The arrays in one dtype: float64 where one of them has it, else float32, whatever they were.
+
+    Differences of small integers and of 16-bit floats wrap around, or lose their digits.
+
+    Raises:
+      TypeError: for complex numbers.
+    """
+    made = [jnp.asarray(array) for array in arrays]
+    for array in made:
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise TypeError(f"an array of {array.dtype} and shape {array.shape}: give real numbers")
+    wide = any(array.dtype == jnp.float64 for array in made)
+    return [array.astype(jnp.float64 if wide else jnp.float32) for array in made]
+
+
+def check_overlap(name: str, threshold: Scalar) -> None:
+    """A threshold of overlaps or similarities, unless it is an array.
+
+    Raises:
+      ValueError: if it is not in 0 .. 1: a percentage would suppress nothing.
+    """
+    if isinstance(threshold, (int, float, np.generic)) and not 0 <= threshold <= 1:
+        raise ValueError(f"{name}={threshold} must lie in 0 .. 1: it is an overlap")
 
 
 def check_where(losses: jax.Array, where: ArrayLike | None) -> jax.Array:

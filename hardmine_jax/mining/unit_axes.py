@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.layout import beside
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitArgs:
@@ -129,7 +131,9 @@ def _num_units(leaves: list[Any], axes: list[int | None], names: list[str], in_a
 def take_units(arrays: list[jax.Array], axes: tuple[int | None, ...], indices: jax.Array) -> list[jax.Array]:
     """The arrays with the units at `indices` only; all must be within [0, N)."""
     return [
-        array if axis is None else at_units(array, axis, indices).get(mode="promise_in_bounds")
+        array
+        if axis is None
+        else at_units(beside(jnp.asarray(array), indices), axis, indices).get(mode="promise_in_bounds")
         for array, axis in zip(arrays, axes, strict=True)
     ]
 

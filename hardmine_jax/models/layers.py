@@ -97,7 +97,7 @@ class BatchNorm(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         # flax calls this axis by name while it initialises too, outside of any mapped axis.
         axis_name = None if self.is_initializing() else self.axis_name
-        return nn.BatchNorm(
+        norm = nn.BatchNorm(
             use_running_average=not self.train,
             momentum=0.9,
             epsilon=1e-5,
@@ -105,7 +105,10 @@ class BatchNorm(nn.Module):
             axis_name=axis_name,
             scale_init=nn.initializers.constant(self.initial_scale),
             name="norm",
-        )(images)
+        )
+        # flax's own takes float32 statistics from bfloat16 images, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return norm(images)
 
 
 class ConvNorm(nn.Module):

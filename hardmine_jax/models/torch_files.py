@@ -36,6 +36,9 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     read = _reader(path)
     try:
+        # A pipe would wait at its opening without end.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise WeightsError(f"{path}: no regular file")
         path.open("rb").close()
         _check_size(path)
     except OSError as error:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypeVar, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import AnyArray
+from hardmine_jax.mining.types import AnyArray, as_floats
 from hardmine_jax.pose.skeleton import Skeleton
+from hardmine_jax.pose.types import check_array, floats_alike
 
 # A few numbers in a row, as a tuple or as numpy.
 Numbers: TypeAlias = Sequence[float] | np.ndarray
@@ -38,14 +40,16 @@ def affine_matrix(
       float64 [2, 3], source to output.
 
     Raises:
-      ValueError: if a side of the box or of the output is not positive.
+      ValueError: if a side of the box or of the output is not positive, or a number not finite.
 
     >>> affine_matrix((10.0, 20.0), (8.0, 4.0), 0.0, size=(8, 16)) @ [10.0, 20.0, 1.0]
     array([7.5, 3.5])
     """
-    (width, height), (out_height, out_width) = scale_px, size
+    (width, height), (out_height, out_width) = (np.asarray(sides, np.float64) for sides in (scale_px, size))
     if not (width > 0 and height > 0 and out_height > 0 and out_width > 0):
         raise ValueError(f"scale_px={tuple(scale_px)} and size={tuple(size)} must have positive sides")
+    if not np.isfinite([width, height, out_height, out_width, *centre, rotation]).all():
+        raise ValueError(f"centre={tuple(centre)}, scale_px={tuple(scale_px)}, {rotation=} must be finite")
     cos, sin = np.cos(np.deg2rad(rotation)), np.sin(np.deg2rad(rotation))
     linear = np.array([[out_width / width], [out_height / height]]) * np.array([[cos, -sin], [sin, cos]])
     middle = np.array([out_width - 1, out_height - 1]) / 2
@@ -59,11 +63,22 @@ def invert_affine(matrix: np.ndarray) -> np.ndarray:
       matrix: [..., 2, 3].
 
     Returns:
-      [..., 2, 3], in the dtype of `matrix`, worked out in float64.
+      [..., 2, 3], worked out in float64: in the dtype of `matrix` where that is float32 or wider, else (for
+      integers, for float16) in what holds it of these two.
+
+    Raises:
+      ValueError: for another shape, or a matrix that nothing undoes.
     """
-    linear = np.linalg.inv(np.asarray(matrix[..., :2], np.float64))
-    inverse = np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
-    return inverse.astype(matrix.dtype)
+    given = np.asarray(matrix)
+    if given.shape[-2:] != (2, 3):
+        raise ValueError(f"matrix of shape {given.shape} must be [..., 2, 3]")
+    exact = given.astype(np.float64)
+    try:
+        linear = np.linalg.inv(exact[..., :2])
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"matrix {exact.tolist()} has no inverse: it takes a plane to a line") from error
+    inverse = np.concatenate([linear, -linear @ exact[..., 2:]], axis=-1)
+    return inverse.astype(np.result_type(given.dtype, np.float32))
 
 
 @overload
@@ -80,12 +95,23 @@ def apply_affine(matrix: AnyArray, points: AnyArray) -> AnyArray:
       points: [..., N, 2] pixels; leading axes as those of `matrix`, or a single matrix for all.
 
     Returns:
-      [..., N, 2] pixels.
+      [..., N, 2] pixels, in float32 or wider.
+
+    Raises:
+      TypeError: for what is neither numpy nor jax.
 
     >>> apply_affine(np.array([[2.0, 0.0, 1.0], [0.0, 2.0, -1.0]]), np.array([[3.0, 4.0]]))
     array([[7., 7.]])
     """
-    return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., 2:].swapaxes(-1, -2)
+    matrix, points = floats_alike(matrix), floats_alike(points)
+    if isinstance(matrix, np.ndarray) and isinstance(points, np.ndarray):
+        return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., 2:].swapaxes(-1, -2)
+    matrix, points = as_floats(matrix, points)
+    # A single matrix gets the leading axes that it lacks, which are else a silent promotion of rank.
+    matrix = matrix.reshape((1,) * (points.ndim - matrix.ndim) + matrix.shape)
+    linear, offset = matrix[..., :2].swapaxes(-1, -2), matrix[..., 2:].swapaxes(-1, -2)
+    # Left alone, accelerators multiply in 16 bits: pixels off at the far end of a photo.
+    return jnp.matmul(points, linear, precision=jax.lax.Precision.HIGHEST) + offset
 
 
 def box_to_centre_scale(
@@ -102,12 +128,17 @@ def box_to_centre_scale(
       (centre (x, y), sides (w, h)), float64 pixels, for `affine_matrix`.
 
     Raises:
-      ValueError: for a box that is turned inside out, not finite, or a single point. A line is fine.
+      ValueError: for a box that is turned inside out, not finite, or a single point (a line is fine); for an
+        aspect or a padding that is not positive and finite.
 
     >>> box_to_centre_scale((0.0, 0.0, 10.0, 40.0), aspect=0.5, padding=1.5)
     (array([ 5., 20.]), array([30., 60.]))
     """
+    if not (0 < aspect < np.inf and 0 < padding < np.inf):
+        raise ValueError(f"aspect={aspect} and padding={padding} must be positive and finite")
     corners = np.asarray(box, np.float64)
+    if corners.shape != (4,):
+        raise ValueError(f"box of shape {corners.shape} must be (x1, y1, x2, y2)")
     sides = corners[2:] - corners[:2]
     if not (np.isfinite(sides).all() and sides.min() >= 0 and sides.max() > 0):
         raise ValueError(f"box {tuple(corners.tolist())} must be (x1, y1, x2, y2) with x2 >= x1, y2 >= y1")
@@ -127,17 +158,26 @@ def flip_keypoints(
       skeleton: whose `flip_pairs` change names.
 
     Returns:
-      (keypoints [..., K, 2], visibility [..., K]).
+      (keypoints [..., K, 2] in float32 or wider, visibility [..., K]).
 
     Raises:
-      ValueError: if K is not the skeleton's.
+      ValueError: if K is not the skeleton's, or the two are not [..., K, 2] and [..., K].
+      TypeError: for what is neither numpy nor jax.
     """
+    check_array(keypoints)
+    check_array(visibility)
+    if keypoints.shape != (*visibility.shape, 2):
+        raise ValueError(
+            f"keypoints {keypoints.shape} and visibility {visibility.shape} must be [..., K, 2] and [..., K]"
+        )
     _check_keypoints(keypoints.shape[-2], skeleton)
     permutation = np.asarray(skeleton.flip_permutation)
-    shape = (1,) * (keypoints.ndim - 1) + (2,)
-    sign = np.array([-1, 1], keypoints.dtype).reshape(shape)
-    offset = np.array([width - 1, 0], keypoints.dtype).reshape(shape)
-    return keypoints[..., permutation, :] * sign + offset, visibility[..., permutation]
+    # An integer would wrap around: mirrored, what lies beyond the border is below 0.
+    points: Points = floats_alike(keypoints)
+    shape = (1,) * (points.ndim - 1) + (2,)
+    sign = np.array([-1, 1], points.dtype).reshape(shape)
+    offset = np.array([width - 1, 0], points.dtype).reshape(shape)
+    return points[..., permutation, :] * sign + offset, visibility[..., permutation]
 
 
 def flip_heatmaps(heatmaps: Points, *, skeleton: Skeleton, shift: int = 0) -> Points:
@@ -160,7 +200,9 @@ def flip_heatmaps(heatmaps: Points, *, skeleton: Skeleton, shift: int = 0) -> Po
 
     Raises:
       ValueError: if K is not the skeleton's, or the shift is not in 0 .. W - 1.
+      TypeError: for what is neither numpy nor jax.
     """
+    check_array(heatmaps)
     _check_keypoints(heatmaps.shape[-1], skeleton)
     width = heatmaps.shape[-2]
     if not 0 <= shift < width:
@@ -187,7 +229,13 @@ def half_body(
 
     Returns:
       float64 (x1, y1, x2, y2) in pixels, not padded; None where neither half spans a box.
+
+    Raises:
+      ValueError: if the two are not [K, 2] and [K].
     """
+    keypoints, visibility = np.asarray(keypoints), np.asarray(visibility)
+    if keypoints.shape != (len(visibility), 2):
+        raise ValueError(f"keypoints {keypoints.shape} and visibility {visibility.shape} must be [K, 2], [K]")
     # HRNet's coin is a normal number below 0.5, so it is no fair one: P = 0.69.
     prefer_upper = rng.standard_normal() < 0.5
     is_upper = np.isin(np.arange(len(visibility)), np.asarray(upper, int))

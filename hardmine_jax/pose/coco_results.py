@@ -26,12 +26,13 @@ def coco_results(
     threshold: float = 0.9,
     min_score: float = 0.2,
     max_people: int = 20,
-    category_id: int = 1,
+    category_id: int | str = 1,
 ) -> list[dict[str, Any]]:
     """What the released code of SimpleBaseline and HRNet hands to COCO's evaluation.
 
     Each person's score is `person_scores`; in each image `oks_nms` goes over all of them, and the best
-    `max_people` of what it leaves remain (COCO's evaluation looks at 20, so more change nothing there).
+    `max_people` of what it leaves remain (COCO's evaluation looks at 20, so more change nothing there;
+    `coco_average_precision` takes a `max_people` of its own).
 
     Args:
       image_ids: int [N].

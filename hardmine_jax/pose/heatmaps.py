@@ -5,20 +5,24 @@ is 0.0. A heatmap pixel of a network with stride s covers s x s image pixels, he
 heatmap = (image + 0.5) / s - 0.5, everywhere but where an `origin` is given.
 """
 
+import math
 from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.types import AnyArray
+from hardmine_jax.mining.types import ArrayLike, as_floats, at_least_single
+from hardmine_jax.pose.types import check_labelled, floats_alike
 
 # Numpy stays numpy, and jax jax.
 Points = TypeVar("Points", np.ndarray, jax.Array, float)
+# Pixels. The square of a distance is still a finite float32.
+_FAR = 1e18
 
 
 def image_to_heatmap(keypoints: Points, *, stride: float, origin: float | None = None) -> Points:
-    """Image pixels to heatmap pixels, (x - origin) / stride; numpy or jax, any shape.
+    """Image pixels to heatmap pixels, (x - origin) / stride; numpy or jax, any shape, in float32 or wider.
 
     Args:
       keypoints: pixels of the image.
@@ -30,9 +34,10 @@ def image_to_heatmap(keypoints: Points, *, stride: float, origin: float | None =
     >>> image_to_heatmap(np.array([1.5, 5.5]), stride=4)
     array([0., 1.])
     """
+    points: Points = floats_alike(keypoints)
     if origin is None:
-        return (keypoints + 0.5) / stride - 0.5
-    return (keypoints - origin) / stride
+        return (points + 0.5) / stride - 0.5
+    return (points - origin) / stride
 
 
 def heatmap_to_image(keypoints: Points, *, stride: float, origin: float | None = None) -> Points:
@@ -42,13 +47,14 @@ def heatmap_to_image(keypoints: Points, *, stride: float, origin: float | None =
     >>> heatmap_to_image(points, stride=4), heatmap_to_image(points, stride=4, origin=0)
     (array([1.5, 5.5]), array([0., 4.]))
     """
+    points: Points = floats_alike(keypoints)
     if origin is None:
-        return (keypoints + 0.5) * stride - 0.5
-    return keypoints * stride + origin
+        return (points + 0.5) * stride - 0.5
+    return points * stride + origin
 
 
 def encode_heatmaps(
-    keypoints: AnyArray, *, size: tuple[int, int], sigma: float, where: AnyArray | None = None
+    keypoints: ArrayLike, *, size: tuple[int, int], sigma: float, where: ArrayLike | None = None
 ) -> jax.Array:
     """Gaussian targets of height 1, centred between pixels where the keypoint is.
 
@@ -66,16 +72,18 @@ def encode_heatmaps(
       float32 [..., H, W, K].
 
     Raises:
-      ValueError: if sigma or a side is not positive, or the last axis is not 2.
+      ValueError: if sigma or a side is not positive and finite, keypoints are not [..., K, 2], or `where` is
+        not bool [..., K].
 
     >>> encode_heatmaps(jnp.array([[1.0, 0.0]]), size=(1, 3), sigma=1.0)[..., 0].round(2)
     Array([[0.61, 1.  , 0.61]], dtype=float32)
     """
-    if keypoints.shape[-1] != 2:
-        raise ValueError(f"keypoints of shape {keypoints.shape} must end in (x, y)")
-    if sigma <= 0 or min(size) <= 0:
+    keypoints = as_floats(keypoints)[0].astype(jnp.float32)
+    if keypoints.ndim < 2 or keypoints.shape[-1] != 2:
+        raise ValueError(f"keypoints of shape {keypoints.shape} must end in axes of K and of (x, y)")
+    if not (0 < sigma < np.inf and 0 < min(size) and max(size) < np.inf):
         raise ValueError(f"sigma={sigma} and size={tuple(size)} must be positive")
-    keypoints = jnp.asarray(keypoints, jnp.float32)
+    where = check_labelled(where, keypoints.shape[:-1])
     if where is not None:
         keypoints = jnp.where(where[..., None], keypoints, 0.0)
     vertical = _gaussian(keypoints[..., 1], size[0], sigma)
@@ -88,11 +96,13 @@ def encode_heatmaps(
 def _gaussian(centres: jax.Array, length: int, sigma: float) -> jax.Array:
     """[..., K] -> [..., length, K]."""
     grid = jnp.arange(length, dtype=jnp.float32).reshape((1,) * (centres.ndim - 1) + (length, 1))
-    return jnp.exp(-jnp.square(grid - centres[..., None, :]) / (2 * sigma**2))
+    # Cut before it is squared: of a keypoint far away the gradient would be 0 times infinity.
+    distance = jnp.clip(grid - centres[..., None, :], -_FAR, _FAR)
+    return jnp.exp(-jnp.square(distance) / (2 * sigma**2))
 
 
 def decode_heatmaps(
-    heatmaps: AnyArray, *, method: Literal["dark", "quarter", "argmax"] = "dark", blur_sigma: float = 2.0
+    heatmaps: ArrayLike, *, method: Literal["dark", "quarter", "argmax"] = "dark", blur_sigma: float = 2.0
 ) -> tuple[jax.Array, jax.Array]:
     """Keypoints from heatmaps.
 
@@ -108,21 +118,31 @@ def decode_heatmaps(
     the map. Only the surroundings of the highest pixel are blurred, which changes nothing but the cost.
 
     Args:
-      heatmaps: [..., H, W, K].
+      heatmaps: [..., H, W, K], any real dtype.
       method: as above.
       blur_sigma: of the "dark" blur, in heatmap pixels; the paper takes the sigma of the targets.
 
     Returns:
-      (keypoints float32 [..., K, 2] heatmap pixels, scores [..., K] = value of the highest pixel). A map
-      that is nowhere positive (or has a NaN) gives (0, 0), as in HRNet: look at its score.
+      (keypoints float32 [..., K, 2] heatmap pixels, scores [..., K] = value of the highest pixel, in
+      the dtype of float heatmaps). A map that is nowhere positive (or has a NaN) gives (0, 0), as in HRNet:
+      look at its score.
 
     Raises:
-      ValueError: for an unknown method.
+      ValueError: for an unknown method, a blur_sigma that is not positive and finite, or maps of no pixel.
     """
     if method not in ("dark", "quarter", "argmax"):
         raise ValueError(f"method={method!r} must be 'dark', 'quarter' or 'argmax'")
+    if not 0 < blur_sigma < np.inf:
+        raise ValueError(f"blur_sigma={blur_sigma} must be positive: give the sigma of the targets")
+    heatmaps = jnp.asarray(heatmaps)
+    if not jnp.issubdtype(heatmaps.dtype, jnp.floating):
+        heatmaps = as_floats(heatmaps)[0]
+    if heatmaps.ndim < 3 or 0 in heatmaps.shape[-3:-1]:
+        raise ValueError(f"heatmaps of shape {heatmaps.shape} must be [..., H, W, K] with a pixel at least")
     height, width, num_keypoints = heatmaps.shape[-3:]
-    maps = jnp.moveaxis(heatmaps, -1, -3).reshape(-1, height, width)
+    maps = jnp.moveaxis(heatmaps, -1, -3).reshape(
+        math.prod(heatmaps.shape[:-3]) * num_keypoints, height, width
+    )
     column, row, scores = _highest_pixel(maps)
     x, y = column.astype(jnp.float32), row.astype(jnp.float32)
     if method != "argmax" and min(height, width) >= 3:
@@ -137,10 +157,13 @@ def _highest_pixel(maps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """[M, H, W] -> column, row and value of the highest pixel, each [M]."""
     num_maps, height, width = maps.shape
     flat = maps.reshape(num_maps, height * width)
-    scores = flat.max(axis=-1)
+    highest = jax.lax.stop_gradient(flat).max(axis=-1)
     # max + lowest index is 2 to 2.7 times faster than argmax on XLA:CPU. A NaN finds nothing: last pixel.
     order = jax.lax.broadcasted_iota(jnp.int32, flat.shape, 1)
-    index = jnp.where(flat == scores[:, None], order, height * width - 1).min(axis=-1)
+    index = jnp.where(flat == highest[:, None], order, height * width - 1).min(axis=-1)
+    # Read where it lies, for its gradient: that of a maximum of NaN is NaN even where nothing arrives.
+    found = jnp.take_along_axis(flat, index[:, None], axis=-1, mode="promise_in_bounds")[:, 0]
+    scores = jnp.where(jnp.isnan(highest), highest, found)
     return index % width, index // width, scores
 
 
@@ -153,13 +176,13 @@ def _windows(maps: jax.Array, column: jax.Array, row: jax.Array, radius: int) ->
 
 def _quarter(maps: jax.Array, column: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
     height, width = maps.shape[1:]
-    near = _windows(maps, column, row, 1)
+    near = _windows(maps.astype(at_least_single(maps.dtype)), column, row, 1)
     # HRNet's own bounds: one pixel more is left out at the top and left than at the bottom and right.
     inside = (column > 1) & (column < width - 1) & (row > 1) & (row < height - 1)
     shift = jnp.where(inside, 0.25, 0.0)
-    x = column + shift * jnp.sign(near[:, 1, 2] - near[:, 1, 0]).astype(jnp.float32)
-    y = row + shift * jnp.sign(near[:, 2, 1] - near[:, 0, 1]).astype(jnp.float32)
-    return x, y
+    x = shift * jnp.sign(near[:, 1, 2] - near[:, 1, 0]).astype(jnp.float32)
+    y = shift * jnp.sign(near[:, 2, 1] - near[:, 0, 1]).astype(jnp.float32)
+    return column.astype(jnp.float32) + x, row.astype(jnp.float32) + y
 
 
 def _dark(maps: jax.Array, column: jax.Array, row: jax.Array, sigma: float) -> tuple[jax.Array, jax.Array]:
@@ -167,6 +190,9 @@ def _dark(maps: jax.Array, column: jax.Array, row: jax.Array, sigma: float) -> t
     middle_x, middle_y = jnp.clip(column, 1, width - 2), jnp.clip(row, 1, height - 2)
     near = _log_blurred(maps.astype(jnp.float32), middle_x, middle_y, sigma)
     offset_x, offset_y, has_top = _top_of_parabola(near)
+    middle_x, middle_y, column, row = (
+        place.astype(jnp.float32) for place in (middle_x, middle_y, column, row)
+    )
     x = jnp.where(has_top, _limit(middle_x + offset_x, column, width), column)
     y = jnp.where(has_top, _limit(middle_y + offset_y, row, height), row)
     return x, y
@@ -198,7 +224,7 @@ def _blur_rows(reach: jax.Array, radius: int, sigma: float) -> jax.Array:
     """[M] -> [M, 3, 2 * radius + 3]: Gaussian weights about the three middle places, none beyond `reach`."""
     distance = np.abs(np.arange(2 * radius + 3)[None, :] - np.arange(3)[:, None] - radius)[None]
     weights = jnp.asarray(np.exp(-(distance**2) / (2 * sigma**2)), jnp.float32)
-    return jnp.where(distance <= reach[:, None, None], weights, 0.0)
+    return jnp.where(distance.astype(np.int32) <= reach[:, None, None], weights, 0.0)
 
 
 def _top_of_parabola(near: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

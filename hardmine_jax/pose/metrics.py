@@ -1,19 +1,26 @@
-"""How far predicted keypoints are from the true ones. Points are (x, y) in pixels, [..., K, 2]."""
+"""How far predicted keypoints are from the true ones. Points are (x, y) in pixels, [..., K, 2].
+
+Of whatever real dtype they are, distances are worked out in float32, or in float64 where points are float64.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining import masked_mean
-from hardmine_jax.mining.types import AnyArray, ArrayLike
+from hardmine_jax.mining.types import ArrayLike, Scalar
+from hardmine_jax.pose.types import check_labelled, differences
+
+# Pixels. The square of a distance is still a finite float32, and the similarity there is 0 anyhow.
+_FAR = 1e18
 
 
 def pck_correct(
-    predicted: AnyArray,
-    target: AnyArray,
+    predicted: ArrayLike,
+    target: ArrayLike,
     *,
-    reference: jax.typing.ArrayLike,
-    fraction: float = 0.1,
-    where: AnyArray | None = None,
+    reference: ArrayLike,
+    fraction: Scalar = 0.1,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which keypoints lie within a fraction of a reference length of where they should be.
 
@@ -28,19 +35,24 @@ def pck_correct(
 
     Returns:
       bool [..., K]; False where not labelled, and where the prediction is NaN.
+
+    Raises:
+      ValueError: if the points are not [..., K, 2], or `where` is not bool [..., K].
     """
-    distance = jnp.sqrt(jnp.square(predicted - target).sum(axis=-1))
-    correct = distance <= fraction * jnp.broadcast_to(reference, distance.shape[:-1])[..., None]
+    distance = jnp.sqrt(jnp.square(differences(predicted, target)).sum(axis=-1))
+    where = check_labelled(where, distance.shape)
+    limit = jnp.asarray(fraction, distance.dtype) * jnp.asarray(reference, distance.dtype)
+    correct = distance <= jnp.broadcast_to(limit, distance.shape[:-1])[..., None]
     return correct if where is None else correct & where
 
 
 def pck(
-    predicted: AnyArray,
-    target: AnyArray,
+    predicted: ArrayLike,
+    target: ArrayLike,
     *,
-    reference: jax.typing.ArrayLike,
-    fraction: float = 0.1,
-    where: AnyArray | None = None,
+    reference: ArrayLike,
+    fraction: Scalar = 0.1,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Percentage of correct keypoints, as a fraction of the labelled ones (0 where none is labelled).
 
@@ -59,12 +71,12 @@ def pck(
 
 
 def pckh(
-    predicted: AnyArray,
-    target: AnyArray,
+    predicted: ArrayLike,
+    target: ArrayLike,
     *,
-    reference: jax.typing.ArrayLike,
-    fraction: float = 0.5,
-    where: AnyArray | None = None,
+    reference: ArrayLike,
+    fraction: Scalar = 0.5,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """PCK with half the head's length for reference: the measure of MPII (Andriluka et al., 2014).
 
@@ -82,12 +94,12 @@ def pckh(
 
 
 def oks(
-    predicted: AnyArray,
-    target: AnyArray,
+    predicted: ArrayLike,
+    target: ArrayLike,
     *,
-    area: jax.typing.ArrayLike,
+    area: ArrayLike,
     sigmas: ArrayLike,
-    where: AnyArray | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Object keypoint similarity, as COCO's evaluation has it.
 
@@ -101,16 +113,26 @@ def oks(
       where: bool [..., K], True is labelled; None for all.
 
     Returns:
-      [...] in 0 .. 1; 0 where nothing is labelled.
+      [...] in 0 .. 1; 0 where nothing is labelled. What is not labelled reaches neither value nor gradient.
+
+    Raises:
+      ValueError: if the points are not [..., K, 2], `where` is not bool [..., K], or there are not K sigmas.
 
     >>> oks(jnp.array([[3.0, 4.0]]), jnp.zeros((1, 2)), area=50.0, sigmas=jnp.array([0.5]))
     Array(0.7788..., dtype=float32)
     """
-    squared = jnp.square(predicted - target).sum(axis=-1)
-    where = jnp.ones(squared.shape, bool) if where is None else where
-    sigmas = jnp.asarray(sigmas, squared.dtype).reshape((1,) * (squared.ndim - 1) + (-1,))
+    difference = differences(predicted, target)
+    dtype, labels = difference.dtype, difference.shape[:-1]
+    labelled = check_labelled(where, labels)
+    where = jnp.ones(labels, bool) if labelled is None else labelled
+    sigmas = jnp.asarray(sigmas, dtype)
+    if sigmas.shape != labels[-1:]:
+        raise ValueError(f"sigmas of shape {sigmas.shape} for {labels[-1]} keypoints: give one for each")
+    # Cut before it is squared: what is not labelled, or far away, would make NaN of the gradient.
+    difference = jnp.clip(jnp.where(where[..., None], difference, 0), -_FAR, _FAR)
     # COCO adds the spacing of 1 to the area, so that an object of no area divides by no zero.
-    area = jnp.broadcast_to(area, squared.shape[:-1])[..., None] + jnp.finfo(squared.dtype).eps
-    similarity = jnp.exp(-squared / (2 * area * (2 * sigmas) ** 2))
-    total = jnp.where(where, similarity, 0.0).sum(axis=-1)
-    return total / jnp.maximum(where.sum(axis=-1), 1)
+    area = jnp.broadcast_to(jnp.asarray(area, dtype), labels[:-1])[..., None] + jnp.finfo(dtype).eps
+    spread = 2 * area * (2 * sigmas.reshape((1,) * (len(labels) - 1) + (-1,))) ** 2
+    similarity = jnp.exp(-jnp.square(difference).sum(axis=-1) / jnp.where(where, spread, 1))
+    total = jnp.where(where, similarity, 0).sum(axis=-1)
+    return total / jnp.maximum(where.sum(axis=-1, dtype=dtype), 1)

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 from hardmine_jax.mining import non_max
 from hardmine_jax.mining.fit import best_first
-from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_units
+from hardmine_jax.mining.layout import beside
+from hardmine_jax.mining.types import (
+    AnyArray,
+    ArrayLike,
+    Scalar,
+    as_floats,
+    check_count,
+    check_overlap,
+    check_units,
+)
 from hardmine_jax.pose.metrics import oks
 
 
@@ -41,7 +50,7 @@ def oks_nms(
       scores: [N], larger is better.
       areas: [N] square pixels.
       sigmas: K, the dataset's own (`Skeleton.sigmas`).
-      threshold: of the similarity; may be traced.
+      threshold: of the similarity, 0 .. 1; may be traced.
       max_kept: 1 <= max_kept <= N, a Python int.
       where: bool [N], True takes part; None for all.
 
@@ -50,7 +59,7 @@ def oks_nms(
       False, and hold the index of some pose.
 
     Raises:
-      ValueError: for max_kept < 1 or > N, or shapes that do not fit.
+      ValueError: for max_kept < 1 or > N, a threshold outside 0 .. 1, or shapes that do not fit.
       TypeError: if max_kept is no integer.
 
     >>> poses = jnp.array([[[0.0, 0.0]], [[1.0, 0.0]], [[60.0, 0.0]]])
@@ -58,7 +67,8 @@ def oks_nms(
     (Array([2, 0, 0], dtype=int32), Array([ True,  True, False], dtype=bool))
     """
     scores, where = check_units(scores, where)
-    keypoints, areas = jnp.asarray(keypoints), jnp.asarray(areas)
+    keypoints, areas = as_floats(keypoints, areas)
+    check_overlap("threshold", threshold)
     shape = (*scores.shape, len(sigmas), 2)
     if scores.ndim != 1 or keypoints.shape != shape or areas.shape != scores.shape:
         raise ValueError(
@@ -101,8 +111,8 @@ def oks_rows(keypoints: jax.Array, areas: jax.Array, sigmas: jax.Array) -> Calla
     """
 
     def row(index: jax.Array) -> jax.Array:
-        between = (areas + areas[index][None]) / 2
-        similarity = oks(keypoints, keypoints[index][None], area=between, sigmas=sigmas)
+        own, its_area = (beside(array, index)[index][None] for array in (keypoints, areas))
+        similarity = oks(keypoints, own, area=(areas + its_area) / 2, sigmas=sigmas)
         return jnp.where(jnp.isnan(similarity), 0.0, similarity)
 
     return row

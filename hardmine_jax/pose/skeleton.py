@@ -1,6 +1,7 @@
 """Which keypoints a pose has: names, left-right pairs, OKS sigmas, bones. Owned by the dataset's file."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 
 
@@ -34,15 +35,15 @@ class Skeleton:
         object.__setattr__(self, "flip_pairs", _pairs("flip pair", self.flip_pairs, self.names))
         object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))
         object.__setattr__(self, "edges", _pairs("edge", self.edges, self.names))
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        repeated = sorted(name for name, times in Counter(self.names).items() if times > 1)
         if repeated:
             raise ValueError(f"keypoint names {repeated} appear twice: every keypoint needs its own name")
         if len(self.sigmas) != len(self.names):
             raise ValueError(f"{len(self.sigmas)} sigmas for {len(self.names)} keypoints: give one each")
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ValueError(f"sigmas {self.sigmas} must all be positive and finite")
-        paired = [index for pair in self.flip_pairs for index in pair]
-        twice = sorted({self.names[index] for index in paired if paired.count(index) > 1})
+        paired = Counter(index for pair in self.flip_pairs for index in pair)
+        twice = sorted(self.names[index] for index, times in paired.items() if times > 1)
         if twice:
             raise ValueError(f"keypoints {twice} stand twice in flip_pairs {self.flip_pairs}")
 

@@ -1,37 +1,45 @@
 """Several runs in one table: does mining help, and by how much more than chance?
 
-    hardmine compare runs/*                  # of hardmine pose train or of hardmine detection train
+    hardmine compare runs/*                  # of hardmine pose train and of hardmine detection train
     hardmine compare runs/* --markdown       # to paste into a document
 
-Every argument is a finished run's --workdir. Runs that differ in nothing but their seed are one row: the mean
-over them, and after ± their standard deviation (with n - 1), which one run does not have. The columns before
-the scores are the settings in which the rows differ. Two rows whose difference is small beside what the seeds
-do are not told apart by this table.
+Every argument is a finished run's --workdir. Runs of one task on one dataset are one table. Runs that
+differ in nothing but their seed are one row: the mean over them, and after ± their standard deviation (with
+n - 1), which one run does not have. The columns before the scores are the settings in which the rows differ;
+on a narrow terminal a row has them one below the other, and its scores in several tables. Two rows whose
+difference is small beside what the seeds do are not told apart by this table.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import rich
+import rich.cells
+import rich.console
 import tyro
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data import files
+from hardmine_jax.data.problems import DataError, printable, shorten
 from hardmine_jax.tasks.config_json import read_config
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import FREE, flag
+from hardmine_jax.tasks.flags import FREE, check_numbers, flag
 from hardmine_jax.tasks.page import number, percent
 
-# Settings that change nothing of what is learned, beside those that may change within a run.
+# Settings that change nothing of what is learned, beside those that may change within a run; and where the
+# data lies: what it is stands above the table.
 _SILENT = {
     *FREE, "keep_last", "checkpoint_every", "evaluate_every", "data_dir", "annotations", "images",
+    "validation_annotations", "validation_images",
 }  # fmt: skip
+_SCRIPTS = "hardmine pose train or hardmine detection train"
+_WIDEST = 48
 
 
 class Score(NamedTuple):
@@ -66,11 +74,21 @@ class CompareConfig:
 
 
 class Run(NamedTuple):
-    """A finished run: its settings, flat, without the seed; the seed; and what result.json holds."""
+    """A finished run.
 
+    Attributes:
+      kind: task and data in words: runs of one kind are compared.
+      settings: flat, without the seed.
+      seed: of weights, order and augmentation.
+      result: what result.json holds.
+      name: of its folder.
+    """
+
+    kind: str
     settings: dict[str, Any]
     seed: int
     result: dict[str, Any]
+    name: str
 
 
 def read_run(workdir: pathlib.Path) -> Run:
@@ -79,21 +97,47 @@ def read_run(workdir: pathlib.Path) -> Run:
     Raises:
       DataError: the folder holds no finished run.
     """
-    (config,) = read_config(
-        workdir, {"config": None}, script="hardmine pose train or hardmine detection train"
-    )
-    # What is not given is the same whether the run's version knew the flag or not.
-    settings = {
-        name: given for name, given in flatten(config).items() if name not in _SILENT and given is not None
-    }
-    path = workdir / "result.json"
+    config, path = _read_settings(workdir), workdir / "result.json"
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file: give --workdirs of finished runs")
     try:
-        result = json.loads(path.read_text())
-        return Run(settings, settings.pop("seed"), dict(result))
+        result = dict(json.loads(files.read_bytes(path)))
     except FileNotFoundError as error:
         raise DataError(f"no {path}: give --workdirs of finished runs") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is of no finished run: give --workdirs of finished runs") from error
+    task = "pose" if "heatmap_sigma" in config or "pck" in result else "detection"
+    # What is not given is the same whether the run's version knew the flag or not.
+    settings = {name: given for name, given in config.items() if name not in _SILENT and given is not None}
+    return Run(_kind(task, config), settings, settings.pop("seed"), result, pathlib.Path(workdir).name)
+
+
+def _read_settings(workdir: pathlib.Path) -> dict[str, Any]:
+    (config,) = read_config(workdir, {"config": None}, script=_SCRIPTS)
+    try:
+        settings = flatten(config)
+        if not isinstance(settings["seed"], int):
+            raise TypeError(f"seed is {settings['seed']!r:.100}")
+        return settings
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        path = pathlib.Path(workdir) / "config.json"
+        raise DataError(
+            f"{path} is no config.json of {_SCRIPTS} ({error}): give the --workdir of a run"
+        ) from error
+
+
+def _kind(task: str, config: Mapping[str, Any]) -> str:
+    """
+    >>> _kind("pose", {"dataset": "coco", "annotations": "data/mouse.json", "category": "mouse"})
+    'pose, coco: mouse.json, category mouse'
+    """
+    files = [str(config[name]) for name in ("annotations", "validation_annotations") if config.get(name)]
+    parts = [" and ".join(pathlib.PurePath(path).name for path in files)]
+    # Where there are no files: another folder may be other data, and the same that was moved.
+    parts += [f"category {_setting(config['category'])}"] if config.get("category") else []
+    data = ", ".join(filter(None, parts))
+    dataset = config.get("dataset", "data without a name")
+    return printable(f"{task}, {dataset}{': ' if data else ''}{data}")
 
 
 def flatten(content: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -126,7 +170,8 @@ def value(result: Mapping, path: Sequence[str]) -> float | None:
     found: Any = result
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    return found if isinstance(found, int | float) else None
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return found if is_number and math.isfinite(found) else None
 
 
 def written(values: Sequence[float | None], *, share: bool) -> str:
@@ -162,24 +207,98 @@ def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def _setting(given: Any) -> str:
-    return ", ".join(map(str, given)) if isinstance(given, list) else str(given)
+    text = ", ".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+    return percent(None) if given is None else shorten(printable(text), _WIDEST)
 
 
-def run(config: CompareConfig) -> None:
-    """Prints the table."""
+def run(config: CompareConfig, console: rich.console.Console | None = None) -> None:
+    """Prints the tables."""
+    check_numbers(config)
     if not config.workdirs:
         raise DataError("no run: name at least one --workdir of hardmine pose train or detection train")
-    headings, lines = rows([read_run(workdir) for workdir in config.workdirs])
-    if config.markdown:
-        for cells in (headings, ["---"] * len(headings), *lines):
-            print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading.startswith("--") else "right")
+    kinds: dict[str, list[Run]] = {}
+    for one in map(read_run, config.workdirs):
+        kinds.setdefault(one.kind, []).append(one)
+    console = console or rich.console.Console(highlight=False)
+    for place, (kind, runs) in enumerate(kinds.items()):
+        headings, lines = rows(runs)
+        if config.markdown:
+            title = [f"**{kind}**", ""] if len(kinds) > 1 else []
+            print("\n".join([*[""] * bool(place), *title, *_markdown(headings, lines)]))
+            continue
+        console.print(f"{escape(kind)}: {_count(runs)}", style="bold")
+        if not any(score.heading in headings for score in SCORES):
+            console.print("none of them has a score in its result.json")
+        settings = headings.index("seeds")
+        for table in tables(headings, lines, settings=settings, width=console.width):
+            console.print(table)
+
+
+def _count(runs: Sequence[Run]) -> str:
+    """How many runs, and which, so that no table is without a name."""
+    names = shorten(", ".join(printable(run.name) for run in runs), _WIDEST)
+    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({names})"
+
+
+def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    for cells in (headings, ["---"] * len(headings), *lines):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def tables(
+    headings: Sequence[str], lines: Sequence[Sequence[str]], *, settings: int, width: int
+) -> list[Table]:
+    """The table, or where it would be too wide several of the same rows, none wider than `width`.
+
+    Args:
+      headings, lines: what `rows` gives; the first `settings` columns are the settings.
+      width: in letters.
+    """
+    widths = [_width(column) for column in zip(headings, *lines, strict=True)]
+    if sum(widths) + 1 <= width:
+        return [_table(headings, lines, settings)]
+    names = [[f"{headings[i]} {line[i]}" for i in range(settings)] for line in lines]
+    rest = max(width - 1 - _widest_name(names, width), 1)
+    parts: list[list[int]] = [[]]
+    used = 0
+    for column in range(settings, len(headings)):
+        if parts[-1] and used + widths[column] > rest:
+            parts, used = [*parts, []], 0
+        parts[-1].append(column)
+        used += widths[column]
+    return [
+        _table(
+            ["settings", *(headings[i] for i in part)],
+            [["\n".join(name), *(line[i] for i in part)] for name, line in zip(names, lines, strict=True)],
+            1,
+            show_lines=settings > 1,
+        )
+        for part in parts
+    ]
+
+
+def _width(cells: Sequence[str]) -> int:
+    # A space on either side.
+    return max(map(rich.cells.cell_len, cells)) + 2
+
+
+def _widest_name(names: Sequence[Sequence[str]], width: int) -> int:
+    """Of the column of settings, which may break its lines to leave half of the width to the scores."""
+    return min(max((_width(name) for name in names if name), default=0), width // 2)
+
+
+def _table(
+    headings: Sequence[str], lines: Sequence[Sequence[str]], settings: int, *, show_lines: bool = False
+) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_lines=show_lines)
+    for place, heading in enumerate(headings):
+        if place < settings:
+            table.add_column(escape(heading), overflow="fold")
+        else:
+            table.add_column(escape(heading), justify="right", no_wrap=True)
     for cells in lines:
         table.add_row(*map(escape, cells))
-    rich.print(table)
+    return table
 
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> CompareConfig:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import types
 import typing
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from hardmine_jax.data import files
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.job import exchange
 
@@ -22,19 +25,29 @@ _Config = TypeVar("_Config", bound=Dataclass)
 _Kind = TypeVar("_Kind")
 
 
-def read_config(workdir: pathlib.Path, kinds: Mapping[str, type | None], *, script: str) -> list[Any]:
+def read_config(
+    workdir: pathlib.Path,
+    kinds: Mapping[str, type | None],
+    *,
+    script: str,
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Any]:
     """The parts of a run's config.json.
 
     Args:
       kinds: for each part the dataclass it becomes; None leaves it as it is, lists as tuples.
       script: whose config.json it should be, for the error.
+      absent: what the parts are, as JSON has them, that older versions did not write.
 
     Raises:
       DataError: no config.json there, or not one of this script.
     """
     path = pathlib.Path(workdir) / "config.json"
+    # What is no plain file, a pipe say, would be waited for.
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file: give the --workdir of a {script} run")
     try:
-        content = json.loads(path.read_text())
+        content = {**absent, **json.loads(files.read_bytes(path))}
         return [_tuples(content[name]) if kind is None else from_plain(kind, content[name])
                 for name, kind in kinds.items()]  # fmt: skip
     except FileNotFoundError as error:
@@ -58,24 +71,24 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 # The field of a config whose own fields stand beside the others, on the command line and in config.json.
-_FLAT = "run"
+FLAT = "run"
 
 
 def plain(value: Dataclass) -> dict[str, Any]:
     """A dataclass as what JSON gives back; the fields of its `run` beside its own."""
     content = json.loads(json.dumps(dataclasses.asdict(value), default=str))
-    return {**content.pop(_FLAT, {}), **content}
+    return {**content.pop(FLAT, {}), **content}
 
 
 def from_plain(kind: type[_Kind], content: Mapping[str, Any]) -> _Kind:
     """The inverse of `plain`: paths, tuples and nested dataclasses by the fields' types."""
     hints = typing.get_type_hints(kind)
     content = dict(content)
-    if _FLAT in hints:
+    if FLAT in hints:
         # What an older version did not write is what the task's runs have by default.
-        default: Any = getattr(kind, _FLAT)
+        default: Any = getattr(kind, FLAT)
         names = {field.name for field in dataclasses.fields(default)}
-        content[_FLAT] = plain(default) | {name: content.pop(name) for name in names & content.keys()}
+        content[FLAT] = plain(default) | {name: content.pop(name) for name in names & content.keys()}
     values = {name: _from_plain(hints.get(name), value) for name, value in content.items()}
     for name, value in values.items():
         if name in hints and not _is_a(hints[name], value):
@@ -88,8 +101,8 @@ def change(config: _Config, **fields: Any) -> _Config:
     own = {field.name for field in dataclasses.fields(config)}
     run = {name: value for name, value in fields.items() if name not in own}
     kept = {name: value for name, value in fields.items() if name in own}
-    flat = dataclasses.replace(kept.pop(_FLAT, getattr(config, _FLAT)), **run)
-    return dataclasses.replace(config, **kept, **{_FLAT: flat})
+    flat = dataclasses.replace(kept.pop(FLAT, getattr(config, FLAT)), **run)
+    return dataclasses.replace(config, **kept, **{FLAT: flat})
 
 
 def _is_a(hint: Any, value: Any) -> bool:
@@ -112,6 +125,8 @@ def _is_a(hint: Any, value: Any) -> bool:
 def _from_plain(hint: Any, value: Any) -> Any:
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if pathlib.Path in choices and value is not None:
+        if "\0" in value or not os.fsencode(value):
+            raise ValueError(f"{value!r:.100} is no path")
         return pathlib.Path(value)
     nested = next(
         (kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from hardmine_jax import training
+from hardmine_jax.data import files
 from hardmine_jax.data.coco_json import File, id_number, whole_id
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -24,7 +25,7 @@ from hardmine_jax.tasks.run_config import RunConfig, Shard
 Split = Literal["validation", "train", "all"]
 _Config = TypeVar("_Config", bound=Dataclass)
 # Flags that change where an evaluation lies or how fast it is, not what it gives.
-_SILENT = ("output", "batch_size", "cache_dir")
+_SILENT = ("output", "batch_size", "cache_dir", "download")
 
 
 def scored_data(given: Any, trained: _Config, names: Sequence[str]) -> tuple[_Config, bool]:
@@ -159,9 +160,11 @@ def _is_free(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
     try:
         if not any(folder.iterdir()):
             return True
-        content = json.loads((folder / "result.json").read_text())
-        return content["evaluation"]["settings"] == settings
-    except (OSError, ValueError, KeyError, TypeError):
+        before = json.loads(files.read_bytes(folder / "result.json"))["evaluation"]["settings"]
+        # What is not given is the same whether the version that wrote it knew the flag or not.
+        one, other = ({name: x for name, x in each.items() if x is not None} for each in (before, settings))
+        return one == other
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

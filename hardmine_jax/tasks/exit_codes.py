@@ -1,4 +1,5 @@
-"""How a command ends: 0 done, 1 a restart may mend it, or a bug, 2 after a line about what is the user's."""
+"""How a command ends: 0 done, 1 a restart may mend it, or a bug, 2 after a line about what is the user's, 130
+interrupted."""
 
 import contextlib
 import sys
@@ -8,14 +9,17 @@ from collections.abc import Callable, Iterator
 import jax
 
 import hardmine_jax
+from hardmine_jax.data.problems import printable
 from hardmine_jax.errors import UserError
 from hardmine_jax.job.ending import is_from_runtime, is_passing, restart_may_mend
+from hardmine_jax.job.interrupts import INTERRUPTED
 
 
 def run_to_exit_code(body: Callable[[], object]) -> int:
     """0 when `body` came to its end, 2 after one line about what is wrong, 1 after the traceback of a bug.
 
-    1 after the line where, unlike of wrong input, a start from the last checkpoint may mend it.
+    1 after the line where, unlike of wrong input, a start from the last checkpoint may mend it; 130 after a
+    line where Ctrl-C interrupted it.
     """
     try:
         with bugs_marked():
@@ -27,6 +31,9 @@ def run_to_exit_code(body: Callable[[], object]) -> int:
             return 1
         print(f"error: {line}", file=sys.stderr)
         return 1 if restart_may_mend(error) else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -51,7 +58,8 @@ def explain(error: BaseException) -> str | None:
     ):
         return "out of memory: lower --batch-size or raise --accumulate"
     if isinstance(error, UserError):
-        return str(error)
+        # Names in it may be a file's.
+        return printable(str(error))
     if is_from_runtime(error):
         return None
     # The system's: a full disk, no permission, no such file. One without a number is somebody's code.

@@ -1,14 +1,86 @@
 """Flags of the command line: what others follow from, what they may be, and what is told of them."""
 
 import argparse
+import dataclasses
+import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import tyro
 
 from hardmine_jax.data.problems import Skipped
 from hardmine_jax.errors import UserError
-from hardmine_jax.tasks.config_json import Dataclass, plain
+from hardmine_jax.tasks.config_json import FLAT, Dataclass, plain
+
+_Config = TypeVar("_Config", bound=Dataclass)
+
+# No step, size, second, rate or count means anything beyond it.
+_MOST = 10**9
+# What memory or processes are made for at once; seeds are 32 bits.
+_MOST_OF: Mapping[str, int] = MappingProxyType(
+    {"image_size": 2**14, "short_sides": 2**14, "num_workers": 2**10, "max_boxes": 2**20, "seed": 2**32 - 1}
+)
+# Beside what the configs check of themselves, or for --distributed.
+_LEAST_OF: Mapping[str, int] = MappingProxyType(
+    {"patience": 0, "num_processes": 1, "process_id": 0, "max_boxes": 1, "sigmas": 0, "min_size": 0}
+)
+
+
+def parse_flags(
+    kind: type[_Config],
+    arguments: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+) -> _Config:
+    """The command line of a script, its numbers checked; ends the process with 2 where it is none.
+
+    Args:
+      kind: of the config, whose docstring is the help; arguments: of the process by default.
+      description: what the help begins with.
+    """
+    config = tyro.cli(kind, args=arguments, description=description)
+    try:
+        check_numbers(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return config
+
+
+def check_numbers(config: Dataclass) -> None:
+    """Raises UserError for a number that nobody can mean: NaN, infinite, or beyond all bounds.
+
+    What a number has to be for its own sake the config checks itself.
+    """
+    for name, number in _numbers(config):
+        most, least = _MOST_OF.get(_last(name), _MOST), _LEAST_OF.get(_last(name), -_MOST)
+        if not math.isfinite(number):
+            raise UserError(f"{flag(name)} {number}: give a finite number")
+        if number > most:
+            raise UserError(f"{flag(name)} {number} must be at most {most}")
+        if number < least:
+            raise UserError(f"{flag(name)} {number} must be at least {least}")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a config and what is inside it, with the names of their flags."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            # The fields of its `run` stand beside its own.
+            inner = name if not name and field.name == FLAT else f"{name}.{field.name}".lstrip(".")
+            yield from _numbers(getattr(value, field.name), inner)
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _numbers(one, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def first_flags(
@@ -60,8 +132,14 @@ def check_needed_flags(config: object, needed: Mapping[str, str], kind: str) -> 
 
 def warn_skipped(skipped: Skipped) -> None:
     """One line on stderr, where anything was left out or is odd."""
-    if skipped.reasons or skipped.noted:
+    if skipped:
         print(skipped.report(), file=sys.stderr)
+
+
+def warn_of(notes: Iterable[str]) -> None:
+    """Each on a line of stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def flag(name: str) -> str:
@@ -75,7 +153,7 @@ def flag(name: str) -> str:
 # Flags that may change between two starts of one run without changing what it is.
 FREE = (
     "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
-    "coordinator", "num_processes", "process_id", "patience",
+    "coordinator", "num_processes", "process_id", "patience", "compilation_cache", "download",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Order and numbers mean nothing here, names alone do.
 """
 
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -82,6 +83,50 @@ def describe_unmatched(matched: Matched, *, what: str) -> list[str]:
             f"not scored, since the run was not trained on them: {what} {_listed(matched.left_out_theirs)}"
         )
     return said
+
+
+def check_same_names(
+    trained: Sequence[str], data: Sequence[str], *, what: str, run: pathlib.Path
+) -> list[str]:
+    """Whether a run can go on with data, whose names stand for the network's outputs one by one.
+
+    Args:
+      trained: names that the run was trained on, in the order of its outputs; data: names that its data has
+        now; what: they name; run: its folder, for the error.
+
+    Returns:
+      A note where names differ in their spelling alone (see `match_names`); none where nothing differs.
+
+    Raises:
+      DataError: other names, or the same in another order.
+
+    >>> check_same_names(("nose", "left_ear"), ("nose", "Left Ear"), what="keypoint", run=pathlib.Path("run"))
+    ['run was trained with other spellings: keypoint left_ear = Left Ear']
+    """
+    if tuple(trained) == tuple(data):
+        return []
+    folded = [[_folded(name) for name in names] for names in (trained, data)]
+    if folded[0] == folded[1] and len({*folded[0]}) == len(trained):
+        pairs = [f"{one} = {other}" for one, other in zip(trained, data, strict=True) if one != other]
+        return [f"{printable(str(run))} was trained with other spellings: {what} {_listed(pairs)}"]
+    was, now = _apart(trained, data)
+    order = " in another order" if sorted(folded[0]) == sorted(folded[1]) else ""
+    raise DataError(
+        f"{run} was trained on the {what} names {was}, and its data now has {now}{order}: an output of the "
+        "network would get another's name. Give the data that the run was trained on, or another --workdir "
+        "(--init-from takes weights over by name); hardmine's command evaluate scores a run on other data, "
+        "by name"
+    )
+
+
+def _apart(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """Both lists as text, so short that one sees where they differ."""
+    equal = [one == other for one, other in zip(ours, theirs, strict=False)]
+    alike = equal.index(False) if False in equal else len(equal)
+    if max(len(ours), len(theirs)) <= _SHOWN:
+        alike = 0
+    after = f" after the first {alike}" if alike else ""
+    return [(_listed(names[alike:]) or "none") + after for names in (ours, theirs)]
 
 
 def _pairs(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:

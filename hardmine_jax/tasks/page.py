@@ -18,16 +18,21 @@ from hardmine_jax.data.problems import printable
 
 _DASH = "–"
 _CSS = """
-:root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #d9e0e7; }
+:root { color-scheme: light dark; --ink: #1f2933; --soft: #52606d; --line: #d9e0e7; --faint: #edf0f4;
+        --page: #f5f7fa; --card: #fff; --bar: #dcecf7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #a3b0bd; --line: #3b454f; --faint: #2b333b; --page: #14181c;
+          --card: #1d2329; --bar: #23455c; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #f5f7fa; color: var(--ink);
+body { margin: 0; background: var(--page); color: var(--ink);
        font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { margin: 0 0 .75rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.3rem; }
-.lead { margin: 0; max-width: 60rem; font-size: 1.15rem; }
+.lead { margin: 0; max-width: 60rem; font-size: 1.15rem; overflow-wrap: anywhere; }
 .tiles div, .scroll, figure, details { border: 1px solid var(--line); border-radius: .6rem;
-                                      background: #fff; }
+                                      background: var(--card); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr));
          gap: .9rem; margin: 1.6rem 0 0; }
 .tiles div { padding: .9rem 1.1rem; }
@@ -41,13 +46,26 @@ th, td { padding: .38rem 1rem; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; }
 thead th:not(:first-child) { width: 16%; }
 thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-size: .92rem; }
-tbody tr + tr > * { border-top: 1px solid #edf0f4; }
+tbody tr + tr > * { border-top: 1px solid var(--faint); }
 tbody th { font-weight: 500; }
 tfoot > tr > * { border-top: 2px solid var(--line); font-weight: 700; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.4rem; margin: 0; }
+.facts dt { color: var(--soft); font-weight: 600; }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1.4rem 0 0; padding: 1rem; }
-figure .picture { overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 620px; height: auto; }
-figcaption { margin-bottom: .8rem; font-weight: 600; }
+/* Its letters are 1/6 inch of 12: on a narrow screen it is scrolled rather than shrunk. */
+figure .picture { overflow-x: auto; border-radius: .3rem; background: #fff; }
+figure img { display: block; width: 100%; min-width: 900px; height: auto; }
+figcaption { margin-bottom: .8rem; font-weight: 600; overflow-wrap: anywhere; }
+@media (max-width: 700px) {
+  main { padding: 1rem .6rem 2rem; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: .38rem .4rem; font-size: .9rem; }
+  thead th { white-space: normal; vertical-align: bottom; }
+  .facts { grid-template-columns: 1fr; gap: 0; }
+  .facts dd { margin-bottom: .5rem; }
+  figure { padding: .6rem; }
+}
 .notes li { margin: .3rem 0; }
 details { margin-top: 2.5rem; padding: .8rem 1.1rem; }
 summary { cursor: pointer; font-weight: 600; }
@@ -124,6 +142,12 @@ def notes(texts: Iterable[str]) -> str:
     return f'<h2>Notes</h2>\n<ul class="notes">{items}</ul>' if items else ""
 
 
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """(what, text) one below the other."""
+    items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(text)}</dd>" for what, text in pairs)
+    return f'<h2>This run</h2>\n<dl class="facts">{items}</dl>' if items else ""
+
+
 def figures(pictures: Iterable[tuple[str, bytes]]) -> list[str]:
     """(caption, PNG bytes), in the order to show them; the caption is also the alternative text."""
     parts = [_figure(caption, data) for caption, data in pictures]
@@ -171,7 +195,7 @@ def _bar(share: float | None) -> str:
     if not exists(share):
         return ""
     end = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
-    return f' style="background: linear-gradient(to right, #dcecf7 {end}, transparent {end})"'
+    return f' style="background: linear-gradient(to right, var(--bar) {end}, transparent {end})"'
 
 
 def _figure(caption: str, data: bytes) -> str:
@@ -181,4 +205,4 @@ def _figure(caption: str, data: bytes) -> str:
     text = escape(caption)
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
     image = f'<img alt="{text}" width="{width}" height="{height}" src="{source}">'
-    return f'<figure><figcaption>{text}</figcaption><div class="picture">{image}</div></figure>'
+    return f'<figure><figcaption>{text}</figcaption><div class="picture" tabindex="0">{image}</div></figure>'

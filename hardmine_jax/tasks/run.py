@@ -16,11 +16,15 @@ import numpy as np
 from hardmine_jax import training
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import distributed, exchange
+from hardmine_jax.job.folder_lock import locked
 from hardmine_jax.job.host_memory import keep_freed_memory
+from hardmine_jax.job.launch import launch_name
+from hardmine_jax.tasks.compilation_cache import compilation_cache
 from hardmine_jax.tasks.config_json import Dataclass, plain, write_json
 from hardmine_jax.tasks.exit_codes import bugs_marked, explain, run_to_exit_code
-from hardmine_jax.tasks.flags import flag
+from hardmine_jax.tasks.flags import check_numbers, flag
 from hardmine_jax.tasks.run_config import RunConfig, check_alone, check_joined
+from hardmine_jax.training.checkpoint_folder import FOLDER
 from hardmine_jax.training.loop import Batches
 from hardmine_jax.training.named_arrays import describe, named, to_tree
 
@@ -33,7 +37,7 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
     """
 
     def noted_body() -> None:
-        with noted(run.folder):
+        with only_start(run), noted(run.folder), compilation_cache(run):
             # It asks JAX for the devices, which have to wait until the processes have found each other.
             keep_freed_memory()
             body()
@@ -49,7 +53,24 @@ def run_training(config: Dataclass, run: RunConfig, body: Callable[[], object]) 
         check_alone(run)
         noted_body()
 
-    return run_to_exit_code(run_joined if run.distributed else run_alone)
+    def checked() -> None:
+        check_numbers(config)
+        (run_joined if run.distributed else run_alone)()
+
+    return run_to_exit_code(checked)
+
+
+@contextlib.contextmanager
+def only_start(run: RunConfig) -> Iterator[None]:
+    """Within it a second start in the same --workdir is refused; of a job's processes the first is asked.
+
+    Raises:
+      UserError: this is the second.
+    """
+    with contextlib.ExitStack() as holding:
+        if exchange.is_main():
+            holding.enter_context(locked(run.folder))
+        yield
 
 
 _NOTE = "non_finite.json"
@@ -153,14 +174,14 @@ def open_run(
       UserError: the run is beyond --steps.
     """
     if not (run.resume or run.eval_only):
-        exchange.from_main(lambda: start_anew(run.folder), "start anew")
+        exchange.from_main(lambda: start_anew_once(run.folder), "start anew")
     with contextlib.ExitStack() as closing:
         closing.enter_context(contextlib.closing(batches))
         checkpoints = training.Checkpoints(
             run.folder, keep_last=run.keep_last, best_metric=best_metric, anew="--no-resume"
         )
         closing.enter_context(contextlib.closing(checkpoints))
-        restored = checkpoints.restore_latest(state)
+        restored = checkpoints.restore_latest(state, check_position)
         if restored is None:
             if run.eval_only and run.init_from is None:
                 raise training.CheckpointError(
@@ -179,6 +200,14 @@ def open_run(
             )
         batches.set_state(restored.iterator_state)
         yield Opened(restored.state, restored.step, True, checkpoints)
+
+
+def check_position(restored: training.Restored) -> None:
+    """Raises ValueError where the batches that were read are not as many as the steps that were made."""
+    position = restored.iterator_state
+    batches = position.get("batches") if isinstance(position, dict) else None
+    if batches != restored.step:
+        raise ValueError(f"{batches} batches were read, and {restored.step} steps made")
 
 
 def _fingerprint(state: training.TrainState) -> dict:
@@ -206,8 +235,30 @@ def check_run(run: RunConfig) -> None:
         raise UserError(f"--init-from {run.init_from}: no such file or folder")
 
 
+def goes_on(run: RunConfig) -> bool:
+    """Whether there is something in the run's folder that the next start goes on from, or evaluates."""
+    begun = (run.folder / "config.json").exists() and any((run.folder / FOLDER).glob("[0-9]*"))
+    return begun and (run.resume or run.eval_only)
+
+
+# The launch that a run was started anew in.
+_ANEW = "started_anew.json"
+
+
+def start_anew_once(workdir: pathlib.Path) -> None:
+    """`start_anew`, but not again where this start is a restart within the same launch, which goes on."""
+    launch, path = launch_name(), workdir / _ANEW
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if launch is not None and json.loads(path.read_text()) == {"launch": launch}:
+            print(f"note: {workdir} was started anew in this launch already: it goes on", file=sys.stderr)
+            return
+    start_anew(workdir)
+    if launch is not None:
+        write_json(path, {"launch": launch})
+
+
 def start_anew(workdir: pathlib.Path) -> None:
     """Sets the old run's checkpoints aside, and drops its results, which the new one's config would belie."""
     training.set_aside(workdir)
-    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", _NOTE):
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", _NOTE, _ANEW):
         (workdir / name).unlink(missing_ok=True)

@@ -1,11 +1,14 @@
 """The settings that every run has, whatever its task."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
 
+from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.tasks.flags import check_counts, flag
@@ -17,7 +20,8 @@ class RunConfig:
     """A run, whatever it trains.
 
     Attributes:
-      cache_dir: where prepared data lies; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      cache_dir: where prepared data lies, and what was compiled; $HARDMINE_CACHE or ~/.cache/hardmine_jax.
+      compilation_cache: keep compiled programs there for the next start (not with --distributed).
       workdir: everything that the run writes; runs/<task>_<dataset>_<preset> by default.
       init_from: weights to start from: a published file of the network or of its trunk (.pth, .safetensors,
         .npz), or the --workdir of a run; what does not fit keeps its initial value and is told.
@@ -39,7 +43,8 @@ class RunConfig:
       process_id: which one this is, from 0.
       patience: seconds that a process may keep the others waiting in training before it counts as hanging and
         the job ends, to be started again; 0 waits for ever.
-      resume: go on from the last checkpoint in --workdir.
+      resume: go on from the last checkpoint in --workdir. --no-resume starts anew, once: what a launcher or a
+        scheduler starts again goes on.
       eval_only: no training, evaluate the last checkpoint.
       evaluate_every: steps between evaluations on a part of the validation split, beside those after the
         first and the last step; 0 only those.
@@ -50,6 +55,7 @@ class RunConfig:
     """
 
     cache_dir: pathlib.Path | None = None
+    compilation_cache: bool = True
     workdir: pathlib.Path | None = None
     init_from: pathlib.Path | None = None
     batch_size: int = 32
@@ -111,20 +117,38 @@ def shorten_warmup(run: RunConfig, default: RunConfig) -> RunConfig:
 
 
 def check_run_config(run: RunConfig) -> None:
-    """Raises UserError for a number out of its range, and for a batch that devices cannot share."""
-    least = {"accumulate": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
+    """Raises UserError for a number out of its range."""
+    least = {"accumulate": 1, "batch_size": 1, "steps": 1, "log_every": 1, "keep_last": 1, "seed": 0}
     check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
-    if run.seed >= 2**32:
-        raise UserError(f"--seed {run.seed} must be below 2**32")
     if not 0 <= run.ema_decay < 1:
         raise UserError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+
+
+def check_devices(run: RunConfig) -> None:
+    """Raises UserError for a batch that the devices that are there cannot share."""
     num_devices = jax.device_count()
     parts = num_devices * run.accumulate
-    if run.batch_size < 1 or run.batch_size % parts:
+    if run.batch_size % parts:
         raise UserError(
             f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
             f"--accumulate {run.accumulate}: use a multiple of {parts}"
         )
+
+
+@contextlib.contextmanager
+def check_saved(workdir: pathlib.Path, run: RunConfig) -> Iterator[None]:
+    """Within it a run is checked that `config.json` in `workdir` holds, which anybody may have edited.
+
+    Raises:
+      DataError: naming the file, for a UserError, and for a run without `steps` or `workdir`.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if run.steps is None or run.workdir is None:
+        raise DataError(f"{path} has no steps or no workdir: give the --workdir of a run")
+    try:
+        yield
+    except UserError as error:
+        raise DataError(f"{path} cannot be used ({error}): was it edited?") from error
 
 
 def check_alone(run: RunConfig) -> None:

@@ -1,16 +1,20 @@
 """From what a config comes to, to the compiled step, the state it starts from, and the whole training."""
 
+import dataclasses
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
 from hardmine_jax import training
 from hardmine_jax.models.torch_weights import WarmStart
+from hardmine_jax.tasks.phases import first_in_phase, phase, tell_scores
 from hardmine_jax.tasks.run_config import RunConfig
-from hardmine_jax.tasks.warm_start import start_from
+from hardmine_jax.tasks.warm_start import FindOutputs, start_from
 from hardmine_jax.training import LossFunction
 from hardmine_jax.training.loop import Batches
+from hardmine_jax.training.sharding import CompiledStep
 
 
 class Functions(NamedTuple):
@@ -22,6 +26,7 @@ class Functions(NamedTuple):
       loss_for: name of the mapped axis, or None -> the loss function of `training.make_train_step`.
       predict: `(variables, what the task evaluates) -> predictions`.
       published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
+      find_outputs: how the outputs of another run are matched with this one's by name, see `start_from`.
     """
 
     apply: Callable[..., Any]
@@ -29,6 +34,7 @@ class Functions(NamedTuple):
     loss_for: Callable[[str | None], LossFunction]
     predict: Callable[[dict, Any], dict[str, jax.Array]]
     published: Callable[[dict, dict], WarmStart] | None = None
+    find_outputs: FindOutputs = lambda path: None
 
 
 def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Parallel, training.TrainState]:
@@ -45,19 +51,27 @@ def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Paralle
 
     parallel = training.parallelise(make_step, kind=run.parallel)
     weights_key, run_key = jax.random.split(jax.random.key(run.seed))
-    state = training.create_state(
-        jax.jit(functions.init)(weights_key),
-        apply_fn=functions.apply,
-        optimizer=training.make_optimizer(run.optimizer, steps=run.length),
-        key=run_key,
-        ema_decay=ema_decay,
-    )
+    with phase("building the network", "built the network"):
+        state = training.create_state(
+            jax.jit(functions.init)(weights_key),
+            apply_fn=functions.apply,
+            optimizer=training.make_optimizer(run.optimizer, steps=run.length),
+            key=run_key,
+            ema_decay=ema_decay,
+        )
     return parallel, state
 
 
 def begin(run: RunConfig, functions: Functions, state: training.TrainState) -> training.TrainState:
-    """The state that a run without a checkpoint starts from."""
-    return state if run.init_from is None else start_from(run.init_from, state, functions.published)
+    """The state that a run without a checkpoint starts from.
+
+    Raises:
+      WeightsError: --init-from cannot be used; with --eval-only, does not have all weights.
+    """
+    if run.init_from is None:
+        return state
+    find_outputs, complete = functions.find_outputs, run.eval_only
+    return start_from(run.init_from, state, functions.published, find_outputs=find_outputs, complete=complete)
 
 
 def fit(
@@ -70,20 +84,28 @@ def fit(
     evaluate: Callable[[training.TrainState], dict[str, float]],
     end: int | None = None,
 ) -> training.FitResult:
-    """Trains from `state` up to step `end`, by default the run's last.
+    """Trains from `state` up to step `end`, by default the run's last; tells of compiling and evaluations.
 
     Only the run's last state has to be saved: a part before it is followed by another.
     """
     last = run.length if end is None else end
+    told = first_in_phase(parallel.train_step, "compiling the training step", "compiled it")
+
+    def evaluate_and_tell(state: training.TrainState) -> dict[str, float]:
+        started = time.perf_counter()
+        scores = evaluate(state)
+        tell_scores(int(parallel.get(state.step)), scores, time.perf_counter() - started)
+        return scores
+
     return training.fit(
         state,
-        parallel=parallel,
+        parallel=dataclasses.replace(parallel, train_step=cast(CompiledStep, told)),
         batches=batches,
         batch_size=run.batch_size,
         steps=last,
         workdir=run.folder,
         checkpoints=checkpoints,
-        evaluate=evaluate,
+        evaluate=evaluate_and_tell,
         learning_rate=training.make_schedule(run.optimizer, steps=run.length),
         log_every=run.log_every,
         evaluate_every=run.evaluate_every or None,

@@ -1,14 +1,15 @@
 """Checkpoints in `<workdir>/checkpoints/<step>`: whole training states that restore to the same bits.
 
-The only file that calls orbax. A checkpoint has two parts: `state`, the arrays under their names, and
-`about`, a JSON with shape, type and CRC-32 of every array (orbax alone hands out flipped bits without a
-word) and the input iterator's position. In a job of several processes, whose states are the same, process 0
-alone writes and reads, and what it restores goes to the others through the devices: the folder need not be
-theirs, and nothing in it depends on how many processes or devices there were.
+The only file that calls orbax. A checkpoint has three parts: `state`, the arrays under their names; `about`,
+a JSON with shape, type and CRC-32 of every array (orbax alone hands out flipped bits without a word) and the
+input iterator's position; `seal`, which vouches for `about` (`checkpoint_seal.py`). In a job of several
+processes, whose states are the same, process 0 alone writes and reads, and what it restores goes to the
+others through the devices: the folder need not be theirs, and nothing in it depends on how many processes or
+devices there were.
 """
 
 import contextlib
-import json
+import functools
 import pathlib
 import shutil
 import sys
@@ -20,33 +21,42 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hardmine_jax.errors import UserError
-from hardmine_jax.job.ending import is_passing
-from hardmine_jax.job.exchange import broadcast_arrays, from_main, is_main
+from hardmine_jax.job.exchange import from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
-from hardmine_jax.training.checkpoint_folder import FOLDER, AnyPath, find_checkpoints, set_damaged_aside
-from hardmine_jax.training.named_arrays import check_whole, describe, differences, from_tree, named, to_tree
+from hardmine_jax.training.checkpoint_damage import is_damage, other_model, reason, say_damaged
+from hardmine_jax.training.checkpoint_folder import (
+    FOLDER,
+    AnyPath,
+    CheckpointError,
+    check_name,
+    find_checkpoints,
+    is_step,
+    remove_unfinished,
+    set_damaged_aside,
+)
+from hardmine_jax.training.checkpoint_of_all import Restored, shared
+from hardmine_jax.training.checkpoint_seal import (
+    check_about,
+    check_folder,
+    make_seal,
+    mend_scores,
+    read_scores,
+    read_seal,
+)
+from hardmine_jax.training.named_arrays import (
+    check_described,
+    check_whole,
+    describe,
+    differences,
+    from_tree,
+    named,
+    to_tree,
+)
 from hardmine_jax.training.orbax_remains import keep_quiet
 from hardmine_jax.training.state import TrainState
 
 # Bytes of a disk that is full.
 _LITTLE = 2**16
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message is one line and says what to do."""
-
-
-# Whatever else reading raises is taken for damage: it comes from JSON, the file system or tensorstore.
-_NOT_DAMAGE = (CheckpointError, MemoryError, PermissionError)
-
-
-class Restored(NamedTuple):
-    """A training state as it was saved (numpy leaves), and where its input iterator stood."""
-
-    step: int
-    state: TrainState
-    iterator_state: Any
 
 
 class Checkpoints:
@@ -68,6 +78,7 @@ class Checkpoints:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} < 1: a run without its last checkpoint cannot resume")
         self.directory = pathlib.Path(workdir).resolve() / FOLDER
+        check_name(self.directory)
         self._best_metric, self._keep_last, self._anew = best_metric, keep_last, anew
         self._opened: ocp.CheckpointManager | None = None
         # Steps: being written, known to be whole. And what became of the last one to be written.
@@ -82,21 +93,11 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Process 0's. Opened anew after a writing that failed: it keeps its errors, and forgets steps."""
         if self._opened is None:
-            self._set_scores_aside()
+            check_folder(self.directory)
+            remove_unfinished(self.directory)
+            mend_scores(self.directory)
             self._opened = _open(self.directory, keep_last=self._keep_last)
         return self._opened
-
-    def _set_scores_aside(self) -> None:
-        """Moves scores that are damaged to `checkpoints.damaged`: for one of them orbax would open none."""
-        for path in self.directory.glob("[0-9]*/metrics"):
-            try:
-                float(json.loads((path / "metrics").read_text())["score"])
-            except FileNotFoundError:
-                continue
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                target = set_damaged_aside(path, self.directory, f"score of {path.parent.name}")
-                what = f"the score of checkpoint {path.parent} is damaged ({_reason(error)})"
-                print(f"{what}: moved to {target}", file=sys.stderr)
 
     def save(
         self, step: int, state: TrainState, iterator_state: Any = None, metrics: dict | None = None
@@ -121,12 +122,15 @@ class Checkpoints:
         # Copies: on a CPU device_get gives views of buffers that the next step is about to reuse.
         tree = jax.tree.map(lambda x: np.array(x), jax.device_get(to_tree(state)))
         about = {"arrays": describe(named(tree)), "iterator": encode_json(iterator_state)}
-        parts = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), about=ocp.args.JsonSave(about))
+        seal = make_seal(step, None if score is None else score["score"], about)
+        parts = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(tree), about=ocp.args.JsonSave(about), seal=ocp.args.JsonSave(seal)
+        )
         self.wait()
         self._writing = step
         with self._writes():
             # Threads of a writing that failed may have gone on for a while.
-            self._clear_away()
+            remove_unfinished(self.directory)
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=parts, metrics=score, force=True)
@@ -161,7 +165,7 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError):
                 if self._opened is not None:
                     self._opened.close()
-            self._clear_away()
+            remove_unfinished(self.directory)
             path, self._opened, self._writing = self.directory / str(self._writing), None, None
             kept = f"the last one saved is of step {self._whole}"
             if self._whole is None:
@@ -178,14 +182,11 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             if shutil.disk_usage(self.directory).free < _LITTLE:
                 return "no space left on device"
-        return _reason(error)
+        return reason(error)
 
-    def _clear_away(self) -> None:
-        # A checkpoint is called by its number only when it is whole.
-        for rest in self.directory.glob("*.*"):
-            shutil.rmtree(rest, ignore_errors=True)
-
-    def restore_latest(self, template: TrainState) -> Restored | None:
+    def restore_latest(
+        self, template: TrainState, check: Callable[[Restored], object] = lambda restored: None
+    ) -> Restored | None:
         """The latest checkpoint that is whole, or None when there is none at all.
 
         A damaged one before which a whole one is found is moved to `<workdir>/checkpoints.damaged`, with a
@@ -193,24 +194,26 @@ class Checkpoints:
 
         Args:
           template: a fresh state of the same model and optimizer (`create_state`); gives the structure.
+          check: raises ValueError where what was restored cannot have been saved so: it is damaged, too.
 
         Raises:
           CheckpointError: made by another model or optimizer, or every one is damaged.
         """
-        return _shared(self._find_latest, template)
+        return shared(functools.partial(self._find_latest, check=check), template)
 
-    def _find_latest(self, template: TrainState) -> Restored | None:
+    def _find_latest(self, template: TrainState, check: Callable[[Restored], object]) -> Restored | None:
         damaged = {}
         for step in sorted(self._steps(), reverse=True):
             try:
                 restored = self._restore(step, template)
+                check(restored)
             except Exception as error:
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 damaged[step] = error
             else:
-                for bad, reason in damaged.items():
-                    self._move_damaged(bad, reason)
+                for bad, why in damaged.items():
+                    self._move_damaged(bad, why)
                 return restored
         if damaged:
             # Left where they are: the next start must not take an empty folder for a new run.
@@ -231,7 +234,8 @@ class Checkpoints:
 
     def _best_step(self) -> int | None:
         self.wait()
-        return _choose(self._manager, "best")
+        best: int | None = self._manager.best_step()
+        return max(self._manager.all_steps(), default=None) if best is None else best
 
     def close(self) -> None:
         self.wait()
@@ -239,12 +243,16 @@ class Checkpoints:
             self._opened.close()
 
     def _restore(self, step: int, template: TrainState) -> Restored:
+        path, seal = self.directory / str(step), read_seal(self.directory / str(step))
         about = _read_about(self._manager, step)
+        check_about(about, seal)
         differing = differences(about["arrays"], named(to_tree(template)))
-        if differing:
-            problem = _other_model(self.directory / str(step), differing)
-            raise CheckpointError(f"{problem}: take another workdir, or start anew by {self._anew}")
+        if differing and seal is not None:
+            raise other_model(path, differing, self._anew)
         tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+        if differing:
+            check_described(about["arrays"], named(tree))
+            raise other_model(path, differing, self._anew)
         check_whole(about["arrays"], named(tree))
         return Restored(step, from_tree(template, tree), decode_json(about["iterator"]))
 
@@ -260,25 +268,7 @@ class Checkpoints:
     def _move_damaged(self, step: int, error: Exception) -> None:
         target = set_damaged_aside(self.directory / str(step), self.directory, str(step))
         self._manager.reload()
-        print(f"{_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
-
-
-def _shared(find: Callable[[TrainState], Restored | None], template: TrainState) -> Restored | None:
-    """What `find(template)` gives in process 0, in every process."""
-    if jax.process_count() == 1:
-        return find(template)
-    restored = find(template) if is_main() else None
-
-    def about() -> tuple[int, Any] | None:
-        return None if restored is None else (restored.step, restored.iterator_state)
-
-    said = from_main(about, "restored")
-    if said is None:
-        return None
-    state = template if restored is None else restored.state
-    arrays = broadcast_arrays({name: np.asarray(x) for name, x in named(to_tree(state)).items()})
-    tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
-    return Restored(said[0], from_tree(template, tree), said[1])
+        print(f"{say_damaged(self.directory / str(step), error)}: moved to {target}", file=sys.stderr)
 
 
 def load_variables(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> dict[str, Any]:
@@ -305,23 +295,47 @@ def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tu
     directory, step = find_checkpoints(folder)
     if not directory.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a workdir or a checkpoint in it")
-    manager = _open(directory)
+    check_name(directory)
+    check_folder(directory)
+    reader = _open_to_read(directory)
     try:
-        if step is None:
-            step = _choose(manager, which)
-        if step is None or step not in manager.all_steps():
+        steps = [int(path.name) for path in directory.iterdir() if is_step(path)]
+        if step is None and steps:
+            scores = {n: x for n, x in read_scores(directory).items() if n in steps and which == "best"}
+            step = max(scores, key=lambda n: (scores[n], n)) if scores else max(steps)
+        if step is None or step not in steps:
             raise CheckpointError(f"{folder}: no checkpoint there; give a workdir that was trained in")
-        return step, _read_variables(manager, step)
+        return step, _read_variables(reader, step)
     except Exception as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise
-        raise CheckpointError(_damaged(folder if step is None else directory / str(step), error)) from error
+        raise CheckpointError(
+            say_damaged(folder if step is None else directory / str(step), error)
+        ) from error
     finally:
-        manager.close()
+        reader.checkpointer.close()
 
 
-def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.CheckpointManager:
-    """For reading only unless `keep_last` is given."""
+class _Reader(NamedTuple):
+    """Reads as a CheckpointManager does, but no other step, whose score may be damaged."""
+
+    directory: pathlib.Path
+    checkpointer: ocp.Checkpointer
+
+    def restore(self, step: int, args: ocp.args.Composite) -> Any:
+        return self.checkpointer.restore(self.directory / str(step), args=args)
+
+
+def _open_to_read(directory: pathlib.Path) -> _Reader:
+    keep_quiet()
+    alone = _alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return _Reader(directory, ocp.Checkpointer(handler, multiprocessing_options=alone))
+
+
+def _open(directory: pathlib.Path, keep_last: int) -> ocp.CheckpointManager:
     keep_quiet()
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=_get_score, n=1, keep_checkpoints_without_metrics=False)
@@ -331,8 +345,6 @@ def _open(directory: pathlib.Path, keep_last: int | None = None) -> ocp.Checkpoi
         create=jax.process_count() == 1,
         best_fn=_get_score,
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
-        read_only=keep_last is None,
-        cleanup_tmp_directories=keep_last is not None,
         # Where a folder cannot be made, threads would wait for it for minutes, and the process with them.
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
@@ -353,17 +365,15 @@ def _get_score(metrics: dict) -> float:
     return metrics["score"]
 
 
-def _choose(manager: ocp.CheckpointManager, which: str) -> int | None:
-    best = manager.best_step() if which == "best" else None
-    return max(manager.all_steps(), default=None) if best is None else best
+def _read_about(manager: ocp.CheckpointManager | _Reader, step: int) -> dict:
+    about: dict = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+    return about
 
 
-def _read_about(manager: ocp.CheckpointManager, step: int) -> dict:
-    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-
-
-def _read_variables(manager: ocp.CheckpointManager, step: int) -> dict:
-    entries = _read_about(manager, step)["arrays"]
+def _read_variables(manager: _Reader, step: int) -> dict:
+    about = _read_about(manager, step)
+    check_about(about, read_seal(manager.directory / str(step)))
+    entries = about["arrays"]
     params = "ema_params" if any(name.startswith("ema_params/") for name in entries) else "params"
     entries = {name: e for name, e in entries.items() if name.split("/")[0] in (params, "batch_stats")}
     item = flax.traverse_util.unflatten_dict({name: 0 for name in entries}, sep="/")
@@ -372,28 +382,3 @@ def _read_variables(manager: ocp.CheckpointManager, step: int) -> dict:
     tree = manager.restore(step, args=ocp.args.Composite(state=part))["state"]
     check_whole(entries, named(tree))
     return {"params": tree[params], "batch_stats": tree.get("batch_stats", {})}
-
-
-def _other_model(path: pathlib.Path, differing: dict[str, str]) -> str:
-    shown = "; ".join(f"{name}: {what}" for name, what in list(differing.items())[:3])
-    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-    weights = any(name.startswith(("params/", "batch_stats/")) for name in differing)
-    return (
-        f"{path} is a checkpoint of {'another model' if weights else 'another optimizer or EMA setting'}"
-        f" ({shown}{more})"
-    )
-
-
-def _is_damage(error: Exception) -> bool:
-    return not isinstance(error, _NOT_DAMAGE) and not is_passing(error)
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> str:
-    return f"checkpoint {path} is damaged ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    if "No space left on device" in str(error):
-        # Somewhere in tensorstore's thousand characters.
-        return "no space left on device"
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]

@@ -3,10 +3,12 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from hardmine_jax.job import interrupts
 from hardmine_jax.job.activity import waiting, working
 from hardmine_jax.job.exchange import is_main
 from hardmine_jax.job.signals import StopVotes, stop_requests
@@ -21,6 +23,10 @@ from hardmine_jax.training.window import Window, check_state
 _FIRST_SLACK = 10.0
 # A checkpoint may have to wait for the one before, on its way to storage that is far away.
 _SAVE_SLACK = 10.0
+_NO_LOSS = (
+    "note: the loss of the first step is exactly 0: nothing in its examples takes part. Are labels where the "
+    "pictures show something (pixels, not shares of the image), and is anything of them kept?"
+)
 
 
 class Batches(Protocol):
@@ -90,57 +96,67 @@ def fit(
     step, stopped, compiled = int(state.step), False, False
     scores: dict[str, float] = {}
     state, window = parallel.put_state(state), Window(batch_size, parallel.get)
-    try:
-        watching = _watching(workdir, step, steps, batch_size)
-        with watching as reports, stop_requests() as stop, working("training"):
-            asked_to_stop = StopVotes(stop, parallel.mesh)
-            if step < steps:
-                with working("reading the first batch", slack=_FIRST_SLACK):
-                    batch = parallel.put_batch(next(batches))
-            while step < steps and not stopped:
-                step += 1
-                last = step == steps
-                with waiting() if compiled else working("compiling", slack=math.inf):
-                    state, metrics = parallel.train_step(state, batch)
-                compiled = True
-                with waiting():
-                    window.add(step, metrics)
-                    # Read once a step, before the iterator moves on: the position saved is this step's.
-                    stopped = asked_to_stop(last=last)
-                due = step == 1 or last or _due(step, evaluate_every)
-                evaluating = evaluate is not None and not stopped and due
-                saving = checkpoints is not None and (
-                    last or stopped or evaluating or _due(step, checkpoint_every)
-                )
-                position = batches.get_state() if saving else None
-                if not (last or stopped):
-                    with working("reading a batch"):
+    with contextlib.ExitStack() as holding, stop_requests() as stop:
+        asked_to_stop = StopVotes(stop, parallel.mesh)
+        try:
+            with _watching(workdir, step, steps, batch_size) as reports, working("training"):
+                if step < steps:
+                    with working("reading the first batch", slack=_FIRST_SLACK):
                         batch = parallel.put_batch(next(batches))
-                if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
-                    continue
-                with waiting():
-                    line: dict[str, Any] = window.flush()
-                if learning_rate is not None:
-                    line["learning_rate"] = float(learning_rate(step - 1))
-                reports.progress(step, line)
-                if evaluate is not None and evaluating:
-                    with working("an evaluation"):
-                        scores = evaluate(state)
-                    line |= {f"validation/{name}": value for name, value in scores.items()}
-                reports.log(step, line)
-                if checkpoints is not None and saving:
-                    with working("saving a checkpoint", slack=_SAVE_SLACK):
-                        reports.keep()
-                        one = parallel.get(state)
-                        check_state(step, one)
-                        checkpoints.save(step, one, position, scores if evaluating else None)
-                window.restart()
-    finally:
-        if checkpoints is not None:
-            with working("saving the last checkpoint", slack=_SAVE_SLACK):
-                checkpoints.wait()
+                while step < steps and not stopped:
+                    step += 1
+                    last = step == steps
+                    with waiting() if compiled else working("compiling", slack=math.inf):
+                        state, metrics = parallel.train_step(state, batch)
+                    if not compiled:
+                        # Until a step is done there is nothing to save, and Ctrl-C ends the process at once.
+                        holding.enter_context(interrupts.held())
+                        compiled = True
+                    with waiting():
+                        window.add(step, metrics)
+                        # Read once a step, before the iterator moves on: the position saved is this step's.
+                        stopped = asked_to_stop(last=last)
+                    due = step == 1 or last or _due(step, evaluate_every)
+                    evaluating = evaluate is not None and not stopped and due
+                    saving = checkpoints is not None and (
+                        last or stopped or evaluating or _due(step, checkpoint_every)
+                    )
+                    position = batches.get_state() if saving else None
+                    if not (last or stopped):
+                        with working("reading a batch"):
+                            batch = parallel.put_batch(next(batches))
+                    if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
+                        continue
+                    with waiting():
+                        line: dict[str, Any] = window.flush()
+                    if learning_rate is not None:
+                        line["learning_rate"] = float(learning_rate(step - 1))
+                    if step == 1 and line.get("loss") == 0 and is_main():
+                        print(_NO_LOSS, file=sys.stderr, flush=True)
+                    reports.progress(step, line)
+                    if evaluate is not None and evaluating:
+                        with working("an evaluation"):
+                            scores = evaluate(state)
+                        line |= {f"validation/{name}": value for name, value in scores.items()}
+                    reports.log(step, line)
+                    if checkpoints is not None and saving:
+                        with working("saving a checkpoint", slack=_SAVE_SLACK):
+                            reports.keep()
+                            one = parallel.get(state)
+                            check_state(step, one)
+                            checkpoints.save(step, one, position, scores if evaluating else None)
+                    window.restart()
+        finally:
+            if checkpoints is not None:
+                with working("saving the last checkpoint", slack=_SAVE_SLACK):
+                    checkpoints.wait()
+        if not stopped:
+            # While the last checkpoint was being written; what comes after it may be long.
+            with waiting():
+                stopped = asked_to_stop(last=True)
     if checkpoints is not None and (must_save or stopped):
         checkpoints.check_saved()
+        interrupts.answer(f"interrupted: step {step} is saved, the same command goes on from there", 0)
     return FitResult(state, step, stopped, window.images_per_second(), scores)
 
 

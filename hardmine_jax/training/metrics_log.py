@@ -3,6 +3,8 @@
 A line is `{"step": int, "seconds": of training so far, over all resumed runs, name: number or list}`.
 """
 
+import bisect
+import collections
 import contextlib
 import json
 import math
@@ -158,18 +160,68 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Lines of a `metrics.jsonl`, without one that was cut off; none when there is no file."""
+    """Lines of a `metrics.jsonl`, without one that was cut off at the end; none when there is no file.
+
+    Damaged lines are left out, and their number is told on stderr.
+
+    Raises:
+      UserError: it is a file of something else.
+    """
     file = pathlib.Path(path)
-    lines = []
-    for text in file.read_bytes().splitlines() if file.exists() else ():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):  # Cut off, no UTF-8, nested deeper than Python's stack ...
-            break
-        if not _is_line(line):
-            raise UserError(f"{file} is no metrics.jsonl of a training run: move it out of the way")
-        lines.append(line)
+    content = file.read_bytes() if file.exists() else b""
+    # What follows the last end of a line was being written.
+    *texts, last = (text.strip(b"\0 \r") for text in content.split(b"\n"))
+    texts = [text for text in [*texts, last if _is_line(_parse(last)) else b""] if text]
+    parsed = [_parse(text) for text in texts]
+    lines = [line for line in parsed if _is_line(line)]
+    if not lines and any(line is not None for line in parsed):
+        raise UserError(f"{file} is no metrics.jsonl of a training run: move it out of the way")
+    lines = _in_order(_of_one_shape(lines))
+    if len(lines) < len(texts):
+        left_out = f"{len(texts) - len(lines)} of {len(texts)} lines are damaged and left out"
+        print(f"note: {file}: {left_out}", file=sys.stderr)
     return lines
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # No UTF-8, nested deeper than Python's stack ...
+        return None
+
+
+def _of_one_shape(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those that have more or fewer numbers under a name than most: a digit has become a comma."""
+    sizes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for line in lines:
+        for name, value in line.items():
+            if value is not None:
+                sizes[name][_size(value)] += 1
+    usual = {name: counts.most_common(1)[0][0] for name, counts in sizes.items()}
+    return [
+        line for line in lines if all(_size(value) in (usual.get(name), None) for name, value in line.items())
+    ]
+
+
+def _size(value: Any) -> int | None:
+    """How many numbers; -1 of a single one, None of one that was not finite."""
+    return len(value) if isinstance(value, list) else None if value is None else -1
+
+
+def _in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The longest part in which the steps increase: of the rest the steps are damaged."""
+    lasts: list[int] = []  # Of each length, the smallest last step,
+    at: list[int] = []  # and its line.
+    before: list[int] = []
+    for number, line in enumerate(lines):
+        place = bisect.bisect_left(lasts, line["step"])
+        before.append(at[place - 1] if place else -1)
+        lasts[place : place + 1], at[place : place + 1] = [line["step"]], [number]
+    kept, number = [], at[-1] if at else -1
+    while number >= 0:
+        kept.append(lines[number])
+        number = before[number]
+    return kept[::-1]
 
 
 def _is_line(line: object) -> bool:

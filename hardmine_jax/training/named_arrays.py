@@ -63,6 +63,12 @@ def check_whole(entries: dict[str, list], arrays: dict[str, Any]) -> None:
             raise ValueError(f"{name} is not what was saved")
 
 
+def check_described(entries: dict[str, list], arrays: dict[str, Any]) -> None:
+    """ValueError naming the first array that is not as its entry says."""
+    for name, what in differences(entries, arrays).items():
+        raise ValueError(f"{name} is not what was saved: {what}")
+
+
 def _crc(x: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 

@@ -4,6 +4,7 @@ Batches come as numpy, examples on the first axis, `[B, ...]`, B the number that
 are replicated. The batch of a job of several processes is theirs one after another.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Parallel:
         else:
             body = fn if self.kind == "jit" else _shard_map(fn, self.mesh, out_specs=PartitionSpec(AXIS))
             # Replicated, so that every process of a larger job holds all rows.
-            run = jax.jit(body, out_shardings=self._everywhere())
+            run = _OnMesh(jax.jit(body, out_shardings=self._everywhere()), self.mesh)
             gather = _first_copy
 
         compiled = False
@@ -134,6 +135,26 @@ class Parallel:
         return jax.make_array_from_single_device_arrays(x.shape, self._everywhere(), copies)
 
 
+@dataclass(frozen=True)
+class _OnMesh:
+    """A compiled function on a mesh of its own, also where the caller is inside `jax.set_mesh` of another."""
+
+    compiled: Any
+    mesh: Mesh
+
+    def __call__(self, state: Any, batch: Any, /) -> Any:
+        with self._alone():
+            return self.compiled(state, batch)
+
+    def lower(self, state: Any, batch: Any, /) -> jax.stages.Lowered:
+        with self._alone():
+            return self.compiled.lower(state, batch)
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        inside = not jax.sharding.get_abstract_mesh().empty
+        return jax.set_mesh(self.mesh) if inside else contextlib.nullcontext()
+
+
 def parallelise(
     make_step: Callable[[str | None], Step],
     *,
@@ -156,11 +177,12 @@ def parallelise(
     mesh = Mesh(np.array(devices), (AXIS,))
     if kind == "jit":
         everywhere = NamedSharding(mesh, PartitionSpec())
-        step = jax.jit(make_step(None), donate_argnums=0, out_shardings=everywhere)
+        step = _OnMesh(jax.jit(make_step(None), donate_argnums=0, out_shardings=everywhere), mesh)
     elif kind == "pmap":
         step = jax.pmap(make_step(AXIS), axis_name=AXIS, devices=devices, donate_argnums=0)
     elif kind == "shard_map":
-        step = jax.jit(_shard_map(make_step(AXIS), mesh, out_specs=PartitionSpec()), donate_argnums=0)
+        mapped = _shard_map(make_step(AXIS), mesh, out_specs=PartitionSpec())
+        step = _OnMesh(jax.jit(mapped, donate_argnums=0), mesh)
     else:
         raise UserError(f"kind={kind!r}: use one of auto, jit, pmap, shard_map")
     return Parallel(kind, mesh, step)

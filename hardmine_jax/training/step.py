@@ -60,7 +60,9 @@ def make_train_step(
             # Batch statistics too: without synchronised BatchNorm the replicas would drift apart.
             grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), axis_name)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads).astype(jnp.float32)}
-        state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+        # optax's Adam has a float to the power of an integer, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
         if ema_decay is not None:
             average = ema_update(state.ema_params, state.params, state.step, decay=ema_decay)
             state = state.replace(ema_params=average)

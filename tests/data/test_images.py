@@ -12,7 +12,7 @@ from hardmine_jax.data import images
 from hardmine_jax.data.image_size import stated_size
 from hardmine_jax.data.images import decode_smaller
 from hardmine_jax.data.pose import records
-from hardmine_jax.data.problems import UnreadableImage
+from hardmine_jax.data.problems import Report, UnreadableImage
 
 NOISE = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
 
@@ -80,10 +80,10 @@ def test_a_bomb_is_refused_before_it_is_decoded_and_named(content, monkeypatch):
     reason = "image of more than 134,217,728 pixels"
     assert images.why_not_decoded(content) == reason and images.decode_image(content) is None
     person = records.Person(np.ones((1, 2)), np.ones(1))
-    skipped = []
+    report = Report([], [])
     picture = records.Picture("bomb", 1, content, (person,))
-    assert list(records.usable([picture], lambda *found: skipped.append(found))) == []
-    assert skipped == [(reason, "bomb")]
+    assert list(records.usable([picture], report)) == []
+    assert report == Report([(reason, "bomb")], [])
     with pytest.raises(UnreadableImage):
         decode_smaller({"image": content, "name": "bomb"}, 3)
 

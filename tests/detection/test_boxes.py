@@ -158,6 +158,18 @@ def test_round_trip(weights):
     np.testing.assert_allclose(decode_boxes(boxes, np.zeros_like(boxes)), boxes, atol=1e-4)
 
 
+def test_boxes_of_less_than_a_pixel_are_boxes():
+    boxes, targets = (array / 1e4 for array in _pairs())
+    np.testing.assert_allclose(encode_boxes(boxes, targets), encode_boxes(*_pairs()), rtol=2e-3, atol=2e-2)
+
+
+def test_plain_lists_do():
+    boxes = [[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0]]
+    np.testing.assert_allclose(iou(boxes, boxes), [[1, 1 / 3], [1 / 3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(iou_rows(boxes, [1, 2])(jnp.int32(1)), [0, 1])
+    np.testing.assert_array_equal(decode_boxes(boxes, encode_boxes(boxes, boxes)), boxes)
+
+
 def test_encode_and_decode_of_flawed_boxes_are_finite():
     sound = np.broadcast_to(np.array([0, 0, 10, 10], np.float32), FLAWED.shape)
     for boxes, targets in ((FLAWED, sound), (sound, FLAWED), (FLAWED, FLAWED)):
@@ -209,5 +221,7 @@ def test_clip_boxes():
 def test_refusals():
     with pytest.raises(ValueError, match=r"\(5, 3\) must end in an axis of 4"):
         area(np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"\(\) must end in an axis of 4"):
+        area(np.float32(4))
     with pytest.raises(ValueError, match=r"a of shape \(4,\) has no axis of boxes"):
         iou(np.zeros(4, np.float32), np.zeros((1, 4), np.float32))

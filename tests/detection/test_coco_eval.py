@@ -99,6 +99,17 @@ def test_shifted_by_a_tenth():
     assert (result["APS"], result["APM"]) == (-1, -1)
 
 
+@pytest.mark.parametrize("box", [[0, 0, 10, 200], [0, 0, 200, 10]])
+def test_sizes_go_by_the_area_of_the_box_whatever_its_sides(box):
+    """2,000 square pixels are medium; 10 or 200 squared would be small or large."""
+    truth, found = (
+        GroundTruth(np.array([box]), np.array([1])),
+        Detections(np.array([box]), np.ones(1), np.ones(1)),
+    )
+    result = coco_average_precision([found], [truth], classes=("a",))
+    assert (result["APS"], result["APM"], result["APL"]) == (-1, pytest.approx(1), -1)
+
+
 def test_ap50_is_close_to_voc():
     """COCO reads the curve at 101 recalls, VOC at every one."""
     detections, ground_truth = _set(False)
@@ -117,6 +128,17 @@ def test_nothing_found_and_nothing_there(capfd):
         assert set(coco_average_precision(found, [empty] * 8, classes=CLASSES).values()) == {-1.0}
     assert set(coco_average_precision([], [], classes=CLASSES).values()) == {-1.0}
     assert capfd.readouterr() == ("", "")
+
+
+def test_more_than_a_hundred_objects_where_asked_for():
+    corner = 20.0 * np.stack(np.meshgrid(np.arange(15), np.arange(10)), -1).reshape(-1, 2)
+    boxes, labels = np.concatenate([corner, corner + 12], 1), np.ones(150, int)
+    given = [(boxes, np.linspace(1, 0.5, 150), labels)], [(boxes, labels)]
+    assert coco_average_precision(*given, classes=("a",))["AR100"] == pytest.approx(100 / 150)
+    most = coco_average_precision(*given, classes=("a",), max_detections=200)
+    assert most["AP"] == most["AR200"] == 1.0 and "AR100" not in most
+    with pytest.raises(ValueError, match="max_detections=10 must be above 10"):
+        coco_average_precision(*given, classes=("a",), max_detections=10)
 
 
 def test_a_label_that_is_no_class_is_refused():

@@ -126,6 +126,21 @@ def test_16_bit_logits_are_worked_out_in_float32():
     chex.assert_trees_all_equal(losses, fast_rcnn_losses(half.astype(jnp.float32), deltas, labels, targets))
 
 
+def test_16_bit_distances_are_squared_in_float32():
+    logits, deltas, labels, targets = _example("")
+    half = [jnp.asarray(array, jnp.bfloat16) for array in (deltas, targets)]
+    distance = (half[0] - half[1]).astype(jnp.float32)
+    expected = fast_rcnn_losses(logits, distance, labels, np.zeros_like(targets))
+    np.testing.assert_allclose(fast_rcnn_losses(logits, half[0], labels, half[1]), expected, rtol=1e-6)
+
+
+def test_plain_lists_do():
+    logits, deltas, labels, targets = _example("")
+    lists = [array.tolist() for array in (logits, deltas, labels, targets)]
+    chex.assert_trees_all_equal(fast_rcnn_losses(*lists), fast_rcnn_losses(logits, deltas, labels, targets))
+    chex.assert_trees_all_equal(focal_losses(lists[0], lists[2]), focal_losses(logits, labels))
+
+
 @pytest.mark.parametrize("beta", [1.0, 1 / 9, 3.0])
 def test_smooth_l1(beta):
     differences = np.linspace(-5, 5, 101, dtype=np.float32)
@@ -140,6 +155,8 @@ def test_smooth_l1_of_far_and_of_no_distance():
     far = np.array([0.0, 1.0, -1.0, 3e38, -np.inf], np.float32)
     np.testing.assert_allclose(smooth_l1(far), [0, 0.5, 0.5, 3e38, np.inf])
     np.testing.assert_allclose(jax.vmap(jax.grad(smooth_l1))(far), [0, 1, -1, 1, -1])
+    with pytest.raises(ValueError, match="beta=nan"):
+        smooth_l1(far, beta=float("nan"))
     with pytest.raises(ValueError, match="beta=0"):
         smooth_l1(far, beta=0)
 
@@ -159,6 +176,14 @@ def test_focal_losses_are_the_plain_loop(alpha, gamma):
     logits, _, labels, _ = _example()
     losses = jax.jit(lambda *args: focal_losses(*args, alpha=alpha, gamma=gamma))(logits[:, 1:], labels)
     np.testing.assert_allclose(losses, _focal_by_loop(logits[:, 1:], labels, alpha, gamma), rtol=1e-5)
+
+
+def test_focal_losses_of_the_yes_and_of_the_no_are_both_halves():
+    """alpha may be 0 and 1."""
+    logits, _, labels, _ = _example()
+    yes, no, half = (focal_losses(logits[:, 1:], labels, alpha=alpha) for alpha in (1, 0, 0.5))
+    np.testing.assert_allclose(yes + no, 2 * half, rtol=1e-6)
+    assert not yes[labels == 0].any() and (no > 0).all()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.detection import encode_boxes, iou, match
+from hardmine_jax.detection.match import part_inside
 
 
 def _by_loop(boxes, gt_boxes, gt_labels, foreground, where):
@@ -70,6 +71,8 @@ def test_nothing_to_match(flaw):
     }[flaw]
     gt_boxes = gt_boxes.astype(np.float32)
     matched = match(boxes, gt_boxes, np.full(len(where), 3), where=where)
+    chex.assert_shape(matched, [(4,), (4, 4), (4,), (4,)])
+    chex.assert_type(matched, [jnp.int32, jnp.float32, jnp.float32, jnp.int32])
     np.testing.assert_array_equal(matched.labels, 0)
     np.testing.assert_array_equal(matched.overlaps, 0)
     np.testing.assert_array_equal(matched.indices, 0)
@@ -90,6 +93,19 @@ def test_batches_and_vmap_are_loops(heaps):
             chex.assert_trees_all_close(jax.tree.map(lambda x, row=row: x[row], batched), expected)
 
 
+def test_a_batch_of_images_without_ground_truth():
+    matched = match(np.ones((2, 5, 4)), np.zeros((2, 0, 4)), np.zeros((2, 0), int))
+    chex.assert_shape(matched, [(2, 5), (2, 5, 4), (2, 5), (2, 5)])
+
+
+def test_plain_lists_and_labels_of_few_bits_do():
+    boxes, gt_boxes = [[0.0, 0.0, 10.0, 10.0]], [[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 10.0]]
+    matched = match(boxes, gt_boxes, [3, 4], where=[True, False])
+    assert matched.labels.tolist() == [3]
+    matched = match(boxes, gt_boxes, np.uint8([3, 4]), foreground=1.0)
+    assert matched.labels.tolist() == [4] and matched.labels.dtype == jnp.int32
+
+
 def test_no_gradient_flows(heaps):
     boxes, gt_boxes = heaps(20), heaps(4)
 
@@ -103,8 +119,11 @@ def test_no_gradient_flows(heaps):
 
 def test_refusals(heaps):
     boxes, labels = heaps(5), np.ones(3, int)
-    with pytest.raises(ValueError, match="foreground=0.0 must be above 0"):
-        match(boxes, heaps(3), labels, foreground=0.0)
+    for foreground in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"foreground={foreground} must be above 0, up to 1"):
+            match(boxes, heaps(3), labels, foreground=foreground)
+    with pytest.raises(ValueError, match=r"boxes \(4,\) and gt_boxes \(3, 4\)"):
+        match(boxes[0], heaps(3), labels)
     with pytest.raises(ValueError, match=r"gt_boxes \(4, 4\), gt_labels \(3,\)"):
         match(boxes, heaps(4), labels)
     with pytest.raises(ValueError, match="where must be bool, not float32"):
@@ -113,3 +132,35 @@ def test_refusals(heaps):
         ValueError, match=r"boxes \(1, 5, 4\) and gt_boxes \(3, 4\) must have the same leading"
     ):
         match(boxes[None], heaps(3), labels)
+
+
+def test_the_part_inside_is_by_the_box_s_own_area(heaps):
+    boxes, regions = heaps(80), heaps(12)
+    boxes[3, 2:], regions[2, 2:], boxes[5, 1] = boxes[3, :2], regions[2, :2], np.nan
+    where = np.random.default_rng(0).random(12) < 0.7
+    expected = np.zeros(80)
+    for n, (x1, y1, x2, y2) in enumerate(boxes.astype(np.float64)):
+        for region in regions[where].astype(np.float64):
+            across, down = min(x2, region[2]) - max(x1, region[0]), min(y2, region[3]) - max(y1, region[1])
+            if across > 0 and down > 0:
+                expected[n] = max(expected[n], across * down / ((x2 - x1) * (y2 - y1)))
+    assert 5 < (expected > 0.5).sum() < 75
+    inside = jax.jit(part_inside)(boxes, regions, where=where)
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    np.testing.assert_array_equal(
+        jax.vmap(part_inside)(boxes[None], regions[None])[0], part_inside(boxes, regions)
+    )
+    assert not part_inside(boxes, regions[:0]).any()
+    gradient = jax.grad(lambda boxes: part_inside(boxes, regions).sum())(boxes)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_what_does_not_fit_a_region_is_refused():
+    boxes, where = jnp.zeros((3, 4)), jnp.ones(2, bool)
+    for regions, given, message in (
+        (jnp.zeros((5, 4)), where, "must be"),
+        (jnp.zeros((2, 4)), where.astype(int), "must be bool"),
+        (jnp.zeros((1, 2, 4)), where[None], "must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            part_inside(boxes, regions, where=given)

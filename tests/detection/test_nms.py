@@ -70,6 +70,12 @@ def test_equal_to_the_threshold_stays():
     assert nms(boxes, scores, threshold=0.499, max_kept=2)[1].sum() == 1
 
 
+def test_plain_lists_do():
+    boxes, scores = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 0.0, 30.0, 10.0]], [1.0, 3.0, 2.0]
+    indices, where = nms(boxes, scores, threshold=0.5, max_kept=2)
+    assert indices.tolist() == [1, 2] and where.all()
+
+
 def test_best_first_whatever_the_scores():
     boxes = np.arange(24, dtype=np.float32).reshape(6, 4) * 100 + np.array([0, 0, 5, 5], np.float32)
     scores = np.array([-np.inf, 2.0, np.nan, -1.0, np.inf, 2.0], np.float32)
@@ -97,6 +103,8 @@ def test_refusals(heaps):
     boxes, scores = _problem(heaps, 5)
     with pytest.raises(ValueError, match="max_kept=6 > N=5"):
         nms(boxes, scores, threshold=0.5, max_kept=6)
+    with pytest.raises(ValueError, match="max_kept=0 < 1"):
+        nms(boxes, scores, threshold=0.5, max_kept=0)
     with pytest.raises(ValueError, match=r"boxes \(4, 4\) and scores \(5,\)"):
         nms(boxes[:4], scores, threshold=0.5, max_kept=2)
     with pytest.raises(ValueError, match=r"boxes \(1, 5, 4\) and scores \(1, 5\)"):

@@ -108,8 +108,9 @@ def test_refusals(heaps):
         ohem(losses, boxes, k=6)
     with pytest.raises(ValueError, match="k=0 < 1"):
         ohem(losses, boxes, k=0)
-    with pytest.raises(ValueError, match="iou_threshold=70 must lie in 0 .. 1"):
-        ohem(losses, boxes, k=2, iou_threshold=70)
+    for threshold in (70, 1.5, -0.5):
+        with pytest.raises(ValueError, match=f"iou_threshold={threshold} must lie in 0 .. 1"):
+            ohem(losses, boxes, k=2, iou_threshold=threshold)
     with pytest.raises(ValueError, match=r"boxes of shape \(4, 4\) != \(5, 4\)"):
         ohem(losses, boxes[:4], k=2)
     with pytest.raises(ValueError, match=r"labels of shape \(4,\) != \(5,\)"):

@@ -50,6 +50,19 @@ def test_the_order_depends_on_the_boxes_alone_and_prefers_the_large():
     assert areas[:100].mean() > 1.5 * areas[-100:].mean()
 
 
+def test_the_rank_is_the_place_by_area_times_a_random_number():
+    boxes = np.float32([[0, 0, 5, 1], [3, 2, 5, 5], [1, 4, 3, 5], [9, 1, 9.5, 9], [2, 2, 4, 5], [0, 7, 1, 8]])
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    largest_first = sorted(range(6), key=lambda i: (-areas[i], i))
+    chance = np.random.default_rng(0).random(6)
+    ranks = {box: chance[place] * (place + 1) for place, box in enumerate(largest_first)}
+    assert proposals._order(boxes).tolist() == sorted(ranks, key=ranks.get)
+
+
+def test_the_least_numbers_are_taken(image):
+    assert len(selective_search(image[:12, :12], base_k=1, max_proposals=1)) == 1
+
+
 def test_small_boxes_are_left_out(image):
     boxes = selective_search(image, min_size=15)
     assert len(boxes) and (boxes[:, 2:] - boxes[:, :2]).min() >= 15

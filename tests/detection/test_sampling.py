@@ -52,6 +52,13 @@ def test_the_fraction_and_the_bounds_are_options():
     assert overlaps[keep & (labels == 0)].max() < 0.1
 
 
+@pytest.mark.parametrize("fraction, expected", [(0, [0, 2]), (1, [2, 1])])
+def test_all_or_no_foreground_whatever_its_label_and_plain_lists_do(fraction, expected):
+    labels, overlaps = [1, 0, 7, 0], [0.9, 0.3, 0.6, 0.2]
+    keep = sample_rois(jax.random.key(0), labels, overlaps, k=3, foreground_fraction=fraction).tolist()
+    assert [sum(keep[0::2]), sum(keep[1::2])] == expected
+
+
 def test_every_region_of_a_kind_has_the_same_chance():
     labels, overlaps = _regions(8, 12, 4)
     draw = jax.jit(jax.vmap(lambda key: sample_rois(key, labels, overlaps, k=8)))
@@ -98,9 +105,12 @@ def test_refusals():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="k=11 > N=10"):
         sample_rois(key, labels, overlaps, k=11)
+    with pytest.raises(ValueError, match="k=0 < 1"):
+        sample_rois(key, labels, overlaps, k=0)
     with pytest.raises(ValueError, match=r"labels \(9,\) and overlaps \(10,\)"):
         sample_rois(key, labels[1:], overlaps, k=2)
-    with pytest.raises(ValueError, match="foreground_fraction=25"):
-        sample_rois(key, labels, overlaps, k=2, foreground_fraction=25)
+    for fraction in (25, 1.5, -0.5):
+        with pytest.raises(ValueError, match=f"foreground_fraction={fraction}"):
+            sample_rois(key, labels, overlaps, k=2, foreground_fraction=fraction)
     with pytest.raises(ValueError, match="where must be bool"):
         sample_rois(key, labels, overlaps, k=2, where=overlaps)

@@ -41,13 +41,15 @@ from hardmine_jax.data.detection import proposals, voc  # noqa: E402
 from hardmine_jax.data.pose import coco as coco_keypoints  # noqa: E402
 from hardmine_jax.data.pose import coco_truth, lspet, mpii, person_boxes  # noqa: E402
 from hardmine_jax.data.pose.augment import evaluate_crop  # noqa: E402
-from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage  # noqa: E402
+from hardmine_jax.data.problems import DataError, Skipped, UnreadableImage, gather  # noqa: E402
 from hardmine_jax.models.torch_files import read_torch_file  # noqa: E402
 from hardmine_jax.models.torch_weights import WeightsError  # noqa: E402
 from hardmine_jax.tasks.charts import series  # noqa: E402
 from hardmine_jax.tasks.config_json import change  # noqa: E402
 from hardmine_jax.tasks.detection import config as detection_config  # noqa: E402
+from hardmine_jax.tasks.photos import InputError  # noqa: E402
 from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
+from hardmine_jax.tasks.pose import photo_boxes, predict_photos  # noqa: E402
 from hardmine_jax.tasks.pose.protocol import score_heads  # noqa: E402
 from hardmine_jax.training.metrics_log import mean_speed  # noqa: E402
 
@@ -147,6 +149,18 @@ def make_coco(folder: pathlib.Path) -> pathlib.Path:
     return _write(folder / "a.json", {"images": images, "annotations": annotations, "categories": [_NOSE]})
 
 
+def make_coco_outlines(folder: pathlib.Path) -> pathlib.Path:
+    """Of three objects there are outlines and no box."""
+    path = make_coco(folder)
+    content = json.loads(path.read_text())
+    runs = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT + 5, 7, HEIGHT - 7, 7]}
+    outlines = ([[3, 4, 43, 4, 43, 34.5]], runs, runs | {"counts": "]17Q10"})
+    for annotation, outline in zip(content["annotations"], outlines, strict=False):
+        del annotation["bbox"]
+        annotation["segmentation"] = outline
+    return _write(path, content)
+
+
 def read_coco_keypoints(folder: pathlib.Path) -> Skipped:
     return _everything(coco_keypoints.load(folder / "a.json", folder / "images", cache_dir=folder / "cache"))
 
@@ -160,9 +174,17 @@ def read_coco_truth(folder: pathlib.Path) -> Skipped:
     return coco_truth.annotations(file, num_keypoints=3)[1]
 
 
-def make_boxes(folder: pathlib.Path) -> pathlib.Path:
-    make_coco(folder)
+def make_boxes(folder: pathlib.Path, *, named: bool = False, whole: bool = False) -> pathlib.Path:
+    content = json.loads(make_coco(folder).read_text())
     boxes = [{"image_id": n % 4, "category_id": 1, "bbox": [n, 2, 20.5, 30], "score": 0.5} for n in range(6)]
+    if named:
+        names = [image["file_name"] for image in content["images"]]
+        boxes = [
+            box | {"file_name": names[n % len(names)], "category": "nose"} for n, box in enumerate(boxes)
+        ]
+    if whole:
+        unnamed = [{name: value for name, value in box.items() if name != "file_name"} for box in boxes]
+        boxes = {"images": content["images"], "annotations": unnamed, "categories": content["categories"]}
     return _write(folder / "boxes.json", boxes)
 
 
@@ -173,6 +195,17 @@ def read_boxes(folder: pathlib.Path) -> Skipped:
     for row in range(len(boxes)):
         evaluate_crop(boxes[row], size=(32, 32), skeleton=skeleton)
     return boxes.skipped
+
+
+def read_photo_boxes(folder: pathlib.Path) -> Skipped:
+    problems = []
+    boxes = photo_boxes.read_boxes(folder / "boxes.json", skip=lambda *found: problems.append(found))
+    paths = sorted((folder / "images").iterdir())
+    photos = predict_photos.read_photos(paths, boxes, skip=lambda *found: problems.append(found))
+    results = [predict_photos.coco_results(photo, np.ones((len(photo.boxes), 3, 3))) for photo in photos]
+    assert json.dumps(results) and all(photo.image.size for photo in photos)
+    assert predict_photos.category_notes(photos, [coco_json.Category(1, "nose")], chosen=False) is not None
+    return gather(problems)
 
 
 def make_voc(folder: pathlib.Path) -> pathlib.Path:
@@ -283,6 +316,7 @@ def make_pose_config(folder: pathlib.Path) -> pathlib.Path:
 
 def read_pose_config(folder: pathlib.Path) -> None:
     pose_config.load_config(folder)
+    pose_config.load_categories(folder)
 
 
 def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
@@ -291,7 +325,8 @@ def make_detection_config(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_detection_config(folder: pathlib.Path) -> None:
-    detection_config.load_config(folder)
+    _, classes = detection_config.load_config(folder)
+    detection_config.load_category_ids(folder, classes)
 
 
 _ARRAYS = {
@@ -373,8 +408,13 @@ KINDS = {
     "joints.mat, packed": Kind(_make(make_lspet, compressed=True), _MATRIX, read_lspet),
     "COCO keypoints JSON": Kind(make_coco, _JSON, read_coco_keypoints),
     "COCO detection JSON": Kind(make_coco, _JSON, read_coco_detection),
+    "COCO outlines JSON": Kind(make_coco_outlines, _JSON, read_coco_detection),
     "COCO truth JSON": Kind(make_coco, _JSON, read_coco_truth),
     "person boxes JSON": Kind(make_boxes, _JSON, read_boxes),
+    "boxes of photos JSON": Kind(_make(make_boxes, named=True), _JSON, read_photo_boxes, (InputError,)),
+    "boxes of photos, COCO JSON": Kind(
+        _make(make_boxes, named=True, whole=True), _JSON, read_photo_boxes, (InputError,)
+    ),
     "VOC XML": Kind(make_voc_xml, mutations.spoil_xml, read_voc),
     "VOC list": Kind(make_voc, _BYTES, read_voc),
     "MPII JSON": Kind(make_mpii, _JSON, read_mpii),

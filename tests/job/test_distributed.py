@@ -221,6 +221,10 @@ def test_senseless_arguments_are_named_before_anything_is_tried(arguments, said)
         pass
 
 
-def test_patience_cannot_be_negative():
-    with pytest.raises(ValueError, match="patience=-1 < 0: give seconds, or 0"), joined(patience=-1):
+@pytest.mark.parametrize("patience", [-1, float("nan"), float("inf"), 1e20])
+def test_patience_is_seconds(patience):
+    with (
+        pytest.raises(ValueError, match=r"must lie in \[0, 1e\+09\]: give seconds, or 0"),
+        joined(patience=patience),
+    ):
         pass

@@ -213,10 +213,35 @@ def test_process_that_hangs_after_others_are_done_is_killed_and_the_job_restarte
     assert "process 1 hangs: killed" in errors and "(1 of 3)" in errors
 
 
+def test_restarts_are_one_launch_and_another_start_is_another(launch, tmp_path, monkeypatch):
+    monkeypatch.delenv("HARDMINE_LAUNCH", raising=False)
+    body = """
+        with open(here / "launches", "a") as file:
+            print(os.environ["HARDMINE_LAUNCH"], file=file)
+        sys.exit(start < 2)
+    """
+    assert end(launch(body, processes=1))[0] == 0
+    assert end(launch(body, processes=1))[0] == 0
+    first, *restarts, other = (tmp_path / "launches").read_text().split()
+    assert restarts == [first, first] and other != first
+    # Of a job that is queued again the scheduler's own number counts.
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert end(launch('assert "HARDMINE_LAUNCH" not in os.environ', processes=1))[0] == 0
+    monkeypatch.setenv("HARDMINE_LAUNCH", "given")
+    assert end(launch('assert os.environ["HARDMINE_LAUNCH"] == "given"', processes=1))[0] == 0
+
+
+def test_what_was_interrupted_is_not_started_again(launch):
+    code, _, errors = end(launch("sys.exit(130)", processes=1))
+    assert code == 130 and "starting again" not in errors
+
+
 SAVES = """
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: stopped.append(1))
     (here / f"ready{number}").touch()
     while not stopped:
         time.sleep(0.02)
@@ -225,7 +250,32 @@ SAVES = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_under_nohup_a_closed_terminal_ends_nothing(launch, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        job = launch(SAVES, processes=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(tmp_path / "ready0")
+    job.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    assert job.poll() is None and not (tmp_path / "saved0").exists()
+    job.terminate()
+    assert end(job)[0] == 0
+
+
+def test_a_closed_terminal_that_says_so_twice_lets_all_save(launch, tmp_path):
+    job = launch(SAVES)
+    wait_for(tmp_path / "ready0")
+    wait_for(tmp_path / "ready1")
+    for _ in range(3):
+        job.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+    assert end(job, seconds=10)[0] == 0
+    assert (tmp_path / "saved0").exists() and (tmp_path / "saved1").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_reaches_all_and_their_saving_is_waited_for(launch, tmp_path, number):
     job = launch(SAVES)
     wait_for(tmp_path / "ready0")
@@ -299,6 +349,13 @@ def test_closed_output_does_not_stop_the_training(launch, tmp_path):
         (["--processes", "2", "--steady", "-1", "--", __file__], "--steady -1.0 must be at least 0"),
         (["--processes", "2", "--retries", "-1", "--", __file__], "--retries -1 must be at least 0"),
         (["--processes", "two", "--", __file__], "invalid int value"),
+        (
+            ["--processes", "2", "--timeout", "nan", "--", __file__],
+            "--timeout nan must be a number from 0",
+        ),
+        (["--processes", "2", "--steady", "inf", "--", __file__], "--steady inf must be a number from 0 to"),
+        (["--processes", "2", "--timeout", "1e20", "--", __file__], "--timeout 1e+20 must be a number from"),
+        (["--processes", "99999", "--", __file__], "--processes 99999 must be a number from 1 to 4096"),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(arguments, message):

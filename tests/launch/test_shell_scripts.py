@@ -105,6 +105,38 @@ def test_retry(tmp_path, body, code, starts):
     assert errors.splitlines()[-1] == f"launch: ended with exit code {code}"
 
 
+@pytest.mark.parametrize("retries, starts", [("08", 9), ("00", 1)])
+def test_retry_counts_in_base_10(tmp_path, retries, starts, monkeypatch):
+    monkeypatch.setenv("STEADY", "09")
+    executable(tmp_path / "train", ENDS.format(code=7))
+    job = retry(tmp_path, retries, "./train")
+    _, errors = job.communicate(timeout=20)
+    assert job.returncode == 7 and errors.count("starting again") == starts - 1
+    assert "too great" not in errors and errors.splitlines()[-1] == "launch: ended with exit code 7"
+
+
+def test_restarts_of_retry_are_one_launch_and_what_is_interrupted_is_not_restarted(tmp_path, monkeypatch):
+    monkeypatch.delenv("HARDMINE_LAUNCH", raising=False)
+    executable(
+        tmp_path / "train",
+        """
+        #!/usr/bin/env bash
+        echo "${HARDMINE_LAUNCH:-none}" >>launches
+        [[ $(wc -l <launches) -lt 3 ]] && exit 1
+        exit 130
+        """,
+    )
+    job = retry(tmp_path, "5", "./train")
+    job.communicate(timeout=20)
+    assert job.returncode == 130
+    launches = (tmp_path / "launches").read_text().split()
+    assert len(launches) == 3 and len(set(launches)) == 1 and launches[0].startswith("retry-")
+    # Of a job that is queued again the scheduler's own number counts.
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    retry(tmp_path, "0", "./train").communicate(timeout=20)
+    assert (tmp_path / "launches").read_text().split()[3:] == ["none"]
+
+
 def test_retry_counts_anew_after_a_steady_start(tmp_path, monkeypatch):
     monkeypatch.setenv("STEADY", "1")
     executable(
@@ -123,7 +155,7 @@ def test_retry_counts_anew_after_a_steady_start(tmp_path, monkeypatch):
     assert counts == ["1 of 2)", "1 of 2)", "2 of 2)"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_retry_waits_for_the_saving_and_tells_it_from_the_end(tmp_path, number):
     executable(tmp_path / "train", SAVES)
     job = retry(tmp_path, "3", "./train")
@@ -201,6 +233,16 @@ def test_slurm_passes_the_flags_and_restarts_after_a_crash(slurm, tmp_path):
     line = "experiments/pose_ohkm.py|--workdir|a b|--distributed|\n"
     assert (tmp_path / "arguments0").read_text() == 2 * line
     assert errors.count("exit code 9: starting again from the last checkpoint (1 of 3)") == 1
+
+
+def test_slurm_restarts_also_of_a_job_that_is_queued_again_are_one_launch(slurm, tmp_path, monkeypatch):
+    monkeypatch.delenv("HARDMINE_LAUNCH", raising=False)
+    for code in (9, 0):
+        job = slurm(f'#!/usr/bin/env bash\necho "$HARDMINE_LAUNCH" >>launches\nexit {code}\n', RETRIES="01")
+        assert job.wait(30) == code
+        job.communicate()
+    launches = (tmp_path / "launches").read_text().split()
+    assert len(launches) >= 3 and set(launches) == {"slurm-17"}
 
 
 @pytest.mark.parametrize("name, value", [("STEADY", "1h"), ("RETRIES", "many"), ("RETRIES", "-1")])

@@ -29,7 +29,7 @@ POD = {
             "name": str,
             "image": str,
             "workingDir?": str,
-            "env?": [{"name": str, "value": str}],
+            "env?": [{"name": str, "value?": str, "valueFrom?": {"fieldRef": {"fieldPath": str}}}],
             "command": [str],
             "ports?": [{"containerPort": int}],
             "resources": {"requests?": {str: int}, "limits": {str: int}},

@@ -43,7 +43,9 @@ def test_gamma_0_is_the_plain_loss():
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_the_ends_are_finite(gamma):
     losses = jnp.array([-1.0, 0.0, 1e-30, 1e4])
-    gradient = jax.grad(lambda losses: (focal_weights(losses, gamma=gamma) * losses).sum())(losses)
+    # Not even on the way, where `jax_debug_nans` would stop.
+    with jax.debug_nans(True):
+        gradient = jax.grad(lambda losses: (focal_weights(losses, gamma=gamma) * losses).sum())(losses)
     assert np.isfinite(gradient).all()
     weights = focal_weights(losses, gamma=gamma)
     np.testing.assert_array_equal(weights[jnp.array([0, 1, 3])], [gamma == 0, gamma == 0, 1])
@@ -63,6 +65,6 @@ def test_it_rises_with_the_loss_and_gamma_may_be_traced():
 
 
 def test_refusals():
-    for gamma in (-1.0, np.nan):
+    for gamma in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"gamma={gamma} must be finite and 0 or more"):
             focal_weights(jnp.zeros(3), gamma=gamma)

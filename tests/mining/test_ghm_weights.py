@@ -85,3 +85,10 @@ def test_refusals():
         ghm_weights(jnp.zeros(3), num_bins=0)
     with pytest.raises(ValueError, match=r"counts of shape \(4,\) != \(2, 5\)"):
         ghm_weights(jnp.zeros((2, 3)), num_bins=5, counts=jnp.ones(4))
+
+
+@pytest.mark.parametrize("num_bins", [2.5, 3.0, True])
+def test_the_number_of_bins_is_an_integer(num_bins):
+    for function in (ghm_weights, gradient_histogram):
+        with pytest.raises(TypeError, match="must be a Python int"):
+            function(jnp.array([0.0, 0.5, 1.0]), num_bins=num_bins)

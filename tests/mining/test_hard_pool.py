@@ -121,6 +121,13 @@ def test_positives_are_kept_aside():
     assert [row[0] for row in _rows(pool.negatives)] == [15]
 
 
+def test_positives_grow_older_until_they_are_seen_again_the_example_0_too():
+    pool, one = hard_pool.init(1, num_positives=3), jnp.ones(1)
+    for index in (0, 5, 0, 6):
+        pool = UPDATE(pool, jnp.array([index]), one, positive=jnp.ones(1, bool))
+    assert _rows(pool.positives) == [(0, 1.0, 1), (5, 1.0, 2), (6, 1.0, 0)]
+
+
 @pytest.mark.parametrize("score", [1.0, 0.0, -1.0])
 def test_ageing_never_ranks_higher(score):
     pool = UPDATE(hard_pool.init(2), jnp.array([1]), jnp.array([score]))
@@ -129,9 +136,9 @@ def test_ageing_never_ranks_higher(score):
 
 
 def test_nothing_seen_ages_only():
-    pool = UPDATE(hard_pool.init(2), jnp.array([4]), jnp.array([1.0]))
-    empty = jnp.zeros(0, jnp.int32), jnp.zeros(0)
-    assert _rows(UPDATE(pool, *empty, decay=0.5).negatives) == [(4, 0.5, 1)]
+    pool = UPDATE(hard_pool.init(2), jnp.array([4, 0]), jnp.array([1.0, 0.5]))
+    for nothing in ((jnp.zeros(0, jnp.int32), jnp.zeros(0)), (-jnp.ones(2, jnp.int32), jnp.ones(2))):
+        assert _rows(UPDATE(pool, *nothing, decay=0.5).negatives) == [(4, 0.5, 1), (0, 0.25, 1)]
 
 
 def test_a_draw_has_no_example_twice_and_comes_from_the_pool():
@@ -192,10 +199,30 @@ def test_goes_through_a_checkpoint_and_on_to_the_same_bits(tmp_path, num_positiv
     chex.assert_trees_all_equal(*draws)
 
 
+def test_plain_lists_and_other_types_of_numbers_do():
+    expected = UPDATE(hard_pool.init(2), jnp.array([7, 3, 9]), jnp.array([5.0, 1.0, 9.0])).negatives
+    seen = [7, 3, 9], [5, 1, 9], [False] * 3
+    pool = hard_pool.init(2, num_positives=1)
+    found = hard_pool.update(pool, *seen[:2], positive=seen[2], where=[True] * 3)
+    chex.assert_trees_all_equal(found.negatives, expected)
+    with jax.numpy_dtype_promotion("strict"):
+        found = hard_pool.update(pool, jnp.uint8([7, 3, 9]), jnp.bfloat16([5, 1, 9]))
+    chex.assert_trees_all_equal(found.negatives, expected)
+
+
+def test_no_gradient_flows_into_the_pool():
+    gradient = jax.grad(
+        lambda s: hard_pool.update(hard_pool.init(2), jnp.arange(2), s).negatives.scores.sum()
+    )
+    np.testing.assert_array_equal(gradient(jnp.array([1.0, 2.0])), np.zeros(2))
+
+
 def test_wrong_numbers_and_shapes_are_named():
     pool = hard_pool.init(3)
     with pytest.raises(ValueError, match="capacity=0, num_positives=0"):
         hard_pool.init(0)
+    with pytest.raises(ValueError, match="num_positives=-1"):
+        hard_pool.init(3, num_positives=-1)
     with pytest.raises(TypeError, match="indices of float32"):
         hard_pool.update(pool, jnp.zeros(2), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"\[B\] alike, not \(2,\), \(3,\)"):
@@ -213,3 +240,19 @@ def test_wrong_numbers_and_shapes_are_named():
         hard_pool.sample(pool, jax.random.key(0), num_negatives=4)
     with pytest.raises(ValueError, match="num_positives=1 of a pool with 0"):
         hard_pool.sample(pool, jax.random.key(0), num_negatives=1, num_positives=1)
+
+
+@pytest.mark.parametrize(
+    "indices", [[2**31, 1], np.array([2**40 + 3, 1]), np.array([2**63 + 1, 1], np.uint64)], ids=str
+)
+def test_an_index_that_does_not_fit_is_refused_and_never_wrapped(indices):
+    with pytest.raises(ValueError, match="do not fit into int32"):
+        hard_pool.update(hard_pool.init(3), indices, jnp.ones(2))
+
+
+def test_wide_integers_are_recorded_and_a_traced_one_that_does_not_fit_takes_no_part():
+    def indices(seen):
+        return hard_pool.update(hard_pool.init(3), seen, jnp.ones(2)).negatives.indices
+
+    np.testing.assert_array_equal(indices(np.array([2**31 - 1, -(2**40)])), [2**31 - 1, -1, -1])
+    np.testing.assert_array_equal(jax.jit(indices)(jnp.array([3_000_000_000, 1], jnp.uint32)), [1, -1, -1])

@@ -76,5 +76,11 @@ def test_refusals():
         harder_than_easiest(losses, max_kept=6)
     with pytest.raises(ValueError, match="max_kept=0 < 1.*N=5"):
         harder_than_easiest(losses, min_kept=0, max_kept=0)
-    with pytest.raises(ValueError, match="min_kept=2 > N=1"):
-        harder_than_easiest(jnp.zeros(1))
+    with pytest.raises(ValueError, match="min_kept=3 > N=1"):
+        harder_than_easiest(jnp.zeros(1), min_kept=3)
+    with pytest.raises(ValueError, match=r"ratio of shape \(2,\): give one number"):
+        harder_than_easiest(losses, ratio=np.array([2.0, 3.0]))
+
+
+def test_one_unit_is_kept_by_default():
+    assert harder_than_easiest(jnp.ones((4, 1))).all()

@@ -87,3 +87,12 @@ def test_refusals():
             masked_mean(LOSSES, where=WHERE, denominator=denominator)
     with pytest.raises(ValueError, match=r"denominator of shape \(2,\): give one number"):
         masked_mean(LOSSES, where=WHERE, denominator=jnp.array([2.0, 3.0]))
+
+
+def test_the_mean_over_one_kept_unit_is_its_loss():
+    assert masked_mean(jnp.array([3.0, 5.0]), where=jnp.array([False, True])) == 5.0
+
+
+def test_complex_losses_are_refused():
+    with pytest.raises(TypeError, match="losses of complex64"):
+        masked_mean(jnp.ones(2, jnp.complex64), where=None)

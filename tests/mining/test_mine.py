@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hardmine_jax.mining.masked_mean import masked_mean
 from hardmine_jax.mining.mine import Mined, mine
+from hardmine_jax.mining.reuse import Residuals
 from hardmine_jax.mining.threshold import threshold
 from hardmine_jax.mining.top_k import top_k
 
@@ -179,7 +180,9 @@ def _by_position(params, x, labels, *, numpy):
 
 def _by_counter(params, x, labels):
     def body(index, losses):
-        return losses.at[index].set(jnp.square(x[index] @ params["w1"]).sum() + labels[index])
+        return losses.at[index].set(
+            jnp.square(x[index] @ params["w1"]).sum() + labels[index].astype(jnp.float32)
+        )
 
     return jax.lax.fori_loop(0, len(labels), body, jnp.zeros(len(labels)))
 
@@ -226,6 +229,63 @@ def test_reuse_works_out_positions_anew(loss_fn, capacity):
     args = _head()
     leasts = _between(jax.jit(loss_fn)(*args))[[3, 6]]
     _check(loss_fn, args, leasts, capacity=capacity, in_axes=(None, 0, 0), way={"reuse": True})
+
+
+def _hidden(params, x):
+    return jnp.tanh(x @ params["w1"])
+
+
+# Whose gradient was that of other rows, and to which integers or bools along the units lead.
+NUMBERED = {
+    "cumsum": lambda params, x, y: _hidden(params, x)[jnp.cumsum(jnp.ones(len(y), int)) - 1, y],
+    "cumsum of bool": lambda params, x, y: _hidden(params, x)[jnp.cumsum(y >= 0) - 1, y],
+    "cumsum of int8": lambda params, x, y: _hidden(params, x)[jnp.cumsum(jnp.ones_like(y, jnp.int8)) - 1, y],
+    "linspace": lambda params, x, y: _hidden(params, x)[
+        jnp.round(jnp.linspace(0, len(y) - 1, len(y))).astype(int), y
+    ],
+    "scan": lambda params, x, y: _hidden(params, x)[
+        jax.lax.scan(lambda carry, _: (carry + 1, carry), 0, None, length=len(y))[1], y
+    ],
+    "flat": lambda params, x, y: _hidden(params, x).reshape(-1)[jnp.arange(len(y)) * 8 + y],
+    "sorted and back": lambda params, x, y: jnp.tanh(_hidden(params, x[jnp.argsort(y)]))[:, 0][
+        jnp.argsort(jnp.argsort(y))
+    ],
+    "checkpoint": lambda params, x, y: jax.checkpoint(lambda hidden, rows: jnp.sin(hidden)[rows, y])(
+        _hidden(params, x), jnp.cumsum(jnp.ones_like(y)) - 1
+    ),
+}
+PROVEN = {
+    "arange": lambda params, x, y: _hidden(params, x)[jnp.arange(len(y)), y],
+    "take_along_axis": lambda params, x, y: jnp.take_along_axis(_hidden(params, x), y[:, None], 1)[:, 0],
+    "table by class": lambda params, x, y: jnp.sin(params["w1"].T[y])[:, 0] * x[:, 0],
+    "weighted by place": lambda params, x, y: _hidden(params, x)[:, 0] * jnp.arange(1.0, 1 + len(y)) / 9,
+}
+
+
+@pytest.mark.parametrize("name", [*NUMBERED, *PROVEN])
+def test_reuse_is_the_masked_path_however_rows_are_numbered(name, monkeypatch):
+    known = []
+    kept = property(lambda self: known[-1], lambda self, value: known.append(value))
+    monkeypatch.setattr(Residuals, "known", kept, raising=False)
+    args, loss_fn = _head(), {**NUMBERED, **PROVEN}[name]
+    leasts = _between(jax.jit(loss_fn)(*args))[[3]]
+    _check(loss_fn, args, leasts, capacity=3, in_axes=(None, 0, 0), way={"reuse": True})
+    assert set(known) == {name in PROVEN}
+
+
+@every_way
+def test_the_choice_is_not_differentiated(way):
+    @jax.custom_jvp
+    def size(x):
+        return jnp.abs(x)
+
+    @size.defjvp
+    def rule(primals, tangents):
+        raise AssertionError("what was given to select has a gradient")
+
+    hard = mine(jnp.square, lambda losses, x: top_k(size(x), k=2), capacity=2, in_axes=0, **way)
+    gradient = jax.grad(lambda x: hard(x).losses.sum())(jnp.arange(float(NUM_UNITS)))
+    np.testing.assert_array_equal(gradient, [0, 0, 0, 0, 0, 10, 12])
 
 
 @every_way
@@ -314,6 +374,26 @@ def test_nothing_kept_is_zero_with_a_zero_gradient(way):
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
+@every_way
+def test_the_choice_may_be_made_by_what_has_no_derivative(way):
+    """As a loop has none in reverse mode: nothing that select is given may still carry a gradient."""
+
+    def select(losses, x):
+        least = jax.lax.while_loop(
+            lambda least: (losses > least).sum(dtype=jnp.int32) > 2, lambda least: least + 0.5, x.min()
+        )
+        return losses > least
+
+    def loss(weight, x):
+        mined = mine(lambda weight, x: weight * x, select, capacity=2, in_axes=(None, 0), **way)(weight, x)
+        return masked_mean(mined.losses, where=mined.keep)
+
+    x = jnp.arange(1.0, 8.0)
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(jnp.float32(1.0), x)
+    assert (float(value), float(gradients[0])) == (6.5, 6.5)
+    np.testing.assert_array_equal(gradients[1], np.where(np.asarray(x) > 5, 0.5, 0))
+
+
 def _dropout_loss(weight, x, keys):
     """Each unit draws its own mask, from its own key."""
     masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)
@@ -345,6 +425,18 @@ def test_reuse_keeps_the_masks_of_one_key_for_all():
         in_axes=(None, 0, None),
         way={"reuse": True},
     )
+
+
+def test_reuse_keeps_the_integers_of_one_key_for_all():
+    """They are no positions, although they lie along the units: drawn anew for few units they are others."""
+    _, x, _ = _head()
+
+    def loss_fn(table, x, key):
+        return jnp.square(table[jax.random.randint(key, (len(x),), 0, len(table))] * x[:, 0] + 1)
+
+    args = jnp.arange(1.0, 6.0), x, jax.random.key(2)
+    leasts = _between(jax.jit(loss_fn)(*args))[[3, 6]]
+    _check(loss_fn, args, leasts, capacity=4, in_axes=(None, 0, None), way={"reuse": True})
 
 
 def test_score_dtype_takes_a_python_number():

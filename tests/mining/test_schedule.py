@@ -47,6 +47,11 @@ def test_numpy_integers_do_not_wrap():
     assert int(schedule(5, start=np.uint8(3), k=np.uint8(1), steps=np.uint8(10))) == 2
 
 
+def test_a_step_of_few_bits_does_not_wrap_before_it_begins():
+    steps = np.array([5, 60, 255], np.uint8)
+    np.testing.assert_array_equal(schedule(steps, start=9, k=1, steps=80, begin=50), [9, 8, 1])
+
+
 def test_it_may_rise_and_may_stay():
     assert [int(schedule(step, start=1, k=3, steps=2)) for step in range(4)] == [1, 2, 3, 3]
     assert int(schedule(5, start=8, k=8, steps=10)) == 8
@@ -81,3 +86,22 @@ def test_refusals():
         schedule(0, start=5.0, k=1, steps=10)
     with pytest.raises(ValueError, match="shape='step' must be 'linear' or 'cosine'"):
         schedule(0, start=5, k=1, steps=10, shape="step")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [jnp.uint32(3_000_000_000), 3_000_000_000, np.uint64(2**63 + 5), jnp.uint8(250), jnp.float32(3e9), 2**70],
+    ids=str,
+)
+def test_a_late_step_of_any_dtype_does_not_wrap(step):
+    assert int(schedule(step, start=17, k=8, steps=100)) == 8
+
+
+def test_a_change_that_begins_beyond_int32():
+    begin = 3_000_000_000
+    for step in (begin + 2, jnp.uint32(begin + 2)):
+        assert int(schedule(step, start=5, k=1, steps=4, begin=begin)) == 3
+    assert int(schedule(jnp.int32(2**31 - 1), start=5, k=1, steps=4, begin=begin)) == 5
+    assert int(schedule(jnp.uint32(0), start=5, k=1, steps=4, begin=-2)) == 3
+    with pytest.raises(TypeError, match="step of complex64"):
+        schedule(jnp.complex64(1), start=5, k=1, steps=4)

@@ -53,6 +53,18 @@ def test_nothing_kept_or_no_loss_at_all():
     chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, nothing))
     found = stats(jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
     assert float(found.loss_captured) == 0.0 and float(found.fraction_kept) == 1.0
+    # Losses below 0 may cancel out.
+    assert float(stats(jnp.array([-1.0, 1.0]), jnp.array([False, True])).loss_captured) == 0.0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_nan_arises_on_the_way(kept):
+    """Who looks for the NaN of a network by `jax_debug_nans` is not led here."""
+    with jax.debug_nans(True):
+        found = stats(
+            jnp.zeros((2, 3)), jnp.array([[kept, False, False]] * 2), jnp.array([[True, True, False]] * 2)
+        )
+    chex.assert_tree_all_finite(found)
 
 
 def test_garbage_where_nothing_takes_part_is_harmless():

@@ -50,3 +50,29 @@ def test_min_kept_out_of_range_names_both_numbers():
         threshold(jnp.zeros(5), min_loss=0.0, min_kept=-1)
     with pytest.raises(TypeError, match="min_kept=1.5 must be a Python int"):
         threshold(jnp.zeros(5), min_loss=0.0, min_kept=1.5)
+
+
+def test_is_compared_in_float32_whatever_the_dtype():
+    assert threshold(jnp.array([0.1], jnp.bfloat16), min_loss=0.1).all()
+    assert threshold(jnp.array([1, 2], jnp.uint8), min_loss=-1).all()
+    assert not threshold(jnp.array([1, 2], jnp.uint8), min_loss=2.5).any()
+    assert not threshold(jnp.array([6e4], jnp.float16), min_loss=1e6).any()
+
+
+def test_a_threshold_a_row_and_a_unit():
+    losses = jnp.ones((3, 3))
+    rows, expected = jnp.array([0.0, 2.0, 2.0]), np.array([[True] * 3, [False] * 3, [False] * 3])
+    np.testing.assert_array_equal(threshold(losses, min_loss=rows), expected)
+    np.testing.assert_array_equal(threshold(losses, min_loss=rows[:, None]), expected)
+    np.testing.assert_array_equal(threshold(losses, min_loss=losses.at[1].set(0)), expected[[1, 0, 2]])
+    np.testing.assert_array_equal(threshold(losses[0], min_loss=rows), expected[:, 0])
+    for shape in [(2,), (1, 3), (4, 3, 3)]:
+        with pytest.raises(ValueError, match="give one for all"):
+            threshold(losses, min_loss=jnp.zeros(shape))
+
+
+def test_what_has_no_order_is_refused():
+    with pytest.raises(TypeError, match="losses of complex64"):
+        threshold(jnp.ones(2, jnp.complex64), min_loss=0.5)
+    with pytest.raises(ValueError, match="min_loss is NaN"):
+        threshold(jnp.ones(2), min_loss=float("nan"))

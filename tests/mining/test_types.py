@@ -51,6 +51,7 @@ def test_half_precision_and_integers_pass_where_promotion_is_strict(dtype):
             mining.stats(losses, keep).fraction_kept,
             mining.harder_than_easiest(LOSSES, ratio=2.0, min_kept=jnp.uint8(1)),
             mining.hard_negatives(LOSSES, positive=keep, min_negatives=jnp.uint32(1)),
+            mining.hard_negatives(LOSSES, positive=keep, ratio=jnp.int32(2)),
             mining.focal_weights(losses),
             mining.ghm_weights(losses),
             mining.importance_weights(jax.random.key(0), losses, k=jnp.uint8(2)),

@@ -69,7 +69,11 @@ def test_matrices_and_points_come_in_batches():
     np.testing.assert_allclose(
         apply_affine(jnp.asarray(matrices), jnp.asarray(points)), looped, rtol=2e-4, atol=1e-3
     )
-    assert invert_affine(matrices.astype(np.float32)).dtype == np.float32
+    for dtype in (np.float16, np.float32):
+        narrow = matrices.astype(dtype)
+        expected = invert_affine(narrow.astype(np.float64)).astype(dtype)
+        np.testing.assert_array_equal(invert_affine(narrow), expected)
+        assert invert_affine(narrow).dtype == dtype
 
 
 def test_warp_affine_moves_pixels_where_the_matrix_moves_points():
@@ -99,10 +103,15 @@ def test_box_gets_the_aspect_and_contains_the_box(x, y, width, height, aspect):
     np.testing.assert_allclose(centre, [x + width / 2, y + height / 2])
     padded = box_to_centre_scale((x, y, x + width, y + height), aspect=aspect, padding=1.25)[1]
     np.testing.assert_allclose(padded, 1.25 * sides)
+    np.testing.assert_array_equal(
+        box_to_centre_scale((x, y, x + width, y + height), aspect=aspect)[1], padded
+    )
 
 
 def test_a_line_is_a_box_and_a_point_is_not():
     np.testing.assert_allclose(box_to_centre_scale((0, 0, 0, 8), aspect=0.5, padding=1.0)[1], [4, 8])
+    # Nor need a side be as long as a pixel.
+    np.testing.assert_allclose(box_to_centre_scale((0, 0, 0.2, 0.2), aspect=1.0, padding=1.0)[1], [0.2, 0.2])
     for box in [(3, 3, 3, 3), (5, 0, 1, 4), (0, 0, np.nan, 4), (0, 0, np.inf, 4)]:
         with pytest.raises(ValueError, match="must be .x1, y1, x2, y2."):
             box_to_centre_scale(box, aspect=1.0)
@@ -175,7 +184,16 @@ def test_half_body_uses_labelled_keypoints_only():
 def test_half_body_gives_up_where_no_half_spans_a_box():
     rng = np.random.default_rng(5)
     assert half_body(BODY, np.array([2, 0, 0, 2, 0, 0]), UPPER, rng) is None
-    assert half_body(np.zeros_like(BODY), np.full(6, 2), UPPER, rng) is None
+    for point in ([0, 0], [3, 8]):
+        assert half_body(np.zeros_like(BODY) + np.float32(point), np.full(6, 2), UPPER, rng) is None
+
+
+def test_half_body_may_be_a_line_and_smaller_than_a_pixel():
+    rng = np.random.default_rng(7)
+    upright = BODY * np.float32([0, 1 / 128])
+    boxes = {tuple(half_body(upright, np.full(6, 2), UPPER, rng)) for _ in range(40)}
+    assert boxes == {(0, 0, 0, 12 / 128), (0, 40 / 128, 0, 60 / 128)}
+    assert half_body(upright, np.full(6, 2), UPPER, rng).dtype == np.float64
 
 
 def test_half_body_draws_once_whatever_comes_out():

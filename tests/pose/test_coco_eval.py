@@ -85,6 +85,37 @@ def test_people_without_labels_are_ignored_and_empty_images_count(truth):
     assert coco_average_precision(_found(truth) + [inside], truth, sigmas=SIGMAS)["AP"] < 0.9
 
 
+def test_the_category_is_1_and_no_crowd_where_nothing_is_said(truth):
+    said = coco_average_precision(_found(truth, 5.0), truth, sigmas=SIGMAS)
+    silent = [{key: item[key] for key in ("image_id", "keypoints", "area")} for item in truth]
+    found = [{**item, "category_id": 1} for item in _found(truth, 5.0)]
+    assert coco_average_precision(found, silent, sigmas=SIGMAS) == said
+    # The box and the count that follow from the labelled keypoints are those that COCO would give.
+    spans = [item["keypoints"][item["keypoints"][:, 2] > 0, :2] for item in truth]
+    whole = [
+        {**item, "bbox": [*span.min(0), *np.ptp(span, axis=0)], "num_keypoints": 3, "iscrowd": 0}
+        for item, span in zip(silent, spans, strict=True)
+    ]
+    assert coco_average_precision(found, whole, sigmas=SIGMAS) == said
+
+
+def test_numbers_may_be_text(truth):
+    text = [
+        {
+            **item,
+            "image_id": str(item["image_id"]),
+            "category_id": "1",
+            "area": str(item["area"]),
+            "iscrowd": "0",
+        }
+        for item in truth
+    ]
+    found = [{**item, "image_id": str(item["image_id"]), "score": "0.9"} for item in _found(truth, 5.0)]
+    assert coco_average_precision(found, text, sigmas=SIGMAS) == coco_average_precision(
+        _found(truth, 5.0), truth, sigmas=SIGMAS
+    )
+
+
 def test_inputs_stay_as_they_are_and_nothing_is_printed(truth, capfd):
     before = [dict(item) for item in truth]
     found = _found(truth)
@@ -97,3 +128,35 @@ def test_inputs_stay_as_they_are_and_nothing_is_printed(truth, capfd):
 def test_another_number_of_keypoints_names_both(truth):
     with pytest.raises(ValueError, match="12 numbers in keypoints, but 3 sigmas"):
         coco_average_precision([], truth, sigmas=SIGMAS[:3])
+
+
+def test_ids_may_be_text_and_whole_numbers_of_any_kind(truth):
+    expected = coco_average_precision(_found(truth, 5.0), truth, sigmas=SIGMAS)
+    kinds = (str, float, np.int64, lambda number: f"frame {number}")
+    for kind in kinds:
+        here = [item | {"image_id": kind(item["image_id"]), "category_id": "mouse"} for item in truth]
+        found = [item | {"category_id": "mouse"} for item in _found(here, 5.0)]
+        assert coco_average_precision(found, here, sigmas=SIGMAS) == expected
+        # Without one they are of the only category that there is.
+        assert coco_average_precision(_found(here, 5.0), here, sigmas=SIGMAS) == expected
+
+
+def test_predictions_of_another_category_alone_are_refused(truth):
+    here = [item | {"category_id": 2} for item in truth]
+    found = [item | {"category_id": 1} for item in _found(truth)]
+    with pytest.raises(ValueError, match="predictions of category_id 1, annotations of 2: .*in common"):
+        coco_average_precision(found, here, sigmas=SIGMAS)
+    mixed = found + [item | {"category_id": 2.0} for item in _found(truth)]
+    assert coco_average_precision(mixed, here, sigmas=SIGMAS)["AP"] == 1.0
+
+
+def test_more_than_twenty_people_a_picture_count_where_that_is_asked_for(truth):
+    many = [
+        truth[0] | {"keypoints": item} for item in truth[0]["keypoints"] + np.arange(30)[:, None, None] * 1e3
+    ]
+    many = [item | {"keypoints": np.where([False, False, True], 2, item["keypoints"])} for item in many]
+    assert coco_average_precision(_found(many), many, sigmas=SIGMAS)["AR"] == pytest.approx(20 / 30)
+    assert coco_average_precision(_found(many), many, sigmas=SIGMAS, max_people=30)["AP"] == 1.0
+    assert coco_average_precision(_found(many), many, sigmas=SIGMAS, max_people=15)["AR"] == 0.5
+    with pytest.raises(ValueError, match="max_people=0 < 1"):
+        coco_average_precision([], many, sigmas=SIGMAS, max_people=0)

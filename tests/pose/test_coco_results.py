@@ -191,6 +191,14 @@ def test_one_image_of_many_people_and_the_best_few():
     np.testing.assert_array_equal([result["keypoints"][:2] for result in results], keypoints[best, 0])
 
 
+def test_more_may_be_asked_for_than_there_are_people():
+    keypoints, ones = np.arange(3 * K * 2).reshape(3, K, 2) * 100.0, np.ones(3)
+    results = coco_results(
+        np.full(3, 7), keypoints, np.ones((3, K)), box_scores=ones, areas=ones, sigmas=SIGMAS, max_people=500
+    )
+    assert [result["keypoints"][0] for result in results] == keypoints[:, 0, 0].tolist()
+
+
 def test_nobody_is_no_result_and_wrong_shapes_are_refused():
     nobody = dict(
         image_ids=np.zeros(0, int), keypoints=np.zeros((0, K, 2)), keypoint_scores=np.zeros((0, K)),

@@ -57,7 +57,7 @@ def test_encode_takes_half_precision_and_works_in_single():
 @pytest.mark.parametrize(
     "shape, size, sigma, message",
     [
-        ((3, 3), (4, 4), 1.0, "must end in"),
+        ((3, 3), (4, 4), 1.0, "must end in axes of K and of .x, y."),
         ((3, 2), (4, 4), 0.0, "sigma=0.0"),
         ((3, 2), (0, 4), 1.0, r"\(0, 4\)"),
     ],
@@ -84,6 +84,8 @@ def test_dark_is_exact_whatever_the_scale_and_blur():
             decoded, scores = _decode(heatmaps * scale, blur_sigma=blur_sigma)
             chex.assert_trees_all_close(decoded, keypoints, atol=0.03)
             chex.assert_trees_all_close(scores, heatmaps.max(axis=(0, 1)) * scale, rtol=1e-6)
+    rough = np.random.default_rng(2).random((32, 24, 5), np.float32)
+    chex.assert_trees_all_equal(_decode(rough), _decode(rough, method="dark", blur_sigma=2.0))
 
 
 def test_dark_beats_quarter_beats_argmax_under_noise():

@@ -132,6 +132,19 @@ def test_half_precision_predictions_are_compared_in_single(maps):
     assert loss == pytest.approx(float(ohkm(half.astype(jnp.float32), target, where=where)), rel=1e-6)
 
 
+def test_both_maps_may_be_of_half_precision_where_promotion_is_strict(maps):
+    half = [jnp.asarray(array, jnp.bfloat16) for array in maps[:2]]
+    with jax.numpy_dtype_promotion("strict"):
+        found = heatmap_mse(*half)
+    assert found.dtype == jnp.float32
+    chex.assert_trees_all_close(found, heatmap_mse(*(array.astype(jnp.float32) for array in half)), rtol=1e-6)
+
+
+def test_eight_keypoints_are_kept_unless_asked(maps):
+    predicted, target, where = maps
+    assert ohkm(predicted, target, where=where) == ohkm(predicted, target, k=8, where=where)
+
+
 def test_refusals_name_the_numbers(maps):
     predicted, target, where = maps
     with pytest.raises(ValueError, match="k=20 .*K=17"):
@@ -140,9 +153,11 @@ def test_refusals_name_the_numbers(maps):
         ohkm(predicted, target, k=0)
     with pytest.raises(ValueError, match=r"predicted \(5, 12, 9, 17\) and target \(5, 12, 9, 16\)"):
         heatmap_mse(predicted, target[..., :16])
-    with pytest.raises(ValueError, match=r"float32\(5, 17\) must be bool, \[B=5, K=17\]"):
+    with pytest.raises(
+        ValueError, match=r"where float32\(5, 17\) must be bool\(5, 17\), .* `visibility > 0`"
+    ):
         heatmap_mse(predicted, target, where=where.astype(np.float32))
-    with pytest.raises(ValueError, match=r"bool\(5, 1\) must be bool, \[B=5, K=17\]"):
+    with pytest.raises(ValueError, match=r"where bool\(5, 1\) must be bool\(5, 17\)"):
         heatmap_mse(predicted, target, where=where[:, :1])
 
 
@@ -159,3 +174,17 @@ def test_the_ways_for_cpu_and_for_accelerators_agree(size):
             for way in (losses._squared_error, losses._squared_error_of_neighbours)
         ]
         chex.assert_trees_all_close(*ways, rtol=1e-5, atol=1e-7)
+
+
+def test_ohkm_takes_a_k_that_is_traced():
+    rng = np.random.default_rng(0)
+    predicted, target = rng.normal(size=(2, 3, 4, 4, 9)).astype(np.float32)
+    where = rng.random((3, 9)) < 0.6
+    for k in (1, 3, 9):
+        expected = ohkm(predicted, target, k=k, where=where)
+        for traced in (k, np.full(3, k)):
+            found = jax.jit(lambda k: ohkm(predicted, target, k=k, where=where))(traced)
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+    one, other = (ohkm(predicted[row], target[row], k=k) for row, k in ((np.s_[:1], 2), (np.s_[1:2], 5)))
+    both = ohkm(predicted[:2], target[:2], k=np.array([2, 5]))
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)

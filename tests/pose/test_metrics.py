@@ -69,7 +69,9 @@ def test_pck_takes_one_reference_for_all_and_no_leading_axes(people):
 def test_pckh_is_pck_at_half_the_head():
     target = np.zeros((1, 4, 2), np.float32)
     predicted = np.array([[[4.9, 0], [5.0, 0], [5.1, 0], [3.0, 4.0]]], np.float32)
-    assert pckh(predicted, target, reference=np.array([10.0], np.float32)) == 0.75
+    head = np.array([10.0], np.float32)
+    assert pckh(predicted, target, reference=head) == 0.75
+    assert pckh(predicted, target, reference=head, where=np.array([[True, False, True, False]])) == 0.5
 
 
 def test_oks_equals_a_loop(people):
@@ -93,6 +95,7 @@ def test_oks_equals_a_loop(people):
 def test_oks_of_the_truth_is_one_even_without_area(people):
     _, target, _, _ = people
     np.testing.assert_array_equal(oks(target, target, area=0.0, sigmas=(0.1,) * 5), np.ones(6))
+    np.testing.assert_array_equal(oks(target + 1, target, area=0.0, sigmas=(0.1,) * 5), np.zeros(6))
 
 
 def test_oks_has_a_finite_gradient_past_garbage_in_unlabelled_keypoints(people):

@@ -75,6 +75,12 @@ def test_larger_areas_make_poses_more_alike():
     assert oks_nms(keypoints, scores, large, sigmas=SIGMAS, max_kept=2)[1].sum() == 1
 
 
+def test_plain_lists_do():
+    poses = [[[0.0, 0.0]], [[1.0, 0.0]], [[60.0, 0.0]]]
+    indices, where = oks_nms(poses, [0.8, 0.7, 0.9], [900.0] * 3, sigmas=[0.1], max_kept=3)
+    assert indices[where].tolist() == [2, 0]
+
+
 def test_equal_to_the_threshold_stays_and_nan_resembles_none():
     keypoints = np.float32([[[0, 0]] * 4, [[0, 0]] * 4, [[np.nan, 0]] * 4])
     scores, areas = np.float32([1, 2, 3]), np.full(3, 900, np.float32)
@@ -112,5 +118,9 @@ def test_refusals():
         oks_nms(keypoints, scores, areas, sigmas=SIGMAS, max_kept=6)
     with pytest.raises(ValueError, match=r"keypoints \(5, 4, 2\).* and 3 sigmas must be \[N, K, 2\]"):
         oks_nms(keypoints, scores, areas, sigmas=SIGMAS[:3], max_kept=2)
+    with pytest.raises(ValueError, match="max_kept=0 < 1"):
+        oks_nms(keypoints, scores, areas, sigmas=SIGMAS, max_kept=0)
+    with pytest.raises(ValueError, match=r"scores \(1, 5\), areas \(1, 5\)"):
+        oks_nms(keypoints[None], scores[None], areas[None], sigmas=SIGMAS, max_kept=1)
     with pytest.raises(ValueError, match=r"areas \(4,\)"):
         oks_nms(keypoints, scores, areas[:4], sigmas=SIGMAS, max_kept=2)

@@ -1,10 +1,12 @@
 """Runs in a table: what is grouped, what is named, what is missing; made-up folders."""
 
+import io
 import json
 
 import pytest
+import rich.console
 
-from hardmine_jax.tasks.compare import different, group, main, read_run, rows
+from hardmine_jax.tasks.compare import CompareConfig, different, group, main, read_run, rows, run
 from hardmine_jax.tasks.config_json import plain
 from hardmine_jax.tasks.pose.config import Config
 
@@ -79,3 +81,94 @@ def test_folders_that_hold_no_finished_run(tmp_path, capsys, name):
     (folder / name).unlink()
     assert main([str(folder)]) == 2 and f"no {folder / name}" in capsys.readouterr().err
     assert main([]) == 2 and "name at least one" in capsys.readouterr().err
+
+
+def _shown(folders, width=80):
+    console = rich.console.Console(file=io.StringIO(), width=width)
+    run(CompareConfig(tuple(folders)), console)
+    return console.file.getvalue()
+
+
+POSE = {name: 0.5 for name in ("pck", "pck_visible", "pck_occluded", "pck@0.2", "ap")} | {
+    "pckh": {"pckh@0.5": 0.6},
+    "detections": {"ap": 0.4},
+    "images_per_second": 1234.5,
+}
+
+
+def test_every_kind_of_run_has_its_own_table(tmp_path, capsys):
+    pose = dict(heatmap_sigma=1.5, result={"pck": 0.25})
+    folders = [
+        _run(tmp_path / "a", dataset="voc"),
+        _run(tmp_path / "b", dataset="coco", annotations="/x/cells.json"),
+        _run(tmp_path / "c", dataset="coco", annotations="/moved/cells.json", seed=1),
+        _run(tmp_path / "d", dataset="coco", annotations="/x/plates.json"),
+        _run(tmp_path / "e", dataset="coco", annotations="/x/cells.json", **pose),
+        _run(tmp_path / "f", dataset="synthetic", mining="none", **pose),
+        _run(tmp_path / "g", dataset="synthetic", **pose),
+    ]
+    shown = _shown(folders)
+    titles = [line.strip() for line in shown.splitlines() if ": " in line]
+    assert titles == [
+        "detection, voc: 1 run (a)",
+        "detection, coco: cells.json: 2 runs (b, c)",
+        "detection, coco: plates.json: 1 run (d)",
+        "pose, coco: cells.json: 1 run (e)",
+        "pose, synthetic: 2 runs (f, g)",
+    ]
+    # Of a table of detections no column is PCK, and none is empty.
+    assert shown.count("PCK@0.1") == 2 and shown.count("mAP@0.5") == 3 and "–" not in shown
+    assert main([str(folders[0]), str(folders[-1]), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["**detection, voc**", "", "| seeds | mAP@0.5 | COCO AP |"] and "" in lines[3:]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_nothing_is_cut_at_any_width(tmp_path, width):
+    names = [f"a_rather_long_setting_{number}" for number in range(6)]
+    folders = [
+        _run(
+            tmp_path / f"{variant} {seed}",
+            seed=seed,
+            heatmap_sigma=1.0,
+            result=POSE | {"pck": 0.1 * seed + 0.4},
+            mining=variant,
+            **{name: variant for name in names},
+        )
+        for variant in ("ohkm", "none", "an extremely long value of a setting " * 3)
+        for seed in range(2)
+    ]
+    shown = _shown(folders, width)
+    assert max(map(len, shown.splitlines())) <= width and "…" not in shown
+    for heading in ("seeds", "PCK@0.1", "PCKh@0.5", "AP on boxes", "images/s"):
+        assert heading in shown
+    # What a row is is not lost where its scores go on below.
+    assert shown.count("--mining ohkm") == shown.count("settings")
+    assert shown.count("45.0 ± 7.1 %") == 3 and "1,234.5 ± 0.0" in shown
+
+
+def test_no_table_is_blank(tmp_path):
+    shown = _shown([_run(tmp_path / "stopped", result={"steps": 3})])
+    assert "1 run (stopped)" in shown and "none of them has a score" in shown and "seeds" in shown
+
+
+def test_what_is_not_finite_is_no_score(tmp_path):
+    runs = [
+        read_run(_run(tmp_path / "a", result={"map": float("nan"), "coco": {"AP": True}, "seconds": 3.0}))
+    ]
+    assert rows(runs) == (["seeds", "seconds"], [["1", "3.0"]])
+
+
+def test_a_setting_that_one_row_lacks_is_a_dash(tmp_path):
+    runs = [read_run(_run(tmp_path / "a", easy_weight=1.0)), read_run(_run(tmp_path / "b"))]
+    assert [line[0] for line in rows(runs)[1]] == ["1.0", "–"]
+
+
+def test_names_cannot_reach_the_terminal(tmp_path):
+    shown = _shown(
+        [
+            _run(tmp_path / "a", dataset="\x1b[31mred", mining="[bold]x"),
+            _run(tmp_path / "b", mining="y", dataset="\x1b[31mred"),
+        ]
+    )
+    assert "\x1b" not in shown and "[bold]x" in shown

@@ -1,6 +1,7 @@
 """Names of joints, classes and files may be anything: reports escape them, pictures and tables show them."""
 
 import copy
+import functools
 import io
 import re
 
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hardmine_jax.data.problems import DataError, UnreadableImage, gather
+from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.charts import montage, png, shorten
 from hardmine_jax.tasks.detection import report as detection_report
+from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.page import Row, details, figures, lead, notes, table, tiles, write_page
+from hardmine_jax.tasks.photos import InputError
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import report as pose_report
 
@@ -22,6 +27,20 @@ NAMES = [
     "[bold]x[/bold]", "&lt;", "y" * 20_000, "_hidden", "می\u200cخواهم", "猫", "%s", "",
 ]  # fmt: skip
 BROKEN = re.compile("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
+
+
+@pytest.mark.parametrize("kind", [UserError, UnreadableImage, InputError, DataError])
+def test_a_line_of_an_error_is_one_that_can_be_printed(kind, capsys):
+    for name in NAMES:
+        assert run_to_exit_code(functools.partial(_raise, kind(f"no category {name}"))) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: no category ") and not BROKEN.search(printed)
+        assert printed.count("\n") == 1
+        assert not BROKEN.search(gather([("image absent", name)], [("odd", name)]).report())
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,58 @@ def test_a_bug_ends_a_whole_job_with_exit_code_1(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out == "process 0: error: no file a.json\n"
 
 
+def test_no_resume_starts_anew_once_in_a_launch(tmp_path, monkeypatch, capsys):
+    def start():
+        """A start with --no-resume; whether it has found the checkpoint of the one before."""
+        run.start_anew_once(tmp_path)
+        found = (tmp_path / "checkpoints" / "1").exists()
+        (tmp_path / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
+        return found
+
+    for name in ("HARDMINE_LAUNCH", "SLURM_JOB_ID", "SKYPILOT_TASK_ID", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdin", None)
+    # In a shell nobody says what belongs together.
+    assert [start(), start()] == [False, False]
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "HOSTNAME": "pod"}
+    launchers = {"HARDMINE_LAUNCH": "a"}, {"HARDMINE_LAUNCH": "b"}
+    for names in (*launchers, {"SLURM_JOB_ID": "7"}, {"SKYPILOT_TASK_ID": "x"}, pod):
+        with monkeypatch.context() as patch:
+            for name, value in names.items():
+                patch.setenv(name, value)
+            assert [start(), start(), start()] == [False, True, True]
+            assert capsys.readouterr().err.count("was started anew in this launch already: it goes on") == 2
+    # A damaged note is none.
+    (tmp_path / "started_anew.json").write_text("{")
+    monkeypatch.setenv("HARDMINE_LAUNCH", "b")
+    assert [start(), start()] == [False, True]
+
+
+def test_a_position_that_is_not_the_step_s_is_no_position():
+    run.check_position(training.Restored(4, None, {"batches": 4, "round": 1}))
+    for position in ({"batches": 5}, {}, None, {"batches": "4"}):
+        with pytest.raises(ValueError, match="4 steps made"):
+            run.check_position(training.Restored(4, None, position))
+
+
+def test_a_second_start_in_a_workdir_is_refused_in_one_line(tmp_path, capsys):
+    config, codes = RunConfig(workdir=tmp_path / "run"), []
+
+    def start(body):
+        codes.append(run.run_training(config, config, body))
+
+    start(lambda: start(lambda: None))
+    assert codes == [2, 0]
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'run'} is in use by process ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+    assert run_to_exit_code(lambda: _raise(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_patience_means_nothing_to_a_single_process(tmp_path, capsys):
     assert pose_train.main(["--patience", "60", "--workdir", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err

@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import pathlib
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,12 +172,148 @@ def test_damaged_latest_falls_back_to_the_one_before(tmp_path, checkpoints, tiny
     assert checkpoints.restore_latest(tiny.state(20)).iterator_state == "again"
 
 
+def described(checkpoint):
+    """Its files that hold no arrays, with a position in each that is flipped."""
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and "d" not in path.parts[-2:-1] and path.name != "manifest.ocdbt":
+            yield path.relative_to(checkpoint)
+
+
+def test_a_flipped_bit_anywhere_in_the_description_is_no_wrong_state(tmp_path, tiny, state, capsys):
+    whole = Checkpoints(tmp_path / "whole", best_metric="pck")
+    for step in (1, 2):
+        saved = state.replace(step=np.int32(step))
+        whole.save(step, saved, {"batches": step, "bytes": b"ab"}, {"pck": 0.25 * step})
+    whole.close()
+    rng, fell_back = random.Random(0), set()
+    for name in described(tmp_path / "whole" / "checkpoints" / "2"):
+        for number in range(3):
+            workdir = tmp_path / f"{name}{number}".replace("/", " ")
+            shutil.copytree(tmp_path / "whole", workdir)
+            path = workdir / "checkpoints" / "2" / name
+            content = bytearray(path.read_bytes())
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(content)
+            checkpoints = Checkpoints(workdir, best_metric="pck")
+            step, restored, position = checkpoints.restore_latest(tiny.state(20))
+            assert_same_bits(restored, state.replace(step=np.int32(step)))
+            assert position == {"batches": step, "bytes": b"ab"} and checkpoints.best_step() == step
+            checkpoints.close()
+            fell_back |= {str(name)} if step == 1 else set()
+    assert fell_back >= {"about/metadata", "seal/metadata", "state/_METADATA"}
+
+
+def test_a_checkpoint_of_before_the_seal_is_restored_and_what_it_tells_is_checked(tmp_path, tiny, state):
+    def save():
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        checkpoints = Checkpoints(tmp_path)
+        for step in (1, 2):
+            checkpoints.save(step, state.replace(step=np.int32(step)), {"batches": step})
+        checkpoints.close()
+        for step in "12":
+            shutil.rmtree(tmp_path / "checkpoints" / step / "seal")
+        return Checkpoints(tmp_path)
+
+    def check(restored):
+        if restored.iterator_state["batches"] != restored.step:
+            raise ValueError("another position")
+
+    about = tmp_path / "checkpoints" / "2" / "about" / "metadata"
+    assert save().restore_latest(tiny.state(20), check).step == 2
+    changes = [('"batches": 2', '"batches": 3'), ("[[4], ", "[[5], "), ('"iterator"', '"iterated"')]
+    for before, after in changes:
+        checkpoints = save()
+        about.write_text(about.read_text().replace(before, after))
+        assert checkpoints.restore_latest(tiny.state(20), check).step == 1
+
+
+def copied(folder):
+    shutil.copytree(folder / "2", folder / "5")
+
+
+def copied_from_before_the_seal(folder):
+    copied(folder)
+    shutil.rmtree(folder / "5" / "seal")
+
+
+def renamed(folder):
+    (folder / "2").rename(folder / "5")
+
+
+def linked(folder):
+    (folder / "5").symlink_to("2")
+
+
+def linked_to_nowhere(folder):
+    (folder / "5").symlink_to("7")
+
+
+@pytest.mark.parametrize("how", [copied, copied_from_before_the_seal, renamed, linked, linked_to_nowhere])
+def test_a_folder_under_another_number_is_refused_by_name(tmp_path, state, how):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state.replace(step=np.int32(step)))
+    checkpoints.close()
+    how(tmp_path / "checkpoints")
+    for read in (Checkpoints, load_variables):
+        with pytest.raises(CheckpointError, match=r"checkpoints/5 (was not saved under|is a link)"):
+            read(tmp_path)
+    assert not (tmp_path / "checkpoints.damaged").exists()
+
+
+FOREIGN = ("10.keep", "backup", "5.orbax-checkpoint-tmp.bak", "a.orbax-checkpoint-tmp", "3 (copy)", "x.txt")
+
+
+def test_only_what_orbax_has_not_finished_is_removed(tmp_path, state):
+    folder = tmp_path / "checkpoints"
+    for name in (*FOREIGN, "5.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-123"):
+        (folder / name / "metrics").mkdir(parents=True)
+        (folder / name / "metrics" / "metrics").touch()
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    checkpoints.close()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FOREIGN, "2"])
+    for run in range(2):
+        assert set_aside(tmp_path) == tmp_path / "checkpoints.previous"
+        assert {path.name for path in folder.iterdir()} >= set(FOREIGN)
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(run, state)
+        checkpoints.close()
+    assert all((folder / name / "metrics" / "metrics").exists() for name in FOREIGN)
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused_and_not_called_damaged(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
+    os.makedirs(os.path.join(folder, "checkpoints", "3"))
+    for read in (Checkpoints, load_variables):
+        with pytest.raises(CheckpointError, match="need a folder with a name in UTF-8") as raised:
+            read(folder)
+        assert "damaged" not in str(raised.value) and str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"score": 0.7}'])
+def test_a_damaged_score_is_written_again_as_sealed(tmp_path, tiny, state, content, capsys):
+    checkpoints = Checkpoints(tmp_path, best_metric="pck")
+    for step, pck in [(1, 0.9), (2, 0.5)]:
+        checkpoints.save(step, state.replace(step=np.int32(step)), metrics={"pck": pck})
+    checkpoints.close()
+    for step in "12":
+        (tmp_path / "checkpoints" / step / "metrics" / "metrics").write_bytes(content)
+    assert load_step(tmp_path)[0] == 1 and not capsys.readouterr().err
+    checkpoints = Checkpoints(tmp_path, best_metric="pck")
+    assert checkpoints.best_step() == 1 and checkpoints.steps() == (1, 2)
+    assert capsys.readouterr().err.count("is damaged: written again as sealed\n") == 2
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("content", [b"", b'{"sco', b"\x80", b"[]", b'{"score": "high"}', b"[" * 100_000])
-def test_a_damaged_score_costs_the_score_alone(tmp_path, tiny, state, content, capsys):
+def test_a_damaged_score_of_before_the_seal_costs_the_score_alone(tmp_path, tiny, state, content, capsys):
     first = Checkpoints(tmp_path, best_metric="pck")
     first.save(1, state.replace(step=np.int32(1)), metrics={"pck": 0.9})
     first.save(2, state.replace(step=np.int32(2)), metrics={"pck": 0.5})
     first.close()
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "seal")
     (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_bytes(content)
     checkpoints = Checkpoints(tmp_path, best_metric="pck")
     assert checkpoints.restore_latest(tiny.state(20)).step == 2

@@ -144,7 +144,38 @@ def test_stop_on_8_devices_and_resume(tiny, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwargs):
+def test_a_terminal_that_is_closed_saves_but_under_nohup(tiny, tmp_path, monkeypatch):
+    # What runs the tests may itself have been started by nohup.
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+    batches = batches_with_signal(tiny, 7, signal.SIGHUP)
+    _, result = tiny.train(tmp_path / "hung up", STEPS, batches=batches)
+    assert result.stopped and Checkpoints(tmp_path / "hung up").steps()[-1] == result.step < STEPS
+    monkeypatch.undo()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        batches = batches_with_signal(tiny, 7, signal.SIGHUP)
+        _, result = tiny.train(tmp_path / "nohup", STEPS, batches=batches)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not result.stopped and result.step == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_last_checkpoint_is_being_written_waits_for_it(tmp_path, monkeypatch, number):
+    checkpoints, wait = Checkpoints(tmp_path), Checkpoints.wait
+
+    def wait_and_be_stopped(self):
+        if self._writing == 6:
+            os.kill(os.getpid(), number)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", wait_and_be_stopped)
+    result = scalar_fit(tmp_path, steps=6, checkpoints=checkpoints)
+    assert result.stopped and result.step == 6 and checkpoints.steps() == (6,)
+    checkpoints.close()
+
+
+def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, weight=1.0, **kwargs):
     """Fits one number; at step `bad_at` the metric or the loss is infinite, after `spoiled_by` the number."""
 
     def loss_fn(params, batch_stats, batch, key, step):
@@ -171,10 +202,22 @@ def scalar_fit(workdir, *, bad_at=None, metric="extra", spoiled_by=None, **kwarg
         return jax.numpy.where(count + 1 == (spoiled_by or -1), jax.numpy.inf, 0.1)
 
     state = create_state(
-        {"params": {"w": np.float32([1.0])}}, apply_fn=None, optimizer=optax.sgd(rate), key=jax.random.key(0)
+        {"params": {"w": np.float32([weight])}},
+        apply_fn=None,
+        optimizer=optax.sgd(rate),
+        key=jax.random.key(0),
     )
     parallel = parallelise(lambda axis: make_train_step(loss_fn, axis_name=axis), devices=jax.devices()[:1])
     return fit(state, parallel=parallel, batches=Batches(), batch_size=2, workdir=workdir, **kwargs)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_first_loss_of_exactly_zero_is_told_once(tmp_path, capsys, weight):
+    scalar_fit(tmp_path, weight=weight, steps=3, log_every=1)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.startswith("note: the loss of the first step is exactly 0") for note in notes] == [True] * (
+        not weight
+    )
 
 
 @pytest.mark.parametrize("metric, named", [("loss", "loss is nan"), ("extra", "extra is inf")])

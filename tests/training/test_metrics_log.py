@@ -2,8 +2,10 @@ import json
 import struct
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from hardmine_jax.errors import UserError
 from hardmine_jax.training import MetricsLog, read_metrics
 
 
@@ -24,6 +26,47 @@ def test_resume_drops_later_lines_and_a_cut_one_and_goes_on_with_the_clock(tmp_p
     lines = read_metrics(path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[2]["loss"] == 2.0 and lines[2]["seconds"] >= 200.0
+
+
+LINES = [
+    {"step": step, "seconds": float(step), "loss": 1.5, "rate": [0.5, 1.0], "x": None if step % 4 else 2.0}
+    for step in range(1, 12)
+]
+DAMAGES = {
+    "no UTF-8": lambda text: b"\xff" + text[1:],
+    "a step that leaps": lambda text: text.replace(b'"step": 6', b'"step": 6666'),
+    "a step that falls back": lambda text: text.replace(b'"step": 6', b'"step": 2'),
+    "a comma for a point": lambda text: text.replace(b"0.5", b"0,5"),
+    "no number": lambda text: text.replace(b"1.5", b"NaN"),
+    "a word": lambda text: text.replace(b"1.5", b'"1"'),
+    "another object": lambda text: b'{"a": 1}',
+    "deep": lambda text: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_line_costs_itself_and_is_told(tmp_path, damage, capsys):
+    path, texts = tmp_path / "metrics.jsonl", [json.dumps(line).encode() for line in LINES]
+    texts[5] = DAMAGES[damage](texts[5])
+    path.write_bytes(b"\n".join(texts) + b"\n")
+    assert read_metrics(path) == LINES[:5] + LINES[6:]
+    assert capsys.readouterr().err == f"note: {path}: 1 of 11 lines are damaged and left out\n"
+    with MetricsLog(tmp_path, after=9):
+        assert read_metrics(path) == LINES[:5] + LINES[6:9]
+
+
+def test_zeros_that_a_power_cut_leaves_cost_no_line(tmp_path, capsys):
+    path, texts = tmp_path / "metrics.jsonl", [json.dumps(line).encode() for line in LINES]
+    path.write_bytes(b"\n".join(texts[:5]) + b"\n" + bytes(4096) + b"\n".join(texts[5:]) + b"\n" + bytes(100))
+    assert read_metrics(path) == LINES and not capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"b": 2}\n')
+    with pytest.raises(UserError, match="is no metrics.jsonl of a training run"):
+        MetricsLog(tmp_path)
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
 
 
 def test_a_fresh_run_starts_with_an_empty_file(tmp_path):

@@ -33,6 +33,14 @@ def test_all_kinds_on_1_and_8_devices_give_the_same_losses(tiny):
         assert jax.random.key_data(other.key).tolist() == jax.random.key_data(state.key).tolist()
 
 
+@pytest.mark.parametrize("kind", ["jit", "shard_map"])
+def test_a_mesh_that_the_caller_has_set_changes_nothing(tiny, kind):
+    expected, _ = losses(tiny, kind, 2, steps=4)
+    with jax.set_mesh(jax.make_mesh((2,), ("mine",), devices=jax.devices()[:2])):
+        found, _ = losses(tiny, kind, 2, steps=4)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_micro_batches_are_the_same_however_many_devices(tiny):
     expected, _ = losses(tiny, "jit", 1, accumulate=2, steps=5)
     actual, _ = losses(tiny, "shard_map", 4, accumulate=2, steps=5)

@@ -29,7 +29,8 @@ def test_step_is_gradient_and_optimizer_update():
     state, batch = linear_state(), linear_batch()
     new, metrics = make_train_step(linear_loss)(state, batch)
     loss, grads = jax.value_and_grad(lambda p: linear_loss(p, {}, batch, None, 0)[0])(state.params)
-    updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optax.adam(0.1).update(grads, optax.adam(0.1).init(state.params))
     chex.assert_trees_all_close(new.params, optax.apply_updates(state.params, updates), atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grads["w"]), rtol=1e-6)
@@ -80,7 +81,7 @@ def test_key_changes_from_step_to_step_only():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_function_is_given_the_step(accumulate):
     def loss_fn(params, batch_stats, batch, key, step):
-        return step * params["w"].sum(), (batch_stats, {"seen": step})
+        return step.astype(jnp.float32) * params["w"].sum(), (batch_stats, {"seen": step})
 
     step, state = jax.jit(make_train_step(loss_fn, accumulate=accumulate)), linear_state()
     for number in range(3):
@@ -102,7 +103,20 @@ def test_ema_formula():
 
 def test_ema_of_equal_weights_is_those_weights():
     params = {"w": jnp.float32([0.1, 1e30])}
-    chex.assert_trees_all_equal(ema_update(params, params, jnp.int32(3), decay=0.999), params)
+    with jax.numpy_dtype_promotion("strict"):
+        chex.assert_trees_all_equal(ema_update(params, params, jnp.int32(3), decay=0.999), params)
+
+
+def test_half_precision_parameters_stay_so_and_metrics_are_single():
+    def loss_fn(params, batch_stats, batch, key, step):
+        return jnp.square(params["w"]).sum(), (batch_stats, {})
+
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    variables, optimizer = {"params": params}, optax.sgd(0.5)
+    state = create_state(variables, apply_fn=None, optimizer=optimizer, key=jax.random.key(0), ema_decay=0.5)
+    new, metrics = make_train_step(loss_fn, ema_decay=0.5)(state, {"x": jnp.zeros(4)})
+    chex.assert_type([metrics["loss"], metrics["grad_norm"]], jnp.float32)
+    chex.assert_type([new.params["w"], new.ema_params["w"]], jnp.bfloat16)
 
 
 def test_without_ema_evaluation_takes_the_weights():

@@ -4,10 +4,11 @@
 A batch is a dictionary of numpy arrays; boxes are xyxy in pixels of "image":
   image u8 [B, H, W, 3] RGB, the picture in the top left corner, 0 beside it
   image_size i32 [B, 2] (height, width of the picture); scale f32 [B] (these pixels per original pixel)
-  boxes f32 [B, M, 4], labels i32 [B, M], difficult bool [B, M], boxes_where bool [B, M]: the objects
+  boxes f32 [B, M, 4], labels i32 [B, M], difficult bool [B, M], crowd bool [B, M], boxes_where bool [B, M]:
+    the objects, and what is left alone (label 0, difficult and crowd); see `records.py`
   proposals f32 [B, P, 4], proposals_where bool [B, P]: best first
   index i32 [B] (position in the source, -1 on padding), where bool [B] (False on padding)
-Where a `where` is False the boxes, labels and difficult are 0.
+Where a `where` is False the boxes, labels, difficult and crowd are 0.
 """
 
 import functools
@@ -158,6 +159,8 @@ def _padded(shown: dict, record: dict, *, max_boxes: int, max_proposals: int) ->
         "boxes": np.where(boxes_where[:, None], boxes, np.float32(0)),
         "labels": np.where(boxes_where, _rows(record["labels"], max_boxes), np.int32(0)),
         "difficult": boxes_where & _rows(record["difficult"], max_boxes),
+        # Records that are not from a file may do without.
+        "crowd": boxes_where & _rows(record.get("crowd", np.zeros(count, bool)), max_boxes),
         "boxes_where": boxes_where,
         "proposals": np.where(proposals_where[:, None], proposals, np.float32(0)),
         "proposals_where": proposals_where,

@@ -12,7 +12,8 @@ import numpy as np
 
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.detection import records, shapes
-from hardmine_jax.data.detection.records import DetectionDataset, ObjectPicture
+from hardmine_jax.data.detection.records import DetectionDataset, Listed, ObjectPicture
+from hardmine_jax.data.problems import Report
 
 IMAGE_SIZE = 160
 JPEG_QUALITY = 92
@@ -51,10 +52,10 @@ def load(
         "code": code_hash(__file__),
     }
 
-    def read(report: records.Report) -> tuple[tuple[str, ...], records.Splits]:
+    def read(report: Report) -> Listed:
         del report  # Every picture drawn here is usable.
         splits = {split: _pictures(seed, split, count) for split, count in counts.items()}
-        return shapes.CLASSES, splits
+        return Listed(shapes.CLASSES, splits)
 
     return records.prepare(
         "synthetic_shapes", made_from=made_from, read=read, expected="shapes", cache_dir=cache_dir

@@ -6,26 +6,35 @@
      "categories": [{"id": 1, "name": "mouse", "keypoints": ["nose", "left_ear", ...],
                      "skeleton": [[1, 2], ...], "sigmas": [0.05, ...]}]}
 
-x and y are pixels of the image, v is 0 not labelled, 1 labelled but occluded, 2 visible. `width`, `height`,
-`bbox`, `area`, `iscrowd`, `skeleton` and `sigmas` may be missing. Bones in `skeleton` count keypoints from 1,
-as COCO does, or from 0 when a 0 is among them. Ids may be whole numbers or text, and 1, 1.0 and "1" are the
-same id. Format: https://cocodataset.org/#format-data
+x and y are pixels of the image, v is 0 not labelled, 1 labelled but occluded, 2 visible; a v between, a
+score, is labelled. `width`, `height`, `bbox`, `area`, `iscrowd`, `skeleton`, `sigmas` and the names of the
+keypoints may be missing. Bones in `skeleton` name keypoints or count them from 1, as COCO does, or from 0
+when a 0 is among them; what joins no two of them is not drawn. Numbers may be text, ids whole numbers or
+text, and 1, 1.0 and "1" are the same id. Format: https://cocodataset.org/#format-data
 """
 
+import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from hardmine_jax.data import coco_download, coco_json, listing
-from hardmine_jax.data.coco_json import title, whole_id
+from hardmine_jax.data.coco_json import is_true, title, whole_id, whole_number
 from hardmine_jax.data.code_hash import code_hash
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose import records
-from hardmine_jax.data.pose.records import Person, Picture, usable
-from hardmine_jax.data.problems import DataError, printable
+from hardmine_jax.data.pose.coco_categories import (
+    Wanted,
+    find_categories,
+    make_skeleton,
+    of_categories,
+    written_categories,
+)
+from hardmine_jax.data.pose.records import Person, Picture, check_point_side, usable
+from hardmine_jax.data.pose.sided_names import infer_flip_pairs as infer_flip_pairs
+from hardmine_jax.data.problems import DataError, Report
 from hardmine_jax.pose import Skeleton
 
 # Sigmas: the official evaluation's, https://cocodataset.org/#keypoints-eval
@@ -47,8 +56,6 @@ COCO_SKELETON = Skeleton(
 )  # fmt: skip
 # Where nobody says how precisely a keypoint can be labelled: the mean over COCO's 17.
 DEFAULT_SIGMA = 0.067
-# Between a capital side at either end of a name and the rest; the rest of "LEFT" and "RIGHT" is none.
-_CAMEL_CASE_SIDE = r"(?<=^[LR])(?=[A-Z])(?!EFT|IGHT)|(?<=[a-z])(?=[LR]$)"
 
 
 def load(
@@ -57,14 +64,19 @@ def load(
     *,
     validation_annotations: str | os.PathLike | None = None,
     validation_images: str | os.PathLike | None = None,
-    category: str | int | None = None,
+    category: Wanted = None,
     sigmas: Sequence[float] | None = None,
     flip_pairs: Iterable[tuple[str | int, str | int]] | None = None,
     edges: Iterable[tuple[str | int, str | int]] | None = None,
+    orientation: Orientation = "auto",
+    point_side: float | None = None,
     name: str = "coco",
     cache_dir: str | os.PathLike | None = None,
 ) -> records.PoseDataset:
-    """The individuals of one category in a COCO keypoint file.
+    """The individuals of one category in a COCO keypoint file, or of several with the same keypoints.
+
+    `skipped` tells what was left out or odd: of pictures and people see `records.usable`; besides, entries of
+    "images" with one id and several files, crowds, and what is no annotation of the category.
 
     Args:
       annotations: the JSON file.
@@ -72,11 +84,14 @@ def load(
       validation_annotations: a second file to validate on; without it about a tenth of the images of the
         first, chosen by a hash of the image's id, so that an image stays on its side when others are added.
       validation_images: the second file's folder; `images` when not given.
-      category: name or id; needed only when several categories have keypoints.
+      category: name or id, several of them, or "all"; needed only when several categories have keypoints.
       sigmas: one OKS constant a keypoint; else the category's `sigmas`, else COCO's own when the keypoints
         are COCO's 17, in any order, else DEFAULT_SIGMA for each.
-      flip_pairs: pairs of names or indices that a mirror swaps; else see `infer_flip_pairs`.
+      flip_pairs: pairs of names or indices that a mirror swaps; else see
+        `sided_names.infer_flip_pairs`.
       edges: pairs of names or indices; else the category's `skeleton`.
+      orientation: how the labels count the pixels of photographs that EXIF turns; see `images.open_image`.
+      point_side: pixels; see `records.usable`.
       name: of the dataset.
       cache_dir: where prepared data is kept; see `cache.cache_root`.
 
@@ -87,24 +102,29 @@ def load(
     files = [coco_json.load_file(annotations, images)]
     if validation_annotations is not None:
         files.append(coco_json.load_file(validation_annotations, validation_images or images))
+    check_point_side(point_side)
     options = {
-        "category": category,
+        "category": category if category is None or isinstance(category, str | int) else list(category),
         "sigmas": None if sigmas is None else [float(sigma) for sigma in sigmas],
         "flip_pairs": None if flip_pairs is None else [list(pair) for pair in flip_pairs],
         "edges": None if edges is None else [list(pair) for pair in edges],
+        "orientation": orientation,
+        "point_side": point_side,
     }
     made_from = {
         **coco_json.made_from(files),
         "code": code_hash(__file__),
         **options,
     }
-    return records.prepare(
+    dataset = records.prepare(
         name,
         made_from=made_from,
-        read=lambda skip: _read(files, options, skip),
+        read=lambda report: _read(files, options, report),
         expected=f"readable images in {files[0].folder} with labelled keypoints in {files[0].path}",
         cache_dir=cache_dir,
     )
+    categories = written_categories(find_categories(files[0], category))
+    return dataclasses.replace(dataset, categories=categories)
 
 
 def load_official(
@@ -130,54 +150,60 @@ def load_official(
         validation_annotations=folder / "annotations" / "person_keypoints_val2017.json",
         validation_images=folder / "val2017",
         category="person",
+        # As the released code reads them, which the published scores are of.
+        orientation="stored",
         name="coco2017",
         cache_dir=cache_dir,
     )
 
 
-def infer_flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Pairs of names that differ in left against right, in any case: `left`/`right` anywhere in the name, a
-    single `l`/`r` that no letter touches, or a capital one at the name's start or end (LAnkle, earR).
-
-    >>> infer_flip_pairs(("nose", "left_ear", "right_ear", "PawR", "l-hip", "r-hip", "leftmost"))
-    ((1, 2), (4, 5))
-    >>> infer_flip_pairs(("RAnkle", "LAnkle", "earL", "earR", "Nose"))
-    ((1, 0), (2, 3))
-    """
-    lower = [re.sub(_CAMEL_CASE_SIDE, "_", name).lower() for name in names]
-    mirrored = [re.sub(r"left|(?<![a-z])l(?![a-z])", _right, name) for name in lower]
-    return tuple(
-        (index, lower.index(partner))
-        for index, partner in enumerate(mirrored)
-        if partner != lower[index] and partner in lower
-    )
-
-
-def _right(left: re.Match) -> str:
-    return "right" if left[0] == "left" else "r"
-
-
-def _read(files: list[coco_json.File], options: dict, skip: records.Skip) -> tuple[Skeleton, records.Splits]:
-    skeleton, everybody = _read_file(files[0], options, skip)
+def _read(files: list[coco_json.File], options: dict, report: Report) -> tuple[Skeleton, records.Splits]:
+    skeleton, everybody = _read_file(files[0], options, report)
     if len(files) == 1:
-        train, validation = listing.tenth_apart(everybody, [str(picture.image_id) for picture in everybody])
+        # By the file, so that one that stands under two ids is on one side.
+        ids: dict[object, int] = {}
+        keys = [str(ids.setdefault(picture.image, picture.image_id)) for picture in everybody]
+        train, validation = listing.tenth_apart(everybody, keys)
     else:
-        train, (other, validation) = everybody, _read_file(files[1], options, skip)
+        train, (other, validation) = everybody, _read_file(files[1], options, report)
         if other.names != skeleton.names:
             raise DataError(f"{files[1].path} has keypoints {other.names}, {files[0].path} {skeleton.names}")
-    return skeleton, {"train": usable(train, skip), "validation": usable(validation, skip)}
+        if other.sigmas != skeleton.sigmas:
+            report.note(f"sigmas other than those of {files[0].path.name}, which count", files[1].path.name)
+    trained = {picture.image for picture in train}
+    for picture in validation:
+        if picture.image in trained:
+            report.note("picture in training and in validation", picture.name)
+    made = {"orientation": options["orientation"], "point_side": options["point_side"]}
+    splits = {"train": train, "validation": validation}
+    return skeleton, {split: usable(pictures, report, **made) for split, pictures in splits.items()}
 
 
-def _read_file(file: coco_json.File, options: dict, skip: records.Skip) -> tuple[Skeleton, list[Picture]]:
+def _read_file(file: coco_json.File, options: dict, report: Report) -> tuple[Skeleton, list[Picture]]:
     path, folder, content = file
-    category = find_category(content["categories"], options["category"], path)
-    skeleton = _skeleton(category, options, path)
-    annotations = of_category(content["annotations"], category, path)
-    people = _people(annotations, skeleton.num_keypoints, path, skip)
-    pictures = list(_pictures(content["images"], people, folder, skip))
+    categories = find_categories(file, options["category"])
+    known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
+    skeleton, left_out = make_skeleton(categories, options, path, known=known, sigma=DEFAULT_SIGMA)
+    for line in left_out:
+        report.note("line of the skeleton that joins no two keypoints (not drawn)", line)
+    listed = coco_json.listed_images(file)
+    annotations = of_categories(content["annotations"], categories, path)
+    people = _people(annotations, skeleton.num_keypoints, path, report)
+    for image_id, names in listed.ambiguous.items():
+        for name in names:
+            report.skip("image whose id other images have, too", f"{name} (id {image_id})")
+        for person in people.pop(image_id, ()):
+            report.skip(
+                "annotation of an id that several images have", f"image {image_id}#{person.annotation_id}"
+            )
+    for name in listed.without_id:
+        report.skip("image without an id", name)
+    pictures = list(_pictures(listed, people, folder, report))
     for image_id, lost in people.items():
         for person in lost:
-            skip("annotation of an image that is not listed", f"image {image_id}#{person.annotation_id}")
+            report.skip(
+                "annotation of an image that is not listed", f"image {image_id}#{person.annotation_id}"
+            )
     if pictures and not any(os.path.isfile(picture.image) for picture in pictures):
         raise DataError(
             f"none of the {len(pictures)} images that {path} lists is there: expected {pictures[0].image!s}"
@@ -186,94 +212,27 @@ def _read_file(file: coco_json.File, options: dict, skip: records.Skip) -> tuple
 
 
 def _pictures(
-    images: list, people: dict[str, list[Person]], folder: pathlib.Path, skip: records.Skip
+    listed: coco_json.Listed, people: dict[str, list[Person]], folder: pathlib.Path, report: Report
 ) -> Iterator[Picture]:
     """The images that show somebody; takes those out of `people`."""
-    for image in images:
-        image_id = str(whole_id(image.get("id"))) if isinstance(image, dict) else ""
+    for file, ids in listed.files.items():
+        if len(people.keys() & set(ids)) > 1:
+            report.note("image file listed under several ids", f"{file} (ids {', '.join(ids[:5])})")
+    for image_id, image in listed.images.items():
         labelled = people.pop(image_id, ())
         if not labelled:
             continue
         name = image.get("file_name")
         image_file = listing.inside(folder, name)
-        if image_file is None:
-            skip("file_name missing, no path or outside the image folder", title(name))
+        if image_file is None or not isinstance(name, str):
+            report.skip("file_name missing, no path or outside the image folder", title(name))
         else:
             number = listing.id_number(image_id)
             yield Picture(name, number, image_file, tuple(labelled), coco_json.listed_size(image))
 
 
-def find_category(categories: list, wanted: str | int | None, path: pathlib.Path) -> dict:
-    """The one category with keypoints that is wanted, by name or id, or that there is; else DataError."""
-    posed = [c for c in categories if isinstance(c, dict) and _is_posed(c)]
-    names, ids = [title(c.get("name")) for c in posed], [str(whole_id(c["id"])) for c in posed]
-    counts = [len(c["keypoints"]) for c in posed]
-    listed = ", ".join(
-        f"{name} (id {number}, {count} keypoints)"
-        for name, number, count in zip(names, ids, counts, strict=True)
-    )
-    if not posed:
-        raise DataError(f'{path} has no category with "keypoints": expected their names in "categories"')
-    if wanted is not None:
-        posed = [c for c, *known in zip(posed, names, ids, strict=True) if title(wanted) in known]
-    if len(posed) != 1:
-        what = "several categories with keypoints" if wanted is None else f"not one category {wanted!r}"
-        raise DataError(f"{path} has {what}: choose the category by name or id among {listed}")
-    return posed[0]
-
-
-def _is_posed(category: dict) -> bool:
-    names = category.get("keypoints")
-    return whole_id(category.get("id")) is not None and isinstance(names, list) and len(names) > 0
-
-
-def _skeleton(category: dict, options: dict, path: pathlib.Path) -> Skeleton:
-    try:
-        names = tuple(printable(title(name)) for name in category["keypoints"])
-        bones = category.get("skeleton") or []
-        first = 0 if any(0 in bone for bone in bones) else 1
-        edges = tuple(tuple(end - first for end in bone) for bone in bones)
-        if options["edges"] is not None:
-            edges = _indices(options["edges"], names)
-        flip_pairs = infer_flip_pairs(names)
-        if options["flip_pairs"] is not None:
-            flip_pairs = _indices(options["flip_pairs"], names)
-        known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
-        default = tuple(known[name] if known.keys() == set(names) else DEFAULT_SIGMA for name in names)
-        sigmas = options["sigmas"] or category.get("sigmas") or default
-        return Skeleton(names, flip_pairs, sigmas, edges)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"category {title(category.get('name'))} of {path}: {error}") from error
-
-
-def _indices(pairs: list, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    unknown = [end for pair in pairs for end in pair if isinstance(end, str) and end not in names]
-    if unknown:
-        raise ValueError(f"no keypoints {unknown} among {names}")
-
-    def index(end: Any) -> Any:
-        return names.index(end) if isinstance(end, str) else end
-
-    # What is no pair of indices, the skeleton refuses.
-    return tuple(tuple(index(end) for end in pair) for pair in pairs)
-
-
-def of_category(annotations: list, category: dict, path: pathlib.Path) -> list[tuple[int, dict]]:
-    """(place in the file, annotation) of the category, or of none; what is no annotation becomes {}."""
-    wanted = str(whole_id(category["id"]))
-    entries = [entry if isinstance(entry, dict) else {} for entry in annotations]
-    ids = [str(whole_id(entry.get("category_id", category["id"]))) for entry in entries]
-    if ids and wanted not in ids:
-        found = ", ".join(sorted(set(ids))[:10])
-        raise DataError(
-            f"no annotation in {path} is of category {title(category.get('name'))} (id {wanted}): their "
-            f"category_id is {found}"
-        )
-    return [(place, entries[place]) for place, text in enumerate(ids) if text == wanted]
-
-
 def _people(
-    annotations: list[tuple[int, dict]], num_keypoints: int, path: pathlib.Path, skip: records.Skip
+    annotations: list[tuple[int, dict]], num_keypoints: int, path: pathlib.Path, report: Report
 ) -> dict[str, list[Person]]:
     """Image id, as text -> the people labelled in it, in the order of the file."""
     people: dict[str, list[Person]] = {}
@@ -281,33 +240,59 @@ def _people(
         image_id = whole_id(annotation.get("image_id"))
         person = _person(annotation, position, num_keypoints)
         if image_id is None:
-            skip("annotation without image_id", f"{path.name} annotation {position}")
-        elif isinstance(person, str):
-            skip(person, f"image {image_id}#{title(annotation.get('id', position))}")
-        else:
-            people.setdefault(str(image_id), []).append(person)
+            report.skip("annotation without image_id", f"{path.name} annotation {position}")
+            continue
+        name = f"image {image_id}#{title(annotation.get('id', position))}"
+        if isinstance(person, str):
+            report.skip(person, name)
+            continue
+        whole = np.ceil(person.visibility)
+        if (whole != person.visibility).any():
+            report.note("visibility that is not 0, 1 or 2 (a score? above 0 is labelled)", name)
+        person = person._replace(visibility=whole.astype(np.int32))
+        people.setdefault(str(image_id), []).append(person)
     return people
 
 
 def _person(annotation: dict, position: int, num_keypoints: int) -> Person | str:
-    """The person, or the reason why there is none."""
-    if annotation.get("iscrowd"):
+    """The person, visibility as the file has it, or the reason why there is none."""
+    if is_true(annotation.get("iscrowd")):
         return "crowd (iscrowd)"
-    if annotation.get("num_keypoints") == 0:
-        return "no labelled joint"
-    try:
-        points = np.array(annotation.get("keypoints"), np.float64).reshape(num_keypoints, 3)
-        box = None if annotation.get("bbox") is None else np.array(annotation["bbox"], np.float64).reshape(4)
-        area = None if annotation.get("area") is None else float(annotation["area"])
-    except (ValueError, TypeError, OverflowError):
-        return f"keypoints, bbox or area that are not numbers, or not {num_keypoints} x 3 and 4 of them"
+    if whole_number(annotation.get("num_keypoints")) == 0:
+        return "no labelled joint (num_keypoints 0)"
+    points = _numbers(annotation, "keypoints", 3 * num_keypoints)
+    if isinstance(points, str):
+        return points
+    # Some tools write an empty box where there is none, others NaN.
+    box = None if annotation.get("bbox") in (None, [], "") else _numbers(annotation, "bbox", 4)
+    if isinstance(box, str):
+        return box
+    area = None if annotation.get("area") is None else _numbers({"area": [annotation["area"]]}, "area", 1)
+    if isinstance(area, str):
+        return area
+    if box is not None and np.isnan(box).all():
+        box = None
     if box is not None:
         with np.errstate(over="ignore", invalid="ignore"):  # `usable` skips boxes that are not finite.
             box = np.concatenate([box[:2], box[:2] + box[2:]])
-    visibility = np.clip(np.where(np.isfinite(points).all(-1), points[:, 2], 0), 0, 2).astype(np.int32)
+    points = points.reshape(num_keypoints, 3)
+    visibility = np.clip(np.where(np.isfinite(points).all(-1), points[:, 2], 0), 0, 2)
     if not visibility.any():
         return "no labelled joint"
-    annotation_id = whole_id(annotation.get("id"))
-    if not (isinstance(annotation_id, int) and listing.is_int64(annotation_id)):
-        annotation_id = position
-    return Person(points[:, :2], visibility, box, area, annotation_id)
+    size = None if area is None else float(area[0])
+    return Person(points[:, :2], visibility, box, size, id_of_annotation(annotation, position))
+
+
+def id_of_annotation(annotation: dict, position: int) -> int:
+    """As records have it: its own where that is a number of 64 bits, else its place in the file."""
+    number = whole_number(annotation.get("id"))
+    return position if number is None or not listing.is_int64(number) else number
+
+
+def _numbers(annotation: dict, field: str, count: int) -> np.ndarray | str:
+    """float64 [count], or the reason why these are none."""
+    given = annotation.get(field)
+    found = None if given is None else coco_json.numbers(given)
+    if found is None:
+        return f"no {field}" if given is None else f"{field} with what is no number"
+    return found if len(found) == count else f"{field} of {len(found)} numbers (wanted {count})"

@@ -21,7 +21,7 @@ from hardmine_jax.data import cache, matlab
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pose import records
 from hardmine_jax.data.pose.records import Person, Picture, usable
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, Report
 from hardmine_jax.pose import Skeleton
 
 LSP_SKELETON = Skeleton(
@@ -50,7 +50,7 @@ def load(
     """People of LSP or LSP-extended, one an image; the last `num_validation` listed are validated on.
 
     The box is the tight one around the labelled joints, the area that box's. Joints labelled outside the
-    image count as not labelled.
+    image count as not labelled. Pixels are counted as they are stored, whatever EXIF says.
 
     Args:
       data_dir: the folder that holds joints.mat and images/.
@@ -74,7 +74,7 @@ def load(
     return records.prepare(
         "lspet",
         made_from=made_from,
-        read=lambda skip: _read(folder, num_validation, skip),
+        read=lambda report: _read(folder, num_validation, report),
         expected=f"readable images of people with labelled joints: {LAYOUT} in DIR={folder}",
         cache_dir=cache_dir,
     )
@@ -94,7 +94,7 @@ def _checked_folder(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def _read(
-    folder: pathlib.Path, num_validation: int | None, skip: records.Skip
+    folder: pathlib.Path, num_validation: int | None, report: Report
 ) -> tuple[Skeleton, records.Splits]:
     keypoints, visibility = read_joints(folder / "joints.mat")
     if num_validation is None:
@@ -116,8 +116,8 @@ def _read(
         for number in range(1, len(keypoints) + 1)
     ]
     return LSP_SKELETON, {
-        "train": usable(everybody[:first_validation], skip),
-        "validation": usable(everybody[first_validation:], skip),
+        "train": usable(everybody[:first_validation], report, orientation="stored"),
+        "validation": usable(everybody[first_validation:], report, orientation="stored"),
     }
 
 

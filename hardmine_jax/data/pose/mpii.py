@@ -25,7 +25,7 @@ from hardmine_jax.data import cache, listing, matlab
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pose import records
 from hardmine_jax.data.pose.records import Person, Picture, tight_box, usable
-from hardmine_jax.data.problems import DataError
+from hardmine_jax.data.problems import DataError, Report
 from hardmine_jax.pose import Skeleton
 
 MPII_SKELETON = Skeleton(
@@ -78,14 +78,17 @@ def load(
         "code": code_hash(__file__),
     }
 
-    def read(skip: records.Skip) -> tuple[Skeleton, records.Splits]:
+    def read(report: Report) -> tuple[Skeleton, records.Splits]:
         if not any(os.path.isfile(path) for path in paths):  # Path's own raises for a name too long.
             raise DataError(
                 f"none of the {len(named)} images that {folder / 'annot'} lists is in {folder / 'images'}: "
                 f"expected {LAYOUT} ({WHERE})"
             )
         return MPII_SKELETON, {
-            split: usable(_pictures(people, folder / "images", _FILES[split], skip), skip)
+            # Pixels as they are stored, as the released code reads them.
+            split: usable(
+                _pictures(people, folder / "images", _FILES[split], report), report, orientation="stored"
+            )
             for split, people in entries.items()
         }
 
@@ -124,7 +127,7 @@ def _names(people: list[dict]) -> list[str]:
     return [name for entry in people if isinstance(name := entry.get("image"), str)]
 
 
-def _pictures(people: list[dict], folder: pathlib.Path, file: str, skip: records.Skip) -> Iterator[Picture]:
+def _pictures(people: list[dict], folder: pathlib.Path, file: str, report: Report) -> Iterator[Picture]:
     """One an image, in the order of first appearance."""
     shown: dict[str, list[Person]] = {}
     paths: dict[str, pathlib.Path] = {}
@@ -132,9 +135,9 @@ def _pictures(people: list[dict], folder: pathlib.Path, file: str, skip: records
         name, person = entry.get("image"), _person(entry, place)
         path = listing.inside(folder, name)
         if path is None or not isinstance(name, str):
-            skip("image missing, no path or outside the image folder", f"{file} entry {place}")
+            report.skip("image missing, no path or outside the image folder", f"{file} entry {place}")
         elif isinstance(person, str):
-            skip(person, f"{name}#{place}")
+            report.skip(person, f"{name}#{place}")
         else:
             shown.setdefault(name, []).append(person)
             paths[name] = path

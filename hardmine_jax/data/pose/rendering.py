@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from hardmine_jax.data.pose import scenes
+from hardmine_jax.data.workers import starting_workers
 
 IMAGE_SIZE = 160
 JPEG_QUALITY = 92
@@ -75,7 +76,9 @@ def _worker(*arguments: int) -> Iterator[IO[bytes]]:
     root = str(pathlib.Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
     command = [sys.executable, "-c", f"from {__name__} import serve; serve(*{arguments})"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+    with starting_workers():
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    with started as process:
         assert process.stdout is not None, "a pipe was asked for"
         try:
             yield process.stdout

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from hardmine_jax.data.code_hash import code_hash
 from hardmine_jax.data.pose import rendering
 from hardmine_jax.data.pose.coco import COCO_SKELETON
-from hardmine_jax.data.pose.records import Person, Picture, PoseDataset, Skip, Splits, prepare
+from hardmine_jax.data.pose.records import Person, Picture, PoseDataset, Splits, prepare
+from hardmine_jax.data.problems import Report
 from hardmine_jax.pose import Skeleton
 
 
@@ -53,8 +54,8 @@ def load(
         "code": code_hash(__file__),
     }
 
-    def read(skip: Skip) -> tuple[Skeleton, Splits]:
-        del skip  # Every picture made here is usable.
+    def read(report: Report) -> tuple[Skeleton, Splits]:
+        del report  # Every picture made here is usable.
         counts = {"train": num_train, "validation": num_validation}
         return COCO_SKELETON, {split: _pictures(seed, split, count) for split, count in counts.items()}
 

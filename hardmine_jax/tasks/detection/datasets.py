@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from hardmine_jax.data.detection import coco, synthetic, voc
 from hardmine_jax.data.detection.proposals import SourceProposals, prepare
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.detection.voc_xml import Corners
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.tasks.detection.config import Config
 from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags, warn_skipped
 
@@ -27,23 +29,39 @@ class Dataset(NamedTuple):
 
 
 def _load_voc(config: Config) -> DetectionDataset:
-    splits = {"train": config.train_split or "train", "validation": config.validation_split or "val"}
-    return voc.load(config.data_dir, **splits, cache_dir=config.run.cache_dir)
+    train, validation = config.train_split or "train", config.validation_split or "val"
+    reading, cache = voc_reading(config), config.run.cache_dir
+    return voc.load(config.data_dir, train=train, validation=validation, **reading, cache_dir=cache)
+
+
+class VocReading(TypedDict):
+    """Arguments of `voc.load`."""
+
+    corners: Corners
+    orientation: Orientation
+
+
+def voc_reading(config: Config) -> VocReading:
+    """How a voc folder's boxes are read."""
+    return {"corners": config.voc_corners or "from_1", "orientation": config.exif_orientation or "auto"}
 
 
 def _load_coco(config: Config) -> DetectionDataset:
     given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    given["orientation"] = given.pop("exif_orientation") or "auto"
     return coco.load(cache_dir=config.run.cache_dir, **given)
 
 
 DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(lambda config: synthetic.load(cache_dir=config.run.cache_dir)),
     "voc": Dataset(
-        _load_voc, ("data_dir", "train_split", "validation_split"), {"data_dir": f"DIR with {voc.LAYOUT}"}
+        _load_voc,
+        ("data_dir", "train_split", "validation_split", "voc_corners", "exif_orientation"),
+        {"data_dir": f"DIR with {voc.LAYOUT}"},
     ),
     "coco": Dataset(
         _load_coco,
-        ("annotations", "images", "validation_annotations", "validation_images"),
+        ("annotations", "images", "validation_annotations", "validation_images", "exif_orientation"),
         {"annotations": "JSON", "images": "DIR"},
     ),
 }

@@ -9,9 +9,9 @@ out: what is found of a class that the data does not have is dropped, objects of
 know need not be found. Proposals, sizes and suppression are those of the training.
 
 The folder RUN/evaluations/<data>_<checkpoint> gets result.json (what training writes there, and under
-"evaluation" what was scored), report.html and detections.json: COCO results with the ids of the data. The
-same command writes over its own results; others get a folder with _2, _3 ... after it, and an --output with
-something else in it is refused.
+"evaluation" what was scored), report.html and detections.json: COCO results with the ids of the data, or
+where that has none those that the run was trained on. The same command writes over its own results; others
+get a folder with _2, _3 ... after it, and an --output with something else in it is refused.
 """
 
 import dataclasses
@@ -28,21 +28,25 @@ from hardmine_jax.data import coco_json
 from hardmine_jax.data.detection import coco, voc
 from hardmine_jax.data.detection.proposals import prepare
 from hardmine_jax.data.detection.records import DetectionDataset
+from hardmine_jax.data.detection.voc_xml import Corners
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.records import Records
 from hardmine_jax.detection import AveragePrecision
 from hardmine_jax.tasks.config_json import change, plain, write_json
 from hardmine_jax.tasks.detection import pictures, report
-from hardmine_jax.tasks.detection.config import Config, TrainedRun, build, load_run
-from hardmine_jax.tasks.detection.datasets import DATASETS, load_dataset
+from hardmine_jax.tasks.detection.config import Config, TrainedRun, build, load_run, many_objects
+from hardmine_jax.tasks.detection.datasets import DATASETS, load_dataset, voc_reading
 from hardmine_jax.tasks.detection.evaluation import (
     Batching,
     Evaluated,
     Evaluator,
     count_mistakes,
+    count_wanted,
     curves,
     score,
     voc_precision,
 )
+from hardmine_jax.tasks.detection.facts import count_scored, note_few_images
 from hardmine_jax.tasks.detection.matched import MatchedObjects, matched_predict
 from hardmine_jax.tasks.evaluations import (
     Split,
@@ -57,8 +61,10 @@ from hardmine_jax.tasks.evaluations import (
     written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.facts import data_files, run_facts
+from hardmine_jax.tasks.flags import check_numbers, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 
 _DATA = ("dataset", *sorted({name for row in DATASETS.values() for name in row.flags}))
@@ -74,12 +80,15 @@ class EvaluateConfig:
       data_dir: folder of voc.
       train_split: which ImageSets/Main/*.txt of voc was trained on, for --split train.
       validation_split: which one is scored; val by default.
+      voc_corners, exif_orientation: how the boxes count, see hardmine detection train.
       annotations: COCO detection JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
       which: of the run's checkpoints.
       split: which part of the data; by default all of a JSON given by --annotations, and of a voc folder that
         is given by --dataset and has no lists, else the validation split.
       batch_size: by default the training's.
+      max_detections: an image, by default the training's; COCO's scores are by so many, but not by fewer than
+        the 100 that are its rule.
       output: folder for the results.
       cache_dir: where prepared data lies; by default where the run had it.
     """
@@ -89,11 +98,14 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     train_split: str | None = None
     validation_split: str | None = None
+    voc_corners: Corners | None = None
+    exif_orientation: Orientation | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
     which: Literal["best", "latest"] = "best"
     split: Split | None = None
     batch_size: int | None = None
+    max_detections: int | None = None
     output: pathlib.Path | None = None
     cache_dir: pathlib.Path | None = None
 
@@ -151,7 +163,8 @@ def load_data(data: Data) -> DetectionDataset:
     if not data.is_list:
         return load_dataset(config)
     listed = config.validation_split or "val"
-    return voc.load(config.data_dir, train=listed, validation=None, cache_dir=config.run.cache_dir)
+    reading, cache = voc_reading(config), config.run.cache_dir
+    return voc.load(config.data_dir, train=listed, validation=None, **reading, cache_dir=cache)
 
 
 def evaluate(given: EvaluateConfig) -> dict[str, Any]:
@@ -161,11 +174,13 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
       DataError: no such run or data, no class in common, or a folder that holds something else.
       CheckpointError: no checkpoint that can be read.
     """
-    trained = load_run(given.run, which=given.which)
+    check_numbers(given)
+    trained = load_run(given.run, which=given.which, max_detections=given.max_detections)
     data = find_data(given, trained.config)
     script = "hardmine detection train"
     folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
-    dataset = load_data(data)
+    with phase("preparing the data", "prepared the data"):
+        dataset = load_data(data)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.classes, dataset.classes, what="class")
     notes = describe_unmatched(matched, what="class")
@@ -174,9 +189,10 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     seen = see_through(trained.classes, dataset, matched, source_of(dataset, data.split))
     batching = make_batching(given, trained.config, dataset)
     evaluator, weights = make_evaluator(trained, seen, matched, batching, cache_dir=data.config.run.cache_dir)
-    evaluated = evaluator.run(weights)
+    with phase(f"evaluating {len(seen.validation):,} images", "evaluated them"):
+        evaluated = evaluator.run(weights)
     measured = voc_precision(evaluated, seen.classes)
-    result = score(evaluated, measured) | {
+    result = score(evaluated, measured, max_detections=trained.config.max_detections) | {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": trained.step,
         "images": len(evaluated.rows),
@@ -185,15 +201,23 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     }
     write_json(folder / "result.json", result)
     image_ids = [int(seen.validation[int(row)]["image_id"]) for row in evaluated.rows]
-    found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, matched))
+    found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, trained, matched))
     write_results(folder, "detections.json", found)
+    most = max(map(count_wanted, evaluated.truth), default=0)
+    for note in many_objects(most, trained.config):
+        print(f"note: {note}", file=sys.stderr)
+        notes.append(note)
     if dataset.skipped.reasons or dataset.skipped.noted:
         notes.append(dataset.skipped.report())
     if result["classes_without_objects"]:
         notes.append(
             f"not in the mean, since no image has them: {', '.join(result['classes_without_objects'])}"
         )
-    write_report(folder, trained, evaluator, evaluated, measured, result, notes)
+    facts = run_facts(
+        files=data_files(data.config), categories=seen.classes, counts=[("scored", count_scored(evaluated))]
+    )
+    notes += note_few_images(evaluated, seen.classes)
+    write_report(folder, trained, evaluator, evaluated, measured, result, notes, facts)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and detections.json beside it")
     return result
@@ -243,20 +267,21 @@ def make_evaluator(
 
 
 def _ids(
-    data: Data, dataset: DetectionDataset, matched: Matched
+    data: Data, dataset: DetectionDataset, trained: TrainedRun, matched: Matched
 ) -> tuple[Mapping[int | None, Any], Sequence[Any]]:
-    """Image ids as the COCO file has them by those of the records, and the id of each matched class."""
+    """Image ids as the COCO file has them by those of the records, and the id of each matched class: in the
+    file that is scored; data that has no ids of its own gets those that the run was trained on."""
     config = data.config
-    image_ids: Mapping[int | None, Any] = {}
-    category_ids: Sequence[Any] = range(1, len(dataset.classes) + 1)
-    if config.dataset == "coco":
-        files = [coco_json.load_file(config.annotations, config.images)]
-        category_ids = coco.category_ids(files[0])
-        if config.validation_annotations is not None:
-            folder = config.validation_images or config.images
-            files.append(coco_json.load_file(config.validation_annotations, folder))
-        image_ids = written_image_ids(files)
-    return image_ids, [category_ids[place] for place in matched.theirs]
+    if config.dataset != "coco":
+        return {}, [trained.category_ids[place] for place in matched.ours]
+    files = [coco_json.load_file(config.annotations, config.images)]
+    if config.validation_annotations is not None:
+        files.append(
+            coco_json.load_file(config.validation_annotations, config.validation_images or config.images)
+        )
+    scored = files[-1] if data.split == "validation" else files[0]
+    ids = {**coco.categories(files[0]), **coco.categories(scored)}
+    return written_image_ids(files), [ids[dataset.classes[place]] for place in matched.theirs]
 
 
 def coco_results(
@@ -297,6 +322,7 @@ def write_report(
     measured: AveragePrecision,
     result: Mapping[str, Any],
     notes: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> pathlib.Path:
     """report.html with pictures of some images, and of those with most mistakes."""
     mistakes = [
@@ -320,6 +346,7 @@ def write_report(
         # Without curves: nothing was trained.
         pictures=drawn[1:],
         notes=notes,
+        facts=facts,
     )
 
 

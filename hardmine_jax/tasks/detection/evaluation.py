@@ -23,6 +23,7 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
 from hardmine_jax.tasks.run_config import Shard
+from hardmine_jax.tasks.uncertainty import bootstrap_half_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +148,10 @@ class Evaluator:
 
 
 def read_truth(record: dict) -> tuple[str, GroundTruth]:
-    """Name and objects of a record; those without area are none."""
-    boxes = np.asarray(record["boxes"], np.float32).reshape(-1, 4)
-    real = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-    columns = (boxes, np.asarray(record["labels"]), np.asarray(record["difficult"], bool))
+    """Name and objects of a record; those without area are none, nor what training leaves alone."""
+    boxes, labels = np.asarray(record["boxes"], np.float32).reshape(-1, 4), np.asarray(record["labels"])
+    real = (boxes[:, 2:] > boxes[:, :2]).all(-1) & (labels > 0)
+    columns = (boxes, labels, np.asarray(record["difficult"], bool))
     return str(record["name"]), GroundTruth(*(column[real] for column in columns))
 
 
@@ -159,11 +160,22 @@ def voc_precision(evaluated: Evaluated, classes: Sequence[str]) -> AveragePrecis
     return average_precision(evaluated.found, evaluated.truth, classes=classes)
 
 
-def score(evaluated: Evaluated, measured: AveragePrecision) -> dict:
+def map_half_width(evaluated: Evaluated, classes: Sequence[str]) -> float | None:
+    """Half of the mAP's 95 % interval over images, see `uncertainty.bootstrap_half_width`."""
+
+    def mean(rows: np.ndarray) -> float:
+        found, truth = [evaluated.found[row] for row in rows], [evaluated.truth[row] for row in rows]
+        return average_precision(found, truth, classes=classes).mean
+
+    return bootstrap_half_width(mean, len(evaluated.names))
+
+
+def score(evaluated: Evaluated, measured: AveragePrecision, *, max_detections: int = 100) -> dict:
     """The numbers of result.json: `map` and `map_11_point` at IoU 0.5, `per_class`, COCO's own in `coco`.
 
     Args:
       measured: what `voc_precision` gives of them.
+      max_detections: an image; COCO's numbers are by 100 at least.
     """
     per_class = {
         row.name: {
@@ -175,7 +187,8 @@ def score(evaluated: Evaluated, measured: AveragePrecision) -> dict:
         for row in measured.classes
     }
     classes = [row.name for row in measured.classes]
-    coco = coco_average_precision(evaluated.found, evaluated.truth, classes=classes)
+    most = max(100, max_detections)
+    coco = coco_average_precision(evaluated.found, evaluated.truth, classes=classes, max_detections=most)
     return {
         "map": finite(measured.mean),
         "map_11_point": finite(measured.mean_11_point),
@@ -194,6 +207,11 @@ def curves(measured: AveragePrecision) -> dict[str, tuple[np.ndarray, np.ndarray
 def finite(value: float) -> float | None:
     """None for NaN, which is no JSON."""
     return float(value) if np.isfinite(value) else None
+
+
+def count_wanted(truth: GroundTruth) -> int:
+    """Objects that are to be found."""
+    return int((~np.asarray(truth.difficult, bool)).sum())
 
 
 def count_mistakes(found: Detections, truth: GroundTruth, *, min_score: float = 0.5) -> int:

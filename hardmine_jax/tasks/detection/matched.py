@@ -23,8 +23,9 @@ class MatchedObjects:
     def __getitem__(self, index: int) -> dict:
         record = self._source[index]
         labels = self._labels[record["labels"]]
-        kept = {"boxes": record["boxes"], "labels": labels, "difficult": record["difficult"]}
-        return {**record, **{name: array[labels > 0] for name, array in kept.items()}}
+        columns: dict[str, np.ndarray] = {"labels": labels}
+        columns |= {name: record[name] for name in ("boxes", "difficult", "crowd") if name in record}
+        return {**record, **{name: array[labels > 0] for name, array in columns.items()}}
 
 
 def matched_predict(

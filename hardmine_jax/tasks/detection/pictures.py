@@ -15,15 +15,19 @@ from matplotlib.figure import Figure
 from hardmine_jax.detection import Detections, GroundTruth
 from hardmine_jax.detection.metrics import overlaps
 from hardmine_jax.tasks import charts
-from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, png, series
+from hardmine_jax.tasks.charts import BLUE, GREEN, ORANGE, png, series
 
-# Okabe and Ito (2008), which stay apart for colour-blind readers; classes beyond the eighth begin anew.
+# Of the classes beyond the eighth, the sixteenth and so on, whose colours begin anew.
+_LINES = ("-", "--", ":", "-.")
+# Okabe and Ito (2008), which stay apart for colour-blind readers; classes beyond the eighth begin anew. White
+# is the background's, on boxes and on paper.
 COLOURS = (
     (230, 120, 0), (0, 130, 215), (0, 158, 115), (240, 228, 66), (204, 121, 167), (86, 180, 233),
-    (213, 94, 0), (250, 250, 250),
+    (140, 86, 75), (140, 140, 140),
 )  # fmt: skip
 _MISSED, _BACKGROUND = (220, 20, 60), (255, 255, 255)
 _TILE = 480
+_MOST_CURVES = 20
 
 
 class Example(NamedTuple):
@@ -81,8 +85,12 @@ def report_pictures(
         )
         pictures.append((caption, png(mining_curves(lines))))
     if curves:
-        caption = "Precision and recall at IoU 0.5 of every class; the area below is the average precision"
-        pictures.append((caption, png(precision_recall(curves, result["per_class"]))))
+        shown = "every class" if len(curves) <= _MOST_CURVES else f"the {_MOST_CURVES} most frequent classes"
+        caption = (
+            f"Precision and recall at IoU 0.5 of {shown}, in the colours of the boxes: for each recall the "
+            "best precision at it or beyond, so that the area below is the average precision (in brackets)"
+        )
+        pictures.append((caption, png(precision_recall(curves, result["per_class"], classes))))
     if mined:
         caption = (
             f"Which RoIs were mined on some training images: at step {mined[0].early.step:,} and at step "
@@ -132,22 +140,42 @@ def mining_curves(lines: Sequence[dict]) -> Figure:
 
 
 def precision_recall(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], per_class: Mapping[str, Mapping]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    per_class: Mapping[str, Mapping],
+    classes: Sequence[str],
 ) -> Figure:
-    """Precision over recall, a line a class, at most the twenty classes with most objects."""
-    names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:20]
+    """The best precision at each recall or beyond, a line a class, the twenty classes with most objects.
+
+    Args:
+      curves: for each class (recall, precision), rising recall.
+      per_class: `count` and `ap` of each.
+      classes: all names, in the order of the labels, which the colours follow.
+    """
+    names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:_MOST_CURVES]
     with rc_context(charts.STYLE):
         figure = Figure(figsize=(12, 5.2), layout="constrained")
         axes = figure.subplots()
-        for number, name in enumerate(names):
-            recall, precision = curves[name]
+        for name in names:
+            place = classes.index(name)
             ap = per_class[name].get("ap")
             label = charts.shorten(name) if ap is None else f"{charts.shorten(name)} ({ap:.3f})"
-            colour = INK if number % 8 == 7 else tuple(c / 255 for c in COLOURS[number % 8])
-            axes.plot(recall, precision, color=colour, linewidth=2, label=label)
+            colour = tuple(channel / 255 for channel in COLOURS[place % len(COLOURS)])
+            style = _LINES[place // len(COLOURS) % len(_LINES)]
+            axes.plot(*envelope(*curves[name]), color=colour, linestyle=style, linewidth=2.4, label=label)
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
         figure.legend(loc="outside right upper", ncols=1 if len(names) <= 12 else 2)
         return figure
+
+
+def envelope(recall: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the steps whose area is VOC's average precision: (recalls, precisions), from recall 0.
+
+    >>> envelope(np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 0.6]))
+    (array([0. , 0.5, 0.5, 0.5, 0.5, 1. , 1. ]), array([1. , 1. , 0.6, 0.6, 0.6, 0.6, 0. ]))
+    """
+    best = np.maximum.accumulate(np.asarray(precision, float)[::-1])[::-1]
+    edges = np.concatenate([[0.0], recall])
+    return np.append(np.repeat(edges, 2)[1:-1], edges[-1:]), np.append(np.repeat(best, 2), 0.0)
 
 
 def found_on_images(examples: Sequence[Example], classes: Sequence[str], *, columns: int = 3) -> Figure:

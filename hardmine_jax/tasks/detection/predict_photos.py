@@ -3,10 +3,12 @@
     hardmine detection predict photo.jpg other.jpg --checkpoint WORKDIR --output detections
 
 Writes `<name>_boxes.png` for each image, and `detections.json`: COCO detection results, one entry a
-detection, `bbox` as [x, y, width, height] in pixels of the image as stored (EXIF is not looked at, as in
-training), `category_id` counting from 1 in the order of the training's classes, `category` their names.
-`image_id` is the file's name where that is a number, else its place on the command line. Proposals come from
-selective search with the settings of the training. Seconds on a laptop CPU.
+detection, `bbox` as [x, y, width, height] in pixels of the image upright, as viewers show it (as stored where
+the run was trained so), `category_id` and `category` as in the file that the run was trained on (ids count
+from 1 where it had none). `image_id` is the file's name where that is a number of no other file, else its
+place on the command line or the next that is free; `file_name` has folders where names alone do not tell the
+files apart. `hardmine pose predict --boxes` takes that file. Proposals come from selective search with the
+settings of the training. Seconds on a laptop CPU.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ import tyro
 
 from hardmine_jax.data.detection.batches import evaluation_images
 from hardmine_jax.data.detection.proposals import search_image
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.problems import printable
 from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.detection import Detections
@@ -28,7 +31,17 @@ from hardmine_jax.tasks.detection import pictures
 from hardmine_jax.tasks.detection.config import TrainedRun, load_run
 from hardmine_jax.tasks.detection.predict import PREDICTED_FROM
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
+from hardmine_jax.tasks.flags import check_numbers
+from hardmine_jax.tasks.photos import (
+    InputError,
+    check_outputs,
+    file_names,
+    number_photos,
+    once_each,
+    picture_names,
+    read_photo,
+    write_png,
+)
 
 _BATCH = 4
 
@@ -43,21 +56,24 @@ class PredictConfig:
       output: folder for the pictures and detections.json.
       min_score: detections with a lower score are not drawn; the JSON has all that the training's --min-score
         lets through.
+      max_detections: an image, by default the training's.
     """
 
     images: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     checkpoint: pathlib.Path
     output: pathlib.Path = pathlib.Path("detections")
     min_score: float = 0.5
+    max_detections: int | None = None
 
 
 class Photo(NamedTuple):
-    """An image file: its bytes as they are, its pixels u8 [H, W, 3] RGB, and its id in the JSON."""
+    """An image file: its bytes as they are, its pixels u8 [H, W, 3] RGB, its id and its name in the JSON."""
 
     path: pathlib.Path
     encoded: bytes
     image: np.ndarray
     image_id: int
+    name: str
 
 
 def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detections]:
@@ -79,14 +95,14 @@ def find_objects(run: TrainedRun, photos: Sequence[Photo]) -> Iterator[Detection
             yield Detections(*(outputs[name][place][keep] for name in Detections._fields))
 
 
-def coco_results(photo: Photo, found: Detections, classes: Sequence[str]) -> list[dict]:
-    """COCO detection results of one photo."""
+def coco_results(photo: Photo, found: Detections, run: TrainedRun) -> list[dict]:
+    """COCO detection results of one photo, in the ids and names that the run was trained on."""
     return [
         {
             "image_id": photo.image_id,
-            "file_name": photo.path.name,
-            "category_id": int(label),
-            "category": classes[label - 1],
+            "file_name": photo.name,
+            "category_id": run.category_ids[label - 1],
+            "category": run.classes[label - 1],
             "bbox": np.round([*box[:2], *(box[2:] - box[:2])], 2).tolist(),
             "score": round(float(score), 4),
         }
@@ -96,24 +112,26 @@ def coco_results(photo: Photo, found: Detections, classes: Sequence[str]) -> lis
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
-    trained = load_run(config.checkpoint)
-    classes = trained.classes
+    trained = load_run(config.checkpoint, max_detections=config.max_detections)
+    paths = once_each(config.images)
+    orientation: Orientation = "stored" if trained.config.exif_orientation == "stored" else "upright"
     photos = [
-        Photo(path, *read_photo(path), photo_id(path, position))
-        for position, path in enumerate(config.images, start=1)
+        Photo(path, *read_photo(path, orientation), image_id, name)
+        for path, image_id, name in zip(paths, number_photos(paths), file_names(paths), strict=True)
     ]
+    drawings = [config.output / f"{name}_boxes.png" for name in picture_names(paths)]
+    check_outputs(drawings, paths)
     config.output.mkdir(parents=True, exist_ok=True)
-    names = picture_names(config.images)
     results, everything = [], find_objects(trained, photos)
-    for photo, name, found in zip(photos, names, everything, strict=True):
+    for photo, picture, found in zip(photos, drawings, everything, strict=True):
         sure = found.scores >= config.min_score
         boxes, scores, labels = (column[sure] for column in found)
-        drawn = pictures.draw_boxes(photo.image, boxes, labels, classes, scores=scores)
-        picture = config.output / f"{name}_boxes.png"
+        drawn = pictures.draw_boxes(photo.image, boxes, labels, trained.classes, scores=scores)
         write_png(picture, drawn)
-        results += coco_results(photo, found, classes)
+        results += coco_results(photo, found, trained)
         print(f"{printable(str(photo.path))}: {sure.sum()} objects, {picture}")
     (config.output / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {config.output / 'detections.json'}")

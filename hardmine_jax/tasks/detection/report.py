@@ -25,11 +25,13 @@ def write_report(
     result: Mapping,
     pictures: Iterable[tuple[str, bytes]] = (),
     notes: Sequence[str] = (),
+    facts: Sequence[tuple[str, str]] = (),
 ) -> pathlib.Path:
     """Writes one self-contained HTML file; see `report.write_report`."""
     body = [
-        page.lead(summarise(config, result)), _tiles(result), "<h2>Every class</h2>", _html_table(result),
-        page.notes(notes), *page.figures(pictures), page.details("Configuration", config),
+        page.lead(summarise(config, result)), _tiles(result), page.notes(notes), "<h2>Every class</h2>",
+        _html_table(result), page.facts(facts), *page.figures(pictures),
+        page.details("Configuration", config),
     ]  # fmt: skip
     return page.write_page(path, title, body)
 

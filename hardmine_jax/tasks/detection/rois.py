@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.detection import area, encode_boxes, iou, match, ohem, sample_rois
+from hardmine_jax.detection.match import part_inside
 from hardmine_jax.mining import hard_negatives
 
 MiningName = Literal["ohem", "random", "all", "masked", "focal", "hard_negatives", "bootstrap"]
@@ -44,23 +45,31 @@ class Mining:
     Attributes:
       kind: "ohem" the k hardest RoIs of each image that do not overlap one another, found without gradient
         and run again; "masked" the same ones, but the gradient is taken through all and zeroed; "random"
-        Fast R-CNN's draw (a quarter foreground, background with IoU in [0.1, 0.5)); "all" every RoI; "focal"
-        every RoI, with focal losses; "hard_negatives" the foreground and three times as many of the hardest
-        background (SSD); "bootstrap" Fast R-CNN's draw with background from the pool of false positives.
+        Fast R-CNN's draw (a quarter foreground, background with IoU in [background_overlap, 0.5)); "all"
+        every RoI; "focal" every RoI, with focal losses; "hard_negatives" the foreground and three times as
+        many of the hardest background (SSD); "bootstrap" Fast R-CNN's draw with background from the pool of
+        false positives.
       k: RoIs an image, B/N of the OHEM paper; also the fixed denominator an image, except of "all".
       iou_threshold: of the non-maximum suppression on losses.
+      min_negatives: of "hard_negatives", background at least, also of an image without objects.
+      background_overlap: of "random", what background's IoU with the nearest object must reach; 0 takes any,
+        and so that of images without objects.
     """
 
     kind: MiningName
     k: int
     iou_threshold: float = 0.7
+    min_negatives: int = 0
+    background_overlap: float = 0.1
 
 
 def make_rois(batch: dict) -> Rois:
     """Proposals and ground-truth boxes of a batch with labels and targets, [B, N], N = P + M.
 
     Difficult objects train nothing: they are no targets, and a RoI that lies on one and on no other object is
-    left out, since its label would be background. Boxes without area take no part.
+    left out, since its label would be background. It lies on one by their IoU, and in a crowd by the part of
+    the RoI that is inside, as in COCO's evaluation; of a batch without "crowd" all difficult ones are crowds.
+    Boxes without area take no part.
     """
     objects = batch["boxes_where"] & (area(batch["boxes"]) > 0)
     easy = objects & ~batch["difficult"]
@@ -72,8 +81,10 @@ def make_rois(batch: dict) -> Rois:
     boxes = jnp.where(where[..., None], boxes, small)
     matched = match(boxes, batch["boxes"], batch["labels"], foreground=FOREGROUND, where=easy)
     foreground = matched.labels > 0
-    difficult = jnp.where((objects & batch["difficult"])[:, None], iou(boxes, batch["boxes"]), 0.0)
-    where &= foreground | (difficult.max(-1) < FOREGROUND)
+    difficult, crowd = objects & batch["difficult"], batch.get("crowd", batch["difficult"])
+    on_one = jnp.where((difficult & ~crowd)[:, None], iou(boxes, batch["boxes"]), 0.0).max(-1)
+    in_crowd = part_inside(boxes, batch["boxes"], where=difficult & crowd)
+    where &= foreground | ((on_one < FOREGROUND) & (in_crowd < FOREGROUND))
     targets = encode_boxes(boxes, jnp.where(foreground[..., None], matched.boxes, boxes))
     pool = jnp.zeros(where.shape, bool)
     if "pool" in batch:
@@ -87,14 +98,17 @@ def choose_rois(losses: jax.Array, rois: Rois, mining: Mining) -> jax.Array:
         return ohem(losses, rois.boxes, k=mining.k, iou_threshold=mining.iou_threshold, where=rois.where)
     if mining.kind == "hard_negatives":
         positive = rois.where & (rois.labels > 0)
-        return positive | hard_negatives(losses, positive=positive, where=rois.where)
+        negative = hard_negatives(
+            losses, positive=positive, min_negatives=mining.min_negatives, where=rois.where
+        )
+        return positive | negative
     return rois.where
 
 
 def draw_rois(key: jax.Array, rois: Rois, mining: Mining) -> jax.Array:
     """keep [N] of one image, drawn without regard to losses."""
-    if mining.kind == "random":
-        return sample_rois(key, rois.labels, rois.overlaps, k=mining.k, where=rois.where)
-    where = rois.where & (rois.pool | (rois.labels > 0))
-    background = (0.0, FOREGROUND)
+    where, least = rois.where, mining.background_overlap
+    if mining.kind == "bootstrap":
+        where, least = where & (rois.pool | (rois.labels > 0)), 0.0
+    background = (least, FOREGROUND)
     return sample_rois(key, rois.labels, rois.overlaps, k=mining.k, background=background, where=where)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from hardmine_jax.tasks.detection.config import (
     Config,
     build,
     load_config,
+    notes_on_data,
     room_for_boxes,
     save_config,
     settle,
@@ -38,9 +40,13 @@ from hardmine_jax.tasks.detection.evaluation import (
     score,
     voc_precision,
 )
+from hardmine_jax.tasks.detection.facts import count_objects, count_scored, note_few_images
 from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
+from hardmine_jax.tasks.detection.trained_on import check_trained_on
+from hardmine_jax.tasks.facts import data_files, run_facts
 from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
@@ -58,9 +64,13 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
       What result.json holds; None when a signal stopped the run, and in processes other than the first.
     """
     check_run(config.run)
+    check_trained_on(config.run, dataset)
     config = settle_with_data(config, dataset)
-    run, functions = config.run, build(config, len(dataset.classes))
-    with exchange.first_of_host():
+    if exchange.is_main():
+        for note in notes_on_data(config, dataset):
+            print(f"note: {note}", file=sys.stderr)
+    run, functions = config.run, build(config, len(dataset.classes), classes=dataset.classes)
+    with exchange.first_of_host(), phase("finding proposals", "found proposals"):
         proposals = find_proposals(config, dataset)
     parallel, state = make_trainer(run, functions.of_run)
     batches, batching = make_batches(config, dataset, proposals), make_batching(config)
@@ -76,10 +86,11 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
         evaluator = Evaluator(dataset, proposals.validation, predict, batching=batching, num_images=few)
         recorder = MinedRecorder(run.folder, dataset.train, proposals.train, choose, batching=batching)
         finishing = functools.partial(finish, config, dataset, evaluator, recorder)
+        saving = functools.partial(save_config, config, dataset.classes, dataset.category_ids)
         if run.eval_only:
-            keep_begun(opened, batches, lambda: save_config(config, dataset.classes))
+            keep_begun(opened, batches, saving)
             return finishing(parallel.put_state(opened.state), opened.step, {}, [])
-        save_config(config, dataset.classes)
+        saving()
 
         def evaluate(state: training.TrainState) -> dict[str, float]:
             recorder.record(state, int(parallel.get(state.step)))
@@ -158,12 +169,13 @@ def finish(
     unreadable: list[int],
 ) -> dict | None:
     """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
-    evaluated = evaluator.run(state)
+    with phase(f"evaluating {len(dataset.validation):,} images", "evaluated them"):
+        evaluated = evaluator.run(state)
     if not exchange.is_main():
         return None
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     measured = voc_precision(evaluated, dataset.classes)
-    result = score(evaluated, measured)
+    result = score(evaluated, measured, max_detections=config.max_detections)
     result |= {
         "proposal_recall": evaluator.recall(evaluated),
         "steps": step,
@@ -200,8 +212,8 @@ def write_report(
     ]
     hardest = np.argsort(-np.array(mistakes), kind="stable")[:6]
     typical = evenly_spaced(len(evaluated.rows), 9)
-    skipped = dataset.skipped
-    notes = [skipped.report()] if skipped.reasons or skipped.noted else []
+    skipped, notes = dataset.skipped, note_few_images(evaluated, dataset.classes)
+    notes += [skipped.report()] if skipped.reasons or skipped.noted else []
     if result["classes_without_objects"]:
         names = ", ".join(result["classes_without_objects"])
         notes.append(f"not in the mean, since no validation image has them: {names}")
@@ -224,6 +236,12 @@ def write_report(
             hardest=evaluator.pictures(evaluated, hardest),
         ),
         notes=notes,
+        facts=run_facts(
+            files=data_files(config),
+            categories=dataset.classes,
+            counts=[("trained on", count_objects(dataset.train)), ("validated on", count_scored(evaluated))],
+            seconds=result["seconds"],
+        ),
     )
 
 
@@ -252,7 +270,7 @@ def main(
     def body() -> None:
         # What can be known to be wrong is said before data is prepared for it.
         settled = settle(config)
-        with exchange.first_of_host():
+        with exchange.first_of_host(), phase("preparing the data", "prepared the data"):
             dataset = load_dataset(settled)
         check_data(dataset)
         warn_skipped(dataset.skipped)

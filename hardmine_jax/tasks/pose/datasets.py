@@ -1,11 +1,15 @@
 """The pose datasets by name."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from hardmine_jax.data import coco_download
 from hardmine_jax.data.pose import coco, lspet, mpii, synthetic
 from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.errors import UserError
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.flags import check_data_flags, check_needed_flags
 from hardmine_jax.tasks.pose.config import Config
@@ -31,6 +35,7 @@ class Dataset(NamedTuple):
 
 def _load_coco(config: Config) -> PoseDataset:
     given = {name: getattr(config, name) for name in DATASETS["coco"].flags}
+    given["orientation"] = given.pop("exif_orientation") or "auto"
     return coco.load(cache_dir=config.run.cache_dir, **given)
 
 
@@ -50,7 +55,7 @@ DATASETS: Mapping[str, Dataset] = {
         _load_coco,
         (
             "annotations", "images", "validation_annotations", "validation_images", "category", "sigmas",
-            "flip_pairs", "edges",
+            "flip_pairs", "edges", "exif_orientation", "point_side",
         ),
         {"annotations": "JSON", "images": "DIR"},
     ),
@@ -79,4 +84,28 @@ def load_dataset(config: Config) -> PoseDataset:
     check_data_flags(config, {name: row.flags for name, row in DATASETS.items()}, kind, advice)
     row = DATASETS[kind]
     check_needed_flags(config, row.needed, kind)
+    if official and config.data_dir is None:
+        check_download(config.run.cache_dir, allowed=config.download, ask=not config.run.distributed)
+    elif config.download:
+        raise UserError(f"--download means nothing to --dataset {kind} that is given: drop it")
     return row.load(config)
+
+
+def check_download(cache_dir: str | os.PathLike | None, *, allowed: bool, ask: bool = True) -> None:
+    """Raises UserError where COCO 2017 is not there yet and nobody wants it fetched.
+
+    Args:
+      cache_dir: where it would be; allowed: by a flag; ask: who sits at a terminal.
+    """
+    folder = coco_download.folder_of(cache_dir)
+    if allowed or folder.exists():
+        return
+    size = f"COCO 2017 is 20 GB to download, and 60 GB in {folder.parents[1]} in the end"
+    if ask and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"{size}. Download it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise UserError(
+        f"{size}: add --download to fetch it, or give --data-dir DIR that has it, or --annotations JSON and "
+        "--images DIR of other data"
+    )

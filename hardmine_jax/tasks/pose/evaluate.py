@@ -18,16 +18,15 @@ something else in it is refused.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import rich
 import tyro
 
-from hardmine_jax.data import coco_download, coco_json
-from hardmine_jax.data.coco_json import whole_id
-from hardmine_jax.data.pose import coco
+from hardmine_jax.data import coco_download
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.data.records import Records
@@ -43,15 +42,17 @@ from hardmine_jax.tasks.evaluations import (
     warn_of_own,
     whole_batches,
     write_results,
-    written_image_ids,
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.flags import warn_skipped
+from hardmine_jax.tasks.facts import data_files, run_facts
+from hardmine_jax.tasks.flags import check_numbers, warn_of, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
-from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, load_run
-from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
+from hardmine_jax.tasks.pose.config import Config, TrainedRun, build, check_scoring, load_run
+from hardmine_jax.tasks.pose.datasets import DATASETS, check_download, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.facts import category_names, count_scored, note_few_people
 from hardmine_jax.tasks.pose.matched import (
     MatchedPeople,
     common_skeleton,
@@ -60,8 +61,9 @@ from hardmine_jax.tasks.pose.matched import (
     matched_protocol,
 )
 from hardmine_jax.tasks.pose.people import People, mean_pose_of, place_pose
-from hardmine_jax.tasks.pose.protocol import prepare_protocol, score_heads, score_protocol, validation_file
-from hardmine_jax.tasks.pose.score import mean_oks, pck, score
+from hardmine_jax.tasks.pose.protocol import prepare_protocol, score_heads, score_protocol
+from hardmine_jax.tasks.pose.results import coco_results, ids_of
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, mean_oks, note_crowded, pck, score
 from hardmine_jax.tasks.rows import evenly_spaced
 
 _DATA = ("dataset", *sorted({name for row in DATASETS.values() for name in row.flags}))
@@ -77,12 +79,19 @@ class EvaluateConfig:
       data_dir: folder of the dataset, as in training.
       annotations: COCO keypoint JSON, all of which is scored.
       images: folder that the JSON's file names are relative to.
-      category: which category of the JSON, by name or id, if several have keypoints.
+      download: COCO 2017 (20 GB, 60 GB in the end) without being asked, where it is to be scored.
+      category: which category of the JSON, by name or id, if several have keypoints; or several, or all.
       sigmas: OKS constants, one a keypoint of the JSON, over its own.
+      exif_orientation: how the JSON counts the pixels of photographs that EXIF turns, as in training.
+      point_side: pixels of the square around somebody who is one point and has no box, as in training.
       which: of the run's checkpoints.
       split: which part of the data; by default all of a JSON given by --annotations, else the validation
         split.
-      boxes: COCO results JSON of a person detector: scored by COCO's procedure on these, too.
+      max_people: of an image so many people count in AP and AR, over the training's.
+      boxes: COCO results JSON of a person detector: scored by COCO's procedure on these, too; boxes of other
+        categories than the one that is scored are left out.
+      box_category: which of the boxes are of that category where the detector numbers or names it otherwise.
+      box_min_score: boxes with a lower score are left out; by default all are taken.
       flip_test: over the training's.
       decode: over the training's.
       batch_size: by default the training's.
@@ -95,11 +104,17 @@ class EvaluateConfig:
     data_dir: pathlib.Path | None = None
     annotations: pathlib.Path | None = None
     images: pathlib.Path | None = None
-    category: str | None = None
+    download: bool = False
+    category: str | tuple[str, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    exif_orientation: Orientation | None = None
+    point_side: float | None = None
     which: Literal["best", "latest"] = "best"
     split: Split | None = None
+    max_people: int | None = None
     boxes: pathlib.Path | None = None
+    box_category: str | None = None
+    box_min_score: float | None = None
     flip_test: bool | None = None
     decode: Literal["dark", "quarter", "argmax"] | None = None
     batch_size: int | None = None
@@ -130,7 +145,10 @@ def find_data(given: EvaluateConfig, trained: Config) -> Data:
     """
     config, changed = scored_data(given, trained, _DATA)
     # What a run was measured by in training is asked for anew.
-    config = change(config, boxes=given.boxes, cache_dir=given.cache_dir or trained.run.cache_dir)
+    asked = {name: getattr(given, name) for name in ("boxes", "box_category", "box_min_score", "download")}
+    asked["max_people"] = trained.max_people if given.max_people is None else given.max_people
+    config = change(config, **asked, cache_dir=given.cache_dir or trained.run.cache_dir)
+    check_scoring(config)
     split = given.split or ("validation" if given.annotations is None else "all")
     # Of one file: --split all of a run with a second one is both.
     whole = split == "all" and given.annotations is not None
@@ -151,6 +169,8 @@ def _is_official(config: Config) -> bool:
 
 
 def _val2017(config: Config) -> Config:
+    if config.data_dir is None:
+        check_download(config.run.cache_dir, allowed=config.download)
     folder = config.data_dir or coco_download.download(cache_dir=config.run.cache_dir)
     folder = pathlib.Path(folder).expanduser()
     return dataclasses.replace(
@@ -158,7 +178,9 @@ def _val2017(config: Config) -> Config:
         annotations=folder / "annotations" / "person_keypoints_val2017.json",
         images=folder / "val2017",
         category="person",
+        exif_orientation="stored",
         data_dir=None,
+        download=False,
     )
 
 
@@ -182,17 +204,18 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
       DataError: no such run or data, no keypoint in common, or a folder that holds something else.
       CheckpointError: no checkpoint that can be read.
     """
+    check_numbers(given)
     trained = _load(given)
     data = find_data(given, trained.config)
     script = "hardmine pose train"
     folder, settings = place_evaluation(given, data.name, step=trained.step, script=script)
     shard = whole_batches(given.batch_size, trained.config.run)
-    dataset = load_dataset(data.config)
+    with phase("preparing the data", "prepared the data"):
+        dataset = load_dataset(data.config)
     warn_skipped(dataset.skipped)
     matched = match_names(trained.skeleton.names, dataset.skeleton.names, what="keypoint")
     notes = describe_unmatched(matched, what="keypoint")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    warn_of(notes)
     seen = see_through(trained.skeleton, dataset, matched, source_of(dataset, data.split))
     parallel = make_parallel(trained.config.run)
     evaluator = Evaluator(
@@ -202,10 +225,13 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
         size=trained.config.image_size,
         padding=trained.config.augment.padding,
         num_people=1,
+        max_people=data.config.max_people or COCO_PEOPLE,
     )
     weights = parallel.put_state(trained.variables)
-    people, keypoints, scores = evaluated = evaluator.run(weights)
-    result = score(keypoints, scores, people, seen.skeleton)
+    max_people = data.config.max_people or COCO_PEOPLE
+    with phase(f"evaluating {len(seen.validation):,} examples", "evaluated them"):
+        people, keypoints, scores = evaluated = evaluator.run(weights)
+    result = score(keypoints, scores, people, seen.skeleton, max_people=max_people)
     result |= _by_protocol(data, dataset, seen, matched, evaluator, weights, evaluated)
     if data.split == "validation" and len(dataset.train):
         train = see_through(trained.skeleton, dataset, matched, dataset.train).validation
@@ -213,15 +239,23 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     result |= {
         "steps": trained.step,
         "people": len(people.names),
-        "scored_on": f"{len(people.names):,} people of {data.name}",
+        "scored_on": f"{len(people.names):,} subjects of {data.name}",
         "evaluation": evaluation_entry(settings, data.name, data.split, seen.skeleton.names, matched),
     }
     write_json(folder / "result.json", result)
     found = coco_results(people, in_dataset_order(_triples(keypoints, scores), matched,
-                         dataset.skeleton.num_keypoints), scores, *_ids(data.config))  # fmt: skip
+                         dataset.skeleton.num_keypoints), scores, ids_of(data.config))  # fmt: skip
     write_results(folder, "keypoints.json", found)
-    notes += [dataset.skipped.report()] if dataset.skipped.count else []
-    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes)
+    crowded = note_crowded(people, max_people=max_people)
+    warn_of(crowded)
+    notes += crowded + note_few_people(keypoints, people)
+    notes += [dataset.skipped.report()] if dataset.skipped else []
+    facts = run_facts(
+        files=data_files(data.config),
+        categories=category_names(data.config, dataset),
+        counts=[("scored", count_scored(people))],
+    )
+    write_report(folder, trained, seen.skeleton, evaluator, (people, keypoints), result, notes, facts)
     rich.print(report.result_table(result))
     print(f"wrote {folder / 'report.html'} (open it in a browser), result.json and keypoints.json beside it")
     return result
@@ -280,42 +314,6 @@ def _triples(keypoints: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.concatenate([keypoints, scores[..., None]], axis=-1, dtype=np.float64)
 
 
-def _ids(config: Config) -> tuple[Mapping[int | None, Any], Any]:
-    """Image ids as the COCO file has them by those of the records, and its category's id."""
-    if config.dataset != "coco" or config.annotations is None:
-        return {}, 1
-    files = [coco_json.load_file(config.annotations, config.images)]
-    if config.validation_annotations is not None:
-        files.append(validation_file(config)[0])
-    category = coco.find_category(files[-1].content["categories"], config.category, files[-1].path)
-    return written_image_ids(files), whole_id(category["id"])
-
-
-def coco_results(
-    people: People,
-    triples: np.ndarray,
-    scores: np.ndarray,
-    image_ids: Mapping[int | None, Any],
-    category_id: Any,
-) -> list[dict[str, Any]]:
-    """COCO keypoint results; a person's score is the mean of what was scored of them.
-
-    Args:
-      triples: [N, K, 3], (x, y, score) of the data's keypoints; scores: [N, K common].
-      image_ids: the file's by the records'; a record's own where there is none.
-    """
-    return [
-        {
-            "image_id": image_ids.get(int(people.image_id[row]), int(people.image_id[row])),
-            "file_name": people.names[row],
-            "category_id": category_id,
-            "keypoints": np.round(triples[row], 3).ravel().tolist(),
-            "score": float(scores[row].mean()),
-        }
-        for row in range(len(people.names))
-    ]
-
-
 def write_report(
     folder: pathlib.Path,
     trained: TrainedRun,
@@ -324,6 +322,7 @@ def write_report(
     evaluated: tuple[People, np.ndarray],
     result: dict[str, Any],
     notes: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> pathlib.Path:
     """report.html with pictures of some people, and of those that went worst."""
     people, keypoints = evaluated
@@ -341,6 +340,7 @@ def write_report(
         # Without curves: nothing was trained.
         pictures=pictures.report_pictures([], result, skeleton, hardest, typical)[1:],
         notes=notes,
+        facts=facts,
     )
 
 

@@ -19,7 +19,7 @@ from hardmine_jax.pose.affine import apply_affine, invert_affine
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.people import People, read_people
 from hardmine_jax.tasks.pose.predict import predict_people
-from hardmine_jax.tasks.pose.score import correct_keypoints, score
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, correct_keypoints, score
 from hardmine_jax.tasks.rows import Rows, evenly_spaced
 from hardmine_jax.tasks.run_config import Shard
 
@@ -38,7 +38,7 @@ class Evaluator:
       shard: of a batch, the last of which is filled up.
       size: (H, W) of the crops.
       padding: the crop is the person's box times this.
-      num_people: how many `quick` evaluates.
+      num_people: how many `quick` evaluates; max_people: of an image so many count in the AP.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Evaluator:
         size: tuple[int, int],
         padding: float,
         num_people: int,
+        max_people: int = COCO_PEOPLE,
     ):
         self._dataset, self._predict = dataset, predict
         self._shard, self._size, self._padding = shard, size, padding
+        self._max_people = max_people
         self._some = evenly_spaced(len(dataset.validation), num_people)
 
     def run(self, state: Any, rows: np.ndarray | None = None) -> tuple[People, np.ndarray, np.ndarray]:
@@ -71,7 +73,8 @@ class Evaluator:
     def quick(self, state: Any) -> dict[str, float]:
         """The numbers to watch while training, on a fixed part of the split."""
         people, keypoints, scores = self.run(state, self._some)
-        result = score(keypoints, scores, people, self._dataset.skeleton)
+        skeleton, max_people = self._dataset.skeleton, self._max_people
+        result = score(keypoints, scores, people, skeleton, max_people=max_people)
         names = ("pck", "pck@0.2", "pck_visible", "ap")
         return {name: result[name] for name in names if result[name] is not None}
 

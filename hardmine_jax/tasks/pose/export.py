@@ -29,6 +29,7 @@ import tyro
 from hardmine_jax.errors import UserError
 from hardmine_jax.tasks.config_json import write_json
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
+from hardmine_jax.tasks.flags import check_numbers
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
 
 
@@ -84,6 +85,7 @@ def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) 
         "keypoints": list(skeleton.names),
         "edges": [list(edge) for edge in skeleton.edges],
         "flip_pairs": [list(pair) for pair in skeleton.flip_pairs],
+        "categories": [category._asdict() for category in run.categories],
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
         "trained": {
@@ -95,6 +97,7 @@ def describe(run: TrainedRun, exported: jax.export.Exported, batch: int | None) 
 
 def run(config: ExportConfig) -> None:
     """Reads the run, writes the two files."""
+    check_numbers(config)
     batch = _batch(config.batch)
     if not config.output.name:
         raise UserError(f"--output {config.output} is a folder: name a file")
@@ -117,8 +120,8 @@ def run(config: ExportConfig) -> None:
 def _batch(given: str) -> int | None:
     if given == "any":
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"--batch {given} must be a number of crops, 1 or more, or any")
+    if not given.isdecimal() or len(given) > 6 or int(given) < 1:
+        raise UserError(f"--batch {given} must be a number of crops, 1 to 999999, or any")
     return int(given)
 
 

@@ -62,16 +62,23 @@ def report_pictures(
         pictures.append(("Which joints were mined, and how often, as training went on", mined))
     pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
     if typical:
-        caption = "Predictions on images taken at equal distances: left limbs orange, right limbs blue"
+        caption = f"Predictions on images taken at equal distances{_sides(skeleton)}"
         pictures.append((caption, png(predicted_images(typical, skeleton))))
     if hardest:
         caption = (
-            "The hardest images: each true skeleton, and beside it the predicted one. "
-            "Left limbs are orange, right limbs blue, occluded joints hollow; "
-            "a red line leads from a wrong joint to its true place"
+            f"The hardest images{_sides(skeleton)}. Each true skeleton, and beside it the predicted one: "
+            "occluded joints are hollow, a red line leads from a wrong joint to its true place"
         )
         pictures.append((caption, png(hardest_images(hardest, skeleton))))
     return pictures
+
+
+def _sides(skeleton: Skeleton) -> str:
+    """What the colours say, of a skeleton that has sides."""
+    if not skeleton.flip_pairs:
+        return ""
+    middle = "" if 2 * len(skeleton.flip_pairs) == skeleton.num_keypoints else ", what is between yellow"
+    return f": the left side orange, the right blue{middle}"
 
 
 def learning_curves(
@@ -171,7 +178,9 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
         axes.set_yticks(np.arange(len(names)) + 0.5, [_words(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("training step")
-        figure.colorbar(mesh, ax=axes, label="kept, of the images with this joint (%)", pad=0.01)
+        # Beside the bar it would be cut where few joints make the figure low.
+        axes.set_title("kept, of the images with this joint (%)", fontsize=12)
+        figure.colorbar(mesh, ax=axes, pad=0.01)
         return figure
 
 
@@ -226,10 +235,10 @@ def draw_skeleton(
     Args:
       image: u8 `[H, W, 3]` RGB.
       keypoints: `[K, 2]` pixels of the image.
-      where: `[K]` bool, True = draw this joint; a limb is drawn when both its ends are.
+      where: `[K]` bool, True = draw this joint; an edge is drawn when both its ends are.
       skeleton: names, flip pairs and edges of the K joints.
       occluded: `[K]` bool, drawn as rings.
-      thickness: of a limb in pixels; None suits a subject that fills the image.
+      thickness: of an edge in pixels; None suits a subject that fills the image.
 
     Returns:
       u8 `[H, W, 3]` RGB. Joints that are not finite are left out.
@@ -250,11 +259,11 @@ def draw_skeleton(
         thickness = max(1, round(max(image.shape[:2]) / 110))
     for start, end in skeleton.edges:
         if where[start] and where[end]:
-            _limb(
+            _edge(
                 canvas,
                 keypoints[start],
                 keypoints[end],
-                _limb_colour(colours[start], colours[end]),
+                _edge_colour(colours[start], colours[end]),
                 thickness,
             )
     for index in np.flatnonzero(where):
@@ -349,7 +358,7 @@ def _fixed(*points: np.ndarray) -> list[tuple[int, int]]:
     return [(int(x), int(y)) for x, y in clipped]
 
 
-def _limb(
+def _edge(
     canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple[int, int, int], thickness: int
 ) -> None:
     first, last = _fixed(start, end)
@@ -368,8 +377,8 @@ def _joint(
         cv2.circle(canvas, centre, round(0.85 * thickness * unit), (255, 255, 255), -1, cv2.LINE_AA, _BITS)
 
 
-def _limb_colour(start: tuple[int, int, int], end: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A limb from the middle to a side has the side's colour; one that joins both sides has the middle's."""
+def _edge_colour(start: tuple[int, int, int], end: tuple[int, int, int]) -> tuple[int, int, int]:
+    """An edge from the middle to a side has the side's colour; one that joins both sides has the middle's."""
     if start == end or end == MIDDLE:
         return start
     return end if start == MIDDLE else MIDDLE

@@ -4,33 +4,56 @@
 
 Writes `<name>_pose.png` for each image, and `keypoints.json`: COCO keypoint results, one entry a person,
 keypoints as (x, y, score) in pixels of the image, the centre of its first pixel at 0. Without `--boxes` an
-image shows one person who fills it, and is turned upright as its EXIF says. With `--boxes` (a list of COCO
-detections, or a COCO file with "images" and "annotations") there is one person a box, in pixels as they are
-stored; a box finds its image by `file_name`, or by an `image_id` that is the file's name, as text or number.
-Seconds on a laptop CPU.
+image shows one person who fills it; where several seem to be there, a line says so. Images are turned upright
+as their EXIF says, unless the run was trained otherwise. With `--boxes` there is one person a box, in pixels
+of the image upright, or as it is stored where a COCO file lists that as its width and height:
+
+    hardmine detection predict *.jpg --checkpoint DETECTOR --output found
+    hardmine pose predict *.jpg --checkpoint WORKDIR --boxes found/detections.json --box-min-score 0.5
+
+That is a list of COCO detections, of `hardmine detection predict` or of any detector, or a COCO file with
+"images" and "annotations". A box finds its image by `file_name`, which with folders in it (a/001.jpg) is the
+file whose path ends so, or by an `image_id` that is the file's name, as text or number. A box that cannot be
+used is left out, counted and named. `category_id` in keypoints.json is the box's own (the run's where both
+have one name), else that of the annotations that the run was trained on, 1 where it does not know. Seconds on
+a laptop CPU.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 import tyro
 
-from hardmine_jax.data.coco_json import whole_id
+from hardmine_jax.data.coco_json import Category
+from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.pose.augment import evaluate_crop
-from hardmine_jax.data.problems import printable
+from hardmine_jax.data.problems import gather, printable
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
-from hardmine_jax.tasks.photos import InputError, photo_id, picture_names, read_photo, write_png
+from hardmine_jax.tasks.flags import check_numbers, flag, warn_of
+from hardmine_jax.tasks.photos import (
+    InputError,
+    check_outputs,
+    file_names,
+    number_photos,
+    once_each,
+    picture_names,
+    read_photo,
+    write_png,
+)
 from hardmine_jax.tasks.pose import pictures
 from hardmine_jax.tasks.pose.config import TrainedRun, load_run
+from hardmine_jax.tasks.pose.photo_boxes import Box, Boxes, Filters, Skip, read_boxes, share_out
+from hardmine_jax.tasks.pose.predict import show_several
 
 _BATCH = 16
 
@@ -43,6 +66,8 @@ class PredictConfig:
       images: image files.
       checkpoint: the workdir of a training run, or one checkpoint in it.
       boxes: COCO JSON with a box a person, [x, y, width, height] in pixels; every box in it is taken.
+      box_category: take only boxes of this category, by id or name.
+      box_min_score: take only boxes with at least this score.
       output: folder for the pictures and keypoints.json.
       min_score: keypoints with a lower score (times the box's) are not drawn; the JSON has them all.
     """
@@ -50,19 +75,17 @@ class PredictConfig:
     images: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     checkpoint: pathlib.Path
     boxes: pathlib.Path | None = None
+    box_category: str | None = None
+    box_min_score: float | None = None
     output: pathlib.Path = pathlib.Path("poses")
     min_score: float = 0.1
 
 
-class Box(NamedTuple):
-    """Where a person is: xyxy in pixels, and how sure the detector was."""
-
-    corners: tuple[float, float, float, float]
-    score: float = 1.0
-
-
 class Photo(NamedTuple):
-    """An image file and the people to look for in it; around a box that was given there is to be room."""
+    """An image file and the people to look for in it; around a box that was given there is to be room.
+
+    `name` is the file's in the JSON.
+    """
 
     path: pathlib.Path
     encoded: bytes
@@ -70,70 +93,122 @@ class Photo(NamedTuple):
     image_id: int | str
     boxes: tuple[Box, ...]
     is_boxed: bool
+    name: str = ""
 
 
-Boxes = dict[str, tuple[int | str, list[Box]]]
-
-
-def read_photos(paths: Sequence[pathlib.Path], boxes: Boxes | None) -> list[Photo]:
+def read_photos(
+    paths: Sequence[pathlib.Path],
+    boxes: Boxes | None,
+    orientation: Orientation = "upright",
+    *,
+    skip: Skip = lambda reason, name: None,
+) -> list[Photo]:
     """The images with their boxes; without boxes, one that is the whole image.
 
     Args:
       boxes: what `read_boxes` gives.
+      orientation: how the pixels of photographs that EXIF turns are counted, by the boxes, too.
+      skip: called with a reason and a name for each box that is left out.
 
     Raises:
-      InputError: a file that is missing or no whole image, or no box for any of the images.
+      InputError: a file that is missing or no whole image, a box that may be of several, or no box for any of
+        the images.
     """
+    names = file_names(paths)
+    if boxes is None:
+        read = [read_photo(path, orientation) for path in paths]
+        ids = number_photos(paths)
+        wholes = [(_whole(image),) for _, image in read]
+        return [
+            Photo(path, encoded, image, image_id, whole, False, name)
+            for path, (encoded, image), image_id, whole, name in zip(
+                paths, read, ids, wholes, names, strict=True
+            )
+        ]
     photos = []
-    for position, path in enumerate(paths, start=1):
-        encoded, image = _read_image(path, upright=boxes is None)
-        image_id: int | str = photo_id(path, position)
-        if boxes is None:
-            height, width = image.shape[:2]
-            whole = Box((-0.5, -0.5, width - 0.5, height - 0.5))
-            photos.append(Photo(path, encoded, image, image_id, (whole,), False))
-        else:
-            keys = (path.name, path.stem, *([str(image_id)] if path.stem.isdecimal() else []))
-            image_id, found = next((boxes[key] for key in keys if key in boxes), (image_id, []))
-            photos.append(Photo(path, encoded, image, image_id, tuple(found), True))
+    for path, key, name in zip(paths, share_out(boxes, paths), names, strict=True):
+        image_id, found = (None, []) if key is None else boxes[key]
+        encoded, image = _read_photo(path, orientation, found)
+        there = tuple(box for box in found if not _skips(box, image, name, skip))
+        photos.append(Photo(path, encoded, image, "" if image_id is None else image_id, there, True, name))
     if not any(photo.boxes for photo in photos):
         raise InputError(
             f"no box belongs to {paths[0].name} or any other image: each box needs a file_name, "
             "or an image_id that is the file's name, as text or number"
         )
-    return photos
+    return _with_own_ids(photos)
 
 
-def read_boxes(path: pathlib.Path) -> Boxes:
-    """Boxes of a COCO JSON by file name, or by image id as text: `{name or id: (image id, boxes)}`.
+def _read_photo(
+    path: pathlib.Path, orientation: Orientation, boxes: Sequence[Box]
+) -> tuple[bytes, np.ndarray]:
+    """The photo as its boxes count pixels, where their file says which size it has."""
+    size = boxes[0].image_size if boxes else None
+    return read_photo(path, orientation if size is None or orientation == "stored" else "auto", size)
 
-    Raises:
-      InputError: no such file, no JSON of that kind, an id that is none, or a box without area.
+
+def _whole(image: np.ndarray) -> Box:
+    height, width = image.shape[:2]
+    return Box((-0.5, -0.5, width - 0.5, height - 0.5))
+
+
+def _skips(box: Box, image: np.ndarray, name: str, skip: Skip) -> bool:
+    """Whether there can be nobody in the box; says why."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = box.corners
+    if min(x1, y1) >= 0 and max(x2, y2) <= 1:
+        skip("box in 0..1, where pixels are expected", name)
+    elif x2 <= -0.5 or y2 <= -0.5 or x1 >= width - 0.5 or y1 >= height - 0.5:
+        skip("box outside the image", name)
+    else:
+        return False
+    return True
+
+
+def _with_own_ids(photos: Sequence[Photo]) -> list[Photo]:
+    """The photos with ids where the boxes give none, or one id to several photos."""
+    # As text: 1 and "1" are the same id.
+    given = [{str(box.image_id) for box in photo.boxes if box.image_id is not None} for photo in photos]
+    times = Counter(one for ids in given for one in ids)
+    shared = {one for one, count in times.items() if count > 1}
+    if shared:
+        listed = ", ".join(printable(one) for one in sorted(shared)[:5])
+        print(
+            f"note: the boxes give one image_id to several images ({listed}): these get others",
+            file=sys.stderr,
+        )
+    anew = [place for place, ids in enumerate(given) if not ids or ids & shared]
+    taken = {int(one) for one in times if one.isdecimal()}
+    found = number_photos([photos[place].path for place in anew], taken=taken)
+    numbers = dict(zip(anew, found, strict=True))
+    return [
+        photo._replace(
+            image_id=numbers[place], boxes=tuple(box._replace(image_id=numbers[place]) for box in photo.boxes)
+        )
+        if place in numbers
+        else photo
+        for place, photo in enumerate(photos)
+    ]
+
+
+class Predicted(NamedTuple):
+    """What is predicted on photos.
+
+    Attributes:
+      people: of each photo [people, K, 3], (x, y, score).
+      several: places of photos without boxes that seem to show several people.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["annotations"] if isinstance(content, dict) else content
-        images = content["images"] if isinstance(content, dict) else []
-        names = {str(_image_id(image["id"])): pathlib.PurePath(image["file_name"]).name for image in images}
-        boxes: Boxes = {}
-        for entry in entries:
-            image_id = _image_id(entry.get("image_id", 0))
-            name = entry.get("file_name", names.get(str(image_id)))
-            key = str(image_id) if name is None else pathlib.PurePath(name).name
-            boxes.setdefault(key, (image_id, []))[1].append(_box(entry))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"{path} is neither a list of COCO detections nor a COCO file with images and annotations"
-        ) from error
-    return boxes
+
+    people: list[np.ndarray]
+    several: list[int]
 
 
 def predict_photos(run: TrainedRun, photos: Sequence[Photo]) -> list[np.ndarray]:
     """Keypoints and scores of everybody, an array [people, K, 3] of (x, y, score) for each photo."""
+    return _predict(run, photos).people
+
+
+def _predict(run: TrainedRun, photos: Sequence[Photo]) -> Predicted:
     size, skeleton, padding = run.config.image_size, run.skeleton, run.config.augment.padding
     crops = [
         evaluate_crop(
@@ -146,7 +221,7 @@ def predict_photos(run: TrainedRun, photos: Sequence[Photo]) -> list[np.ndarray]
         for photo in photos
         for box in photo.boxes
     ]
-    predict, batch, found = jax.jit(run.predict), min(_BATCH, len(crops)), []
+    predict, batch, found, several = jax.jit(run.predict), min(_BATCH, len(crops)), [], []
     for start in range(0, len(crops), batch):
         part = crops[start : start + batch]
         # Filled up to one size, so that the network compiles once.
@@ -155,20 +230,28 @@ def predict_photos(run: TrainedRun, photos: Sequence[Photo]) -> list[np.ndarray]
         for crop, points, scores in zip(part, outputs["keypoints"], outputs["scores"], strict=False):
             original = apply_affine(np.asarray(crop["inverse"], np.float64), np.asarray(points, np.float64))
             found.append(np.column_stack([original, scores]))
+        if "second_scores" in outputs:
+            several += show_several(outputs["scores"], outputs["second_scores"])[: len(part)].tolist()
     ends = np.cumsum([len(photo.boxes) for photo in photos])[:-1]
-    return np.split(np.reshape(found, (len(found), skeleton.num_keypoints, 3)), ends)
+    people = np.split(np.reshape(found, (len(found), skeleton.num_keypoints, 3)), ends)
+    # Without boxes photos and crops are the same.
+    return Predicted(people, [place for place, are in enumerate(several) if are and not photos[0].is_boxed])
 
 
-def coco_results(photo: Photo, people: np.ndarray) -> list[dict]:
-    """COCO keypoint results of [people, K, 3]; a person's score is the keypoints' mean times the box's."""
+def coco_results(photo: Photo, people: np.ndarray, *, category_id: int | str = 1) -> list[dict]:
+    """COCO keypoint results of [people, K, 3]; a person's score is the keypoints' mean times the box's.
+
+    Args:
+      category_id: of people whose box has none.
+    """
     results = []
     for box, keypoints in zip(photo.boxes, people, strict=True):
         x1, y1, x2, y2 = box.corners
         results.append(
             {
-                "image_id": photo.image_id,
-                "file_name": photo.path.name,
-                "category_id": 1,
+                "image_id": photo.image_id if box.image_id is None else box.image_id,
+                "file_name": photo.name or photo.path.name,
+                "category_id": category_id if box.category_id is None else box.category_id,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "keypoints": np.round(keypoints, 3).ravel().tolist(),
                 "score": round(float(keypoints[:, 2].mean()) * box.score, 4),
@@ -190,22 +273,92 @@ def draw_people(photo: Photo, people: np.ndarray, skeleton: Skeleton, *, min_sco
 
 def run(config: PredictConfig) -> None:
     """Reads everything first, so that what is missing is said before anything is compiled."""
+    check_numbers(config)
     if not config.images:
         raise InputError("no image: name at least one file")
-    trained = load_run(config.checkpoint)
-    boxes = None if config.boxes is None else read_boxes(config.boxes)
-    photos = read_photos(config.images, boxes)
-    people = predict_photos(trained, photos)
+    check_filters(config)
+    trained, paths = load_run(config.checkpoint, with_second=config.boxes is None), once_each(config.images)
+    photos = _find_people(config, paths, trained)
+    pictures_of = [config.output / f"{name}_pose.png" for name in picture_names(paths)]
+    check_outputs(pictures_of, paths)
+    warn_of(category_notes(photos, trained.categories, chosen=config.box_category is not None))
     config.output.mkdir(parents=True, exist_ok=True)
-    results, names = [], picture_names(config.images)
-    for photo, name, found in zip(photos, names, people, strict=True):
+    people, several = _predict(trained, photos)
+    results, category_id = [], trained.categories[0].id if trained.categories else 1
+    for photo, picture, found in zip(photos, pictures_of, people, strict=True):
         drawn = draw_people(photo, found, trained.skeleton, min_score=config.min_score)
-        picture = config.output / f"{name}_pose.png"
         write_png(picture, drawn)
-        results += coco_results(photo, found)
+        results += coco_results(photo, found, category_id=category_id)
         print(f"{printable(str(photo.path))}: {len(found)} people, {picture}")
+    warn_of(_several_notes([paths[place] for place in several], len(photos)))
     (config.output / "keypoints.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {config.output / 'keypoints.json'}")
+
+
+def _several_notes(paths: Sequence[pathlib.Path], num_photos: int) -> list[str]:
+    if not paths:
+        return []
+    shown = ", ".join(printable(str(path)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return [
+        f"{len(paths)} of {num_photos} images seem to show several subjects ({shown}); without --boxes each "
+        "is taken for one subject that fills it: give a box for each, from hardmine detection predict, say"
+    ]
+
+
+def check_filters(config: PredictConfig) -> None:
+    """Raises UserError for flags of boxes that cannot be."""
+    for name in ("box_category", "box_min_score"):
+        if getattr(config, name) is not None and config.boxes is None:
+            raise InputError(f"{flag(name)} means nothing without --boxes: add it, or drop this")
+    if config.box_min_score is not None and not math.isfinite(config.box_min_score):
+        raise InputError(f"--box-min-score {config.box_min_score} must be a finite number")
+
+
+def _find_people(config: PredictConfig, paths: Sequence[pathlib.Path], trained: TrainedRun) -> list[Photo]:
+    """The photos with the boxes that are asked for; what is left out, or odd, is told on stderr."""
+    # As the run was trained; of a photograph nobody lists a size that could tell more.
+    orientation: Orientation = "stored" if trained.config.exif_orientation == "stored" else "upright"
+    if config.boxes is None:
+        return read_photos(paths, None, orientation)
+    problems: list[tuple[str, str]] = []
+    filters = Filters(config.box_min_score, config.box_category, trained.categories)
+
+    def skip(reason: str, name: str) -> None:
+        problems.append((reason, name))
+
+    boxes = read_boxes(config.boxes, filters=filters, skip=skip)
+    try:
+        photos = read_photos(paths, boxes, orientation, skip=skip)
+    except InputError as error:
+        raise InputError(f"{error} ({config.boxes}: {gather(problems).report()})") from error
+    if problems:
+        print(f"boxes: {gather(problems).report()}", file=sys.stderr)
+    return photos
+
+
+def category_notes(photos: Sequence[Photo], known: Sequence[Category], *, chosen: bool) -> list[str]:
+    """What people should know of the categories that the boxes are of.
+
+    Args:
+      known: the run's, none where it does not know; chosen: somebody said which boxes are meant.
+    """
+    found = {box.category_id for photo in photos for box in photo.boxes}
+    listed = ", ".join(printable(str(one)) for one in sorted(found - {None}, key=str)[:5])
+    named = ", ".join(f"{printable(one.name)} (id {one.id})" for one in known)
+    notes = []
+    if len(found - {None}) > 1 and not chosen:
+        notes.append(
+            f"boxes of several categories are all taken ({listed}): --box-category takes those of one"
+        )
+    if known and not {str(one) for one in found - {None}} <= {str(one.id) for one in known}:
+        notes.append(
+            f"the boxes are of category {listed}, which keypoints.json repeats; the run's is {named}"
+        )
+    if len(known) > 1 and None in found:
+        notes.append(
+            f"boxes that name no category are written as {named.split(', ')[0]} of the run's {named}"
+        )
+    return notes
 
 
 def parse(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PredictConfig:
@@ -217,30 +370,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """0, or 2 after one line about what is wrong."""
     config = parse(arguments, prog=prog)
     return run_to_exit_code(lambda: run(config))
-
-
-def _read_image(path: pathlib.Path, *, upright: bool) -> tuple[bytes, np.ndarray]:
-    encoded, image = read_photo(path)
-    turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if not upright or turned is None or np.array_equal(turned, image[..., ::-1]):
-        return encoded, image
-    # Crops are made from the bytes, and without regard to EXIF, as in training.
-    return cv2.imencode(".png", turned)[1].tobytes(), cv2.cvtColor(turned, cv2.COLOR_BGR2RGB)
-
-
-def _image_id(given: object) -> int | str:
-    image_id = whole_id(given)
-    if image_id is None:
-        raise InputError(f"image_id {given} is neither a whole number nor text")
-    return image_id
-
-
-def _box(entry: dict) -> Box:
-    x, y, width, height = (float(value) for value in entry["bbox"])
-    corners = (x, y, x + width, y + height)
-    if not (all(map(math.isfinite, corners)) and width > 0 and height > 0):
-        raise InputError(f"bbox {entry['bbox']} has no area: [x, y, width, height] in pixels")
-    return Box(corners, float(entry.get("score", 1.0)))
 
 
 def _record(photo: Photo, box: Box, skeleton: Skeleton) -> dict:

@@ -3,21 +3,24 @@
 Keypoints and boxes are in pixels of the original images.
 """
 
+import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hardmine_jax.data import coco_download, coco_json
 from hardmine_jax.data.pose import coco_truth, mpii, person_boxes
+from hardmine_jax.data.pose.coco_categories import find_categories, written_categories
 from hardmine_jax.data.pose.records import PoseDataset
 from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.pose import pck_correct
 from hardmine_jax.tasks.pose.config import Config
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.people import People
-from hardmine_jax.tasks.pose.score import coco_annotations, mean_where, score_boxes
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, coco_annotations, mean_where, score_boxes
 
 # The joints of each group that MPII's published tables have; pelvis and thorax are in none, nor in the mean.
 _GROUPS = {
@@ -55,10 +58,18 @@ def prepare_protocol(config: Config, dataset: PoseDataset) -> Protocol:
             print(f"note: no PCKh: {error}", file=sys.stderr)
     if config.boxes is None:
         return Protocol(heads=heads)
-    images, annotations = _truth(config, dataset)
-    boxes = person_boxes.load(config.boxes, images, num_keypoints=dataset.skeleton.num_keypoints)
+    truth = _truth(config, dataset)
+    boxes = person_boxes.load(
+        config.boxes,
+        truth.images,
+        num_keypoints=dataset.skeleton.num_keypoints,
+        categories=truth.categories,
+        other_ids=truth.other_ids,
+        given=config.box_category,
+        min_score=-math.inf if config.box_min_score is None else config.box_min_score,
+    )
     _warn_skipped("boxes", boxes.skipped)
-    return Protocol(boxes, tuple(annotations), heads)
+    return Protocol(boxes, tuple(truth.annotations), heads)
 
 
 def score_protocol(
@@ -88,25 +99,42 @@ def score_protocol(
             dataset.skeleton,
             size=config.image_size,
             padding=config.augment.padding,
+            max_people=config.max_people or COCO_PEOPLE,
         )
     return result
 
 
-def _truth(config: Config, dataset: PoseDataset) -> tuple[person_boxes.Images, list[dict]]:
+class _Truth(NamedTuple):
     """The pictures that boxes may lie on, and all that COCO annotates there; nothing where it is not COCO."""
+
+    images: person_boxes.Images
+    annotations: list[dict] = []
+    categories: Sequence[coco_json.Category] = (coco_json.Category(1, "person"),)
+    other_ids: tuple[int | str, ...] = ()
+
+
+def _truth(config: Config, dataset: PoseDataset) -> _Truth:
     shown = person_boxes.SourceImages(dataset.validation)
     if config.dataset != "coco":
-        return shown, []
+        return _Truth(shown)
     file, apart = validation_file(config)
-    images: person_boxes.Images = person_boxes.CocoImages(file) if apart else shown
+    official = config.annotations is None
+    orientation = "stored" if official else config.exif_orientation or "auto"
+    images: person_boxes.Images = person_boxes.CocoImages(file, orientation) if apart else shown
+    wanted = config.category or ("person" if official else None)
     annotations, skipped = coco_truth.annotations(
         file,
         num_keypoints=dataset.skeleton.num_keypoints,
-        category=config.category or ("person" if config.annotations is None else None),
+        category=wanted,
         image_ids=images.ids,
+        point_side=config.point_side,
     )
     _warn_skipped("annotations", skipped)
-    return images, annotations
+    categories = written_categories(find_categories(file, wanted))
+    listed = [one for one in file.content["categories"] if isinstance(one, dict)]
+    ids = {coco_json.whole_id(one.get("id")) for one in listed}
+    others = tuple(one for one in ids - {one.id for one in categories} if one is not None)
+    return _Truth(images, annotations, categories, others)
 
 
 def validation_file(config: Config) -> tuple[coco_json.File, bool]:
@@ -123,7 +151,7 @@ def validation_file(config: Config) -> tuple[coco_json.File, bool]:
 
 
 def _warn_skipped(what: str, skipped: Skipped) -> None:
-    if skipped.count:
+    if skipped:
         print(f"{what}: {skipped.report()}", file=sys.stderr)
 
 

@@ -30,6 +30,7 @@ def write_report(
     result: Mapping,
     pictures: Iterable[tuple[str, bytes]] = (),
     notes: Sequence[str] = (),
+    facts: Sequence[tuple[str, str]] = (),
 ) -> pathlib.Path:
     """Writes one self-contained HTML file.
 
@@ -40,14 +41,15 @@ def write_report(
       result: what `result.json` holds.
       pictures: `(caption, PNG bytes)` in the order to show them; the caption is also the alternative text.
       notes: sentences for a list below the table, for example how many records were skipped and why.
+      facts: what `facts.run_facts` gives.
 
     Returns:
       The path.
     """
     body = [
         page.lead(summarise(config, result)), *map(page.lead, protocol_lines(result)), _tiles(result),
-        "<h2>Every joint</h2>", _html_table(result), page.notes(notes), *page.figures(pictures),
-        page.details("Configuration", config),
+        page.notes(notes), "<h2>Every joint</h2>", _html_table(result), page.facts(facts),
+        *page.figures(pictures), page.details("Configuration", config),
     ]  # fmt: skip
     return page.write_page(path, title, body)
 
@@ -59,7 +61,7 @@ def summarise(config: Mapping, result: Mapping) -> str:
     >>> print(summarise(config, {"steps": 1200, "pck": 0.461, "mean_pose_pck": 0.062}))
     The model hrnet was trained on the dataset lspet for 1,200 steps, learning from the 8 hardest joints of
     each image (ohkm). On images it has never seen it puts 46.1 % of the joints within a tenth of the
-    subject's size (PCK@0.1); guessing the average pose for everybody gets 6.2 %.
+    subject's size (PCK@0.1); guessing the average pose for all of them gets 6.2 %.
     """
     trained = f"The model {config.get('model')} was trained on the dataset {config.get('dataset')}"
     steps = f" for {result['steps']:,} steps" if result.get("steps") is not None else ""
@@ -67,7 +69,7 @@ def summarise(config: Mapping, result: Mapping) -> str:
     hits = f"On {seen} it puts {percent(result.get('pck'))} of the joints within a tenth of"
     baseline = ""
     if exists(result.get("mean_pose_pck")):
-        baseline = f"; guessing the average pose for everybody gets {percent(result['mean_pose_pck'])}"
+        baseline = f"; guessing the average pose for all of them gets {percent(result['mean_pose_pck'])}"
     return f"{trained}{steps}, {_mining_words(config)}. {hits} the subject's size (PCK@0.1){baseline}."
 
 

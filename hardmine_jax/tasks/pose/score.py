@@ -11,6 +11,10 @@ from hardmine_jax.pose.affine import box_to_centre_scale
 from hardmine_jax.pose.coco_eval import coco_average_precision
 from hardmine_jax.pose.coco_results import coco_results
 from hardmine_jax.tasks.pose.people import People
+from hardmine_jax.tasks.uncertainty import share_half_width
+
+# Of an image so many of the people found count in COCO's evaluation.
+COCO_PEOPLE = 20
 
 
 def correct_keypoints(predicted: np.ndarray, people: People, *, fraction: float) -> np.ndarray:
@@ -29,8 +33,25 @@ def pck(predicted: np.ndarray, people: People, *, fraction: float = 0.1) -> floa
     return mean_where(correct_keypoints(predicted, people, fraction=fraction), people.labelled)
 
 
-def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton) -> dict:
-    """The numbers of result.json: `pck` and its parts, `pck@0.2`, COCO's `ap`, `per_joint`."""
+def pck_half_width(predicted: np.ndarray, people: People) -> float | None:
+    """Half of PCK@0.1's 95 % interval, see `uncertainty.share_half_width`."""
+    right = correct_keypoints(predicted, people, fraction=0.1) & people.labelled
+    return share_half_width(right.sum(1), people.labelled.sum(1))
+
+
+def score(
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    people: People,
+    skeleton: Skeleton,
+    *,
+    max_people: int = COCO_PEOPLE,
+) -> dict:
+    """The numbers of result.json: `pck` and its parts, `pck@0.2`, COCO's `ap`, `per_joint`.
+
+    Args:
+      max_people: of an image's people so many count in the AP.
+    """
     visible, occluded = people.visibility == 2, people.visibility == 1
     correct = correct_keypoints(predicted, people, fraction=0.1)
     per_joint = {
@@ -47,7 +68,7 @@ def score(predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: S
         "pck@0.2": pck(predicted, people, fraction=0.2),
         "pck_visible": mean_where(correct, visible),
         "pck_occluded": mean_where(correct, occluded),
-        **average_precision(predicted, scores, people, skeleton),
+        **average_precision(predicted, scores, people, skeleton, max_people=max_people),
         "per_joint": per_joint,
     }
 
@@ -59,7 +80,12 @@ _COCO_NAMES = {
 
 
 def average_precision(
-    predicted: np.ndarray, scores: np.ndarray, people: People, skeleton: Skeleton
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    people: People,
+    skeleton: Skeleton,
+    *,
+    max_people: int = COCO_PEOPLE,
 ) -> dict[str, float]:
     """COCO's keypoint AP and AR, boxes from the ground truth; a person's score is its mean keypoint score."""
     predictions = [
@@ -70,9 +96,24 @@ def average_precision(
         }
         for row in range(len(people.names))
     ]
-    measured = coco_average_precision(predictions, coco_annotations(people), sigmas=skeleton.sigmas)
+    measured = coco_average_precision(
+        predictions, coco_annotations(people), sigmas=skeleton.sigmas, max_people=max_people
+    )
     names = ("AP", "AP50", "AP75", "AR")
     return {_COCO_NAMES[name]: measured[name] for name in names}
+
+
+def note_crowded(people: People, *, max_people: int) -> list[str]:
+    """A sentence where an image has more people than AP and AR count; none where no image has."""
+    counts = np.unique(people.image_id[people.labelled.any(1)], return_counts=True)[1]
+    more = counts[counts > max_people]
+    if not len(more):
+        return []
+    images, have = ("1 image has", "") if len(more) == 1 else (f"{len(more)} images have", "at most ")
+    return [
+        f"{images} more than {max_people} people ({have}{more.max()}): AP and AR count the {max_people} with "
+        "the best scores, all others are missed however well they are found; --max-people raises that"
+    ]
 
 
 def coco_annotations(people: People) -> list[dict]:
@@ -103,11 +144,12 @@ def score_boxes(
     *,
     size: tuple[int, int],
     padding: float,
+    max_people: int = COCO_PEOPLE,
 ) -> dict[str, float]:
     """COCO's AP and AR of the predictions on a detector's boxes, by the published procedure.
 
-    People are scored by box and keypoints, copies are taken out by OKS over the areas of the crops, 20 an
-    image remain; see `coco_results`.
+    People are scored by box and keypoints, copies are taken out by OKS over the areas of the crops,
+    `max_people` an image remain; see `coco_results`.
 
     Args:
       rows: [N], positions in `boxes`; predicted [N, K, 2] original pixels and scores [N, K] are
@@ -126,8 +168,9 @@ def score_boxes(
         box_scores=boxes.scores[rows],
         areas=np.array([sides.prod() for _, sides in crops]),
         sigmas=skeleton.sigmas,
+        max_people=max_people,
     )
-    measured = coco_average_precision(results, annotations, sigmas=skeleton.sigmas)
+    measured = coco_average_precision(results, annotations, sigmas=skeleton.sigmas, max_people=max_people)
     return {short: measured[name] for name, short in _COCO_NAMES.items()}
 
 

@@ -16,15 +16,19 @@ from hardmine_jax.data.stream import TrainBatches, endless_batches
 from hardmine_jax.errors import UserError
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.config_json import plain, write_json
-from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.facts import data_files, run_facts
+from hardmine_jax.tasks.flags import first_flags, warn_of, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.pose import pictures, report
 from hardmine_jax.tasks.pose.config import Config, build, load_config, save_config, settle
 from hardmine_jax.tasks.pose.datasets import DATASETS, load_dataset
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.facts import category_names, count_people, count_scored, note_few_people
 from hardmine_jax.tasks.pose.people import mean_pose_of, place_pose
 from hardmine_jax.tasks.pose.presets import PRESETS
 from hardmine_jax.tasks.pose.protocol import Protocol, prepare_protocol, score_protocol
-from hardmine_jax.tasks.pose.score import mean_oks, pck, score
+from hardmine_jax.tasks.pose.score import COCO_PEOPLE, mean_oks, note_crowded, pck, score
+from hardmine_jax.tasks.pose.trained_on import check_trained_on
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
@@ -47,6 +51,7 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
             f"{dataset.name} has nobody to validate on: add images, or give --validation-annotations"
         )
     check_run(run)
+    check_trained_on(run, dataset)
     protocol = prepare_protocol(config, dataset)
     parallel, state = make_trainer(run, functions)
     batches = make_batches(config, dataset)
@@ -57,9 +62,9 @@ def train(config: Config, dataset: PoseDataset) -> dict | None:
         evaluator = make_evaluator(config, dataset, parallel, functions.predict)
         finishing = functools.partial(finish, config, dataset, protocol, evaluator)
         if run.eval_only:
-            keep_begun(opened, batches, lambda: save_config(config, dataset.skeleton))
+            keep_begun(opened, batches, lambda: save_config(config, dataset.skeleton, dataset.categories))
             return finishing(parallel.put_state(opened.state), opened.step, [])
-        save_config(config, dataset.skeleton)
+        save_config(config, dataset.skeleton, dataset.categories)
         fitted = fit(
             run,
             opened.state,
@@ -100,6 +105,7 @@ def make_evaluator(
         size=config.image_size,
         padding=config.augment.padding,
         num_people=config.evaluate_people,
+        max_people=config.max_people or COCO_PEOPLE,
     )
 
 
@@ -114,9 +120,11 @@ def finish(
 ) -> dict | None:
     """The last evaluation, by all processes; the table, result.json and report.html, by the first."""
     skeleton = dataset.skeleton
-    evaluated = people, keypoints, scores = evaluator.run(state)
-    result = score(keypoints, scores, people, skeleton)
-    result |= score_protocol(protocol, config, dataset, evaluator, state, evaluated)
+    max_people = config.max_people or COCO_PEOPLE
+    with phase(f"evaluating {len(dataset.validation):,} examples", "evaluated them"):
+        evaluated = people, keypoints, scores = evaluator.run(state)
+        result = score(keypoints, scores, people, skeleton, max_people=max_people)
+        result |= score_protocol(protocol, config, dataset, evaluator, state, evaluated)
     if not exchange.is_main():
         return None
     baseline = place_pose(mean_pose_of(dataset.train), people)
@@ -129,7 +137,10 @@ def finish(
     hardest = np.argsort(mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)
     shown = [evaluator.pictures(people, keypoints, rows) for rows in (hardest, typical)]
-    notes = [dataset.skipped.report()] if dataset.skipped.count else []
+    crowded = note_crowded(people, max_people=max_people)
+    warn_of(crowded)
+    notes = crowded + note_few_people(keypoints, people)
+    notes += [dataset.skipped.report()] if dataset.skipped else []
     if unreadable:
         notes.append(
             f"{len(unreadable)} training images could not be read any more: records {unreadable[:5]}"
@@ -141,6 +152,12 @@ def finish(
         result=result,
         pictures=pictures.report_pictures(lines, result, skeleton, *shown),
         notes=notes,
+        facts=run_facts(
+            files=data_files(config),
+            categories=category_names(config, dataset),
+            counts=[("trained on", count_people(dataset.train)), ("validated on", count_scored(people))],
+            seconds=lines[-1]["seconds"] if lines else None,
+        ),
     )
     rich.print(report.result_table(result))
     print(f"wrote {path} (open it in a browser) and result.json beside it")
@@ -184,7 +201,7 @@ def main(
         # Where the keypoints are known, what is wrong is said before data is prepared for it.
         known = DATASETS[config.dataset].skeleton
         settled = config if known is None else settle(config, known)
-        with exchange.first_of_host():
+        with exchange.first_of_host(), phase("preparing the data", "prepared the data"):
             dataset = load_dataset(settled)
         check_data(dataset)
         warn_skipped(dataset.skipped)

@@ -80,8 +80,8 @@ def assert_same(first: list[dict], second: list[dict]) -> None:
 def check_batch(batch: dict, batch_size: int) -> None:
     shapes = {
         "image": (96, 128, 3), "image_size": (2,), "scale": (), "boxes": (6, 4), "labels": (6,),
-        "boxes_where": (6,), "difficult": (6,), "proposals": (10, 4), "proposals_where": (10,), "index": (),
-        "where": (),
+        "boxes_where": (6,), "difficult": (6,), "crowd": (6,), "proposals": (10, 4), "proposals_where": (10,),
+        "index": (), "where": (),
     }  # fmt: skip
     assert batch.keys() == shapes.keys()
     for name, shape in shapes.items():
@@ -89,7 +89,9 @@ def check_batch(batch: dict, batch_size: int) -> None:
     types = {name: value.dtype.name for name, value in batch.items()}
     assert {name for name, dtype in types.items() if dtype == "float32"} == {"scale", "boxes", "proposals"}
     assert {name for name, dtype in types.items() if dtype == "int32"} == {"image_size", "labels", "index"}
-    assert types["image"] == "uint8" and types["difficult"] == types["boxes_where"] == "bool"
+    assert (
+        types["image"] == "uint8" and types["difficult"] == types["crowd"] == types["boxes_where"] == "bool"
+    )
     for name, where in (("boxes", "boxes_where"), ("proposals", "proposals_where")):
         there, absent = batch[name][batch[where]], batch[name][~batch[where]]
         assert (there[:, 2:] > there[:, :2]).all() and not absent.any()
@@ -131,13 +133,14 @@ def test_more_objects_than_room_is_an_error_that_names_the_picture(source):
         list(_evaluation(source, found, batch_size=1, **{**LIMITS, "max_boxes": count - 1}))
 
 
-def test_difficult_stays_with_its_object(source):
+def test_difficult_and_crowd_stay_with_their_object(source):
     index = next(place for place in range(NUM_RECORDS) if len(source[place]["labels"]) >= 2)
     difficult = np.zeros(len(source[index]["labels"]), bool)
     difficult[1] = True
-    changed = source.changed(index, difficult=difficult)
+    changed = source.changed(index, difficult=difficult, crowd=difficult)
     (batch,) = _evaluation(changed, found, batch_size=NUM_RECORDS, **LIMITS)
-    assert np.argwhere(batch["difficult"]).tolist() == [[index, 1]]
+    for name in ("difficult", "crowd"):
+        assert np.argwhere(batch[name]).tolist() == [[index, 1]]
 
 
 def test_a_box_that_clipping_leaves_no_side_takes_no_part(source):

@@ -1,6 +1,7 @@
 """PASCAL VOC folders: small made-up ones with every flaw, and 292 real microscope images."""
 
 import pathlib
+import re
 
 import cv2
 import numpy as np
@@ -77,7 +78,7 @@ def test_corners_count_from_one_and_belong_to_the_box(folder):
     types = {key: getattr(value, "dtype", type(value)) for key, value in record.items()}
     assert types == {
         "image": bytes, "boxes": np.float32, "labels": np.int32, "difficult": np.bool_,
-        "image_id": np.int64, "name": str, "index": int,
+        "crowd": np.bool_, "image_id": np.int64, "name": str, "index": int,
     }  # fmt: skip
     np.testing.assert_array_equal(dataset.validation[0]["boxes"], np.float32([[30, 10, 31.5, 40]]))
 
@@ -112,26 +113,176 @@ def test_every_flaw_is_counted_and_named_and_none_ends_the_run(folder, tmp_path)
         assert dataset.skipped.reasons == {
             "annotation absent": ("unannotated",),
             "object without a name": ("nameless",),
-            "annotation unreadable": ("broken", "nonsense"),
+            "annotation unreadable": (
+                "broken: no element found: line 1, column 20",
+                "nonsense: no element found: line 1, column 0",
+            ),
             "box of no area": ("boxes#bad0", "flat#cell"),
-            "box inverted": ("boxes#bad1",),
             "box outside the image": ("boxes#bad2",),
             "box that is no finite number": ("boxes#bad3", "boxless#cell"),
             "image unreadable": ("cut",),
             "image absent": ("lost",),
             "image is not of the listed width and height (turned by EXIF?)": ("turned",),
         }
-        assert dataset.skipped.noted == {
+        noted = dict(dataset.skipped.noted)
+        assert noted.pop("box inverted (corners swapped back)") == ("boxes#bad1",)
+        assert noted == {
             "box reaches out of the image (clipped)": ("outgrown#cell",),
-            "image with no object (all background)": ("nothing", "nameless"),
-            "class never seen in training": ("bad0", "bad1", "bad2", "bad3", "zebra"),
+            "image with no object (all background)": ("nothing",),
+            "class never seen in training": ("bad0", "bad2", "bad3", "zebra"),
         }
         names = [record["name"] for record in dataset.train]
         assert names == ["good", "boxes", "flat", "outgrown", "nothing", "nameless", "boxless"]
         np.testing.assert_array_equal(dataset.train[3]["boxes"], np.float32([[50, 30, 60, 40]]))
         assert dataset.train[4]["boxes"].shape == (0, 4) and dataset.train[4]["labels"].shape == (0,)
-        np.testing.assert_array_equal(dataset.train.objects_per_image, [2, 1, 1, 1, 0, 0, 1])
-    assert "kept, but noted 8 records" in dataset.skipped.report()
+        # With what is left alone: the places of boxes that cannot be used, and of what has no name.
+        np.testing.assert_array_equal(dataset.train.objects_per_image, [2, 4, 2, 1, 0, 1, 2])
+        np.testing.assert_array_equal(dataset.train.targets_per_image, [1, 2, 1, 1, 0, 0, 1])
+    assert "kept, but noted 7 records" in dataset.skipped.report()
+
+
+POLYGON = "<polygon><x1>10</x1><y1>8</y1><x2>31</x2><y2>8</y2><x3>20</x3><y3>26</y3></polygon>"
+POINTS = "<polygon><pt><x>10</x><y>8</y></pt><pt><x>31</x><y>26</y></pt></polygon>"
+TURNED = "<robndbox><cx>20.5</cx><cy>17</cy><w>18</w><h>21</h><angle>1.5707963</angle></robndbox>"
+
+
+@pytest.mark.parametrize("outline", [POLYGON, POINTS, TURNED])
+def test_an_outline_takes_the_place_of_a_box(folder, outline):
+    folder.add("outline", annotation(f"<object><name>cell</name>{outline}</object>"))
+    record = folder.load().train[1]
+    np.testing.assert_allclose(record["boxes"], [[10, 8, 31, 26]], atol=1e-4)
+    assert record["labels"].all() and not record["difficult"].any()
+
+
+def test_an_object_without_a_usable_box_is_never_background(folder):
+    folder.add("swapped", annotation(thing("dog", (20, 25, 11, 6))))
+    folder.add("line", annotation(thing("dog", (11, 20, 30, 20))))
+    folder.add("nameless", annotation(thing(" ")))
+    folder.add("point", annotation(thing("dog", (20, 20, 20, 20))))
+    folder.add("point and dog", annotation(thing("dog", (20, 20, 20, 20)), thing("dog")))
+    folder.add("nowhere", annotation("<object><name>dog</name></object>"))
+    folder.add("elsewhere", annotation(thing("dog", (90, 90, 99, 99))))
+    folder.add("judged", annotation("<object><name>dog</name></object>"), split="val")
+    dataset = folder.load()
+    records = {record["name"]: record for record in dataset.train}
+    assert set(records) == {"good", "swapped", "line", "nameless", "point and dog"}
+    np.testing.assert_array_equal(records["swapped"]["boxes"], [[10, 5, 20, 25]])
+    assert records["swapped"]["labels"].all()
+    for name, box in (("line", [11, 10.5, 30, 29.5]), ("nameless", [10, 5, 20, 25])):
+        np.testing.assert_array_equal(records[name]["boxes"], [box])
+        assert records[name]["difficult"].all() and records[name]["crowd"].all()
+        assert not records[name]["labels"].any()
+    both = records["point and dog"]
+    np.testing.assert_array_equal(both["boxes"], [[0, 0, WIDTH, HEIGHT], [10, 5, 20, 25]])
+    assert both["crowd"].tolist() == [True, False] and both["labels"].tolist() == [0, 2]
+    reasons = dataset.skipped.reasons
+    assert reasons["image left out of training (the place of an object in it is unknown)"] == (
+        "point",
+        "nowhere",
+    )
+    assert reasons["image left out of training (all its boxes lie outside of it)"] == ("elsewhere",)
+    # What is evaluated stays what it was.
+    assert [record["name"] for record in dataset.validation] == ["seen", "judged"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.jpg",
+        "a.xml",
+        "a.JPG",
+        "JPEGImages/a.jpg",
+        "./JPEGImages/a.jpg",
+        "/data/VOC2007/JPEGImages/a.jpg",
+        "JPEGImages\\a.jpg",
+        "JPEGImages/a.jpg Annotations/a.xml",
+        "JPEGImages/a.jpg\tAnnotations/a.xml",
+        "VOC/JPEGImages/a.jpg,VOC/Annotations/a.xml",
+        "a  1",
+        "a",
+    ],
+)
+def test_a_list_may_name_files(folder, line):
+    folder.add("a", annotation(thing()))
+    folder.lists["train"] = [line]
+    dataset = folder.load()
+    assert dataset.skipped.count == 0 and [record["name"] for record in dataset.train] == ["a"]
+
+
+def test_a_pair_names_its_own_image(folder):
+    folder.add("a b", annotation(thing()), image=None)
+    encoded = write_image(folder.root / "JPEGImages" / "photo 1.png")
+    folder.lists["train"] = ["JPEGImages/photo 1.png Annotations/a b.xml"]
+    assert folder.load().train[0]["image"] == encoded
+
+
+@pytest.mark.parametrize("filename", ["photo1", "photo1.png", "C:\\pictures\\photo1.png", "../x/photo1.jpg"])
+def test_a_file_name_with_or_without_ending_or_folders(folder, filename):
+    folder.add("a", annotation(thing(), filename=filename), image=None)
+    encoded = write_image(folder.root / "JPEGImages" / "photo1.png")
+    assert folder.load().train[1]["image"] == encoded
+
+
+def test_corners_that_count_from_zero(folder):
+    folder.add("zero", annotation(thing("dog", (0, 0, 59, 39)), thing("dog", (10, 5, 19, 24))))
+    noted = folder.load().skipped.noted
+    reason = "box that begins at pixel 0, where VOC's begin at 1 (counted from 0?)"
+    assert noted[reason] == ("zero#dog",)
+    for corners, expected in (
+        ("from_0", [[0, 0, 60, 40], [10, 5, 20, 25]]),
+        ("edges", [[0, 0, 59, 39], [10, 5, 19, 24]]),
+    ):
+        dataset = folder.load(corners=corners)
+        np.testing.assert_array_equal(dataset.train[1]["boxes"], expected)
+        assert reason not in dataset.skipped.noted
+    with pytest.raises(ValueError, match="corners='one'"):
+        folder.load(corners="one")
+
+
+def test_boxes_as_parts_of_the_picture(tmp_path):
+    folder = Folder(tmp_path / "relative")
+    for name, split in (("a", "train"), ("b", "val")):
+        folder.add(name, annotation(thing("cell", (0.25, 0.1, 0.5, 1.0))), split=split)
+    dataset = folder.load()
+    np.testing.assert_array_equal(dataset.train[0]["boxes"], np.float32([[15, 4, 30, 40]]))
+    assert dataset.skipped.noted["boxes in 0..1, taken for parts of the picture's width and height"] == (
+        "a",
+        "b",
+    )
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gb2312", "GBK", "gb18030", "big5", "Shift_JIS", "euc-kr", "windows-1252", "UTF8", "utf-16"]
+)
+def test_encodings(folder, encoding):
+    title = {"big5": "細胞", "Shift_JIS": "細胞", "euc-kr": "세포", "windows-1252": "é"}.get(encoding, "细胞")
+    folder.add("a", "")
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + annotation(thing(title))
+    (folder.root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert title in folder.load().classes
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (annotation(thing("nut & bolt")).encode(), "line 1, column [0-9]+; a bare & is written &amp;"),
+        (
+            annotation(thing("细胞")).encode("gb2312"),
+            "no UTF-8, and no other encoding is declared: line 1, column",
+        ),
+        (
+            b'<?xml version="1.0" encoding="gb2312"?>\n<a>\xff\xff</a>',
+            "no gb2312 as it declares: line 2, column 3",
+        ),
+        (b'<?xml version="1.0" encoding="martian"?><a/>', "unknown encoding|not known"),
+        (b"<annotation>\n<object></annotation>", "mismatched tag: line 2"),
+    ],
+)
+def test_why_an_annotation_is_unreadable(folder, content, why):
+    folder.add("a", "")
+    (folder.root / "Annotations" / "a.xml").write_bytes(content)
+    (named,) = folder.load().skipped.reasons["annotation unreadable"]
+    assert re.search(f"^a: .*({why})", named)
 
 
 def test_entities_are_refused(folder):
@@ -228,7 +379,8 @@ def test_real_blood_cells(bccd_dir):
         np.bincount(np.concatenate([source[index]["labels"] for index in range(len(source))]))
         for source in (dataset.train, dataset.validation)
     ]
-    np.testing.assert_array_equal(counts, [[0, 209, 2381, 214], [0, 83, 967, 87]])
+    # Two boxes are clicks: all of their pictures but the other cells is left alone.
+    np.testing.assert_array_equal(counts, [[1, 209, 2381, 214], [1, 83, 967, 87]])
     assert dataset.train.objects_per_image.max() == 28 and dataset.validation.objects_per_image.max() == 30
     first = dataset.train[0]
     assert first["boxes"].min() >= 0 and (first["boxes"] <= np.float32([640, 480, 640, 480])).all()

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from hardmine_jax.data.exif import as_stored
 from hardmine_jax.data.pose.augment import BORDER, AugmentConfig, augment, evaluate_crop, upper_body
 from hardmine_jax.data.problems import UnreadableImage
 from hardmine_jax.pose import Skeleton, apply_affine
@@ -254,16 +255,20 @@ def test_an_unreadable_image_is_named(damage, extension):
         evaluate_crop(record, size=(64, 64), skeleton=SKELETON)
 
 
-def test_exif_orientation_is_ignored():
-    """Keypoints are in the pixels as stored, so a camera's note to turn the picture must not turn it."""
+def test_a_record_whose_keypoints_are_in_the_pixels_as_stored_is_not_turned():
+    """`records.usable` takes the camera's note to turn the picture out of the bytes, which else is obeyed."""
     record = dotted_record(extension=".jpg")
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     turned = {**record, "image": record["image"][:2] + segment + record["image"][2:]}
     turned_by_opencv = cv2.imdecode(np.frombuffer(turned["image"], np.uint8), cv2.IMREAD_COLOR)
     assert turned_by_opencv.shape[:2] == (300, 260)
-    expected, example = (evaluate_crop(r, size=(64, 64), skeleton=SKELETON) for r in (record, turned))
-    np.testing.assert_array_equal(example["image"], expected["image"])
+    stored = {**turned, "image": as_stored(turned["image"])}
+    expected, example, upright = (
+        evaluate_crop(one, size=(64, 64), skeleton=SKELETON)["image"] for one in (record, stored, turned)
+    )
+    np.testing.assert_array_equal(example, expected)
+    assert (upright != expected).any()
 
 
 @pytest.mark.parametrize(

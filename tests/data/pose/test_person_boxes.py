@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.data import coco_json
+from hardmine_jax.data.coco_json import Category
 from hardmine_jax.data.pose import person_boxes
 from hardmine_jax.data.pose.augment import evaluate_crop
 from hardmine_jax.data.pose.batches import evaluation_crops
@@ -70,15 +71,16 @@ def test_boxes_are_records_that_are_cropped_unchanged(tmp_path, coco):
 
 
 BAD = {
-    "no image_id, bbox or score": [
-        "text", None, {"image_id": 7, "bbox": [1, 2, 3, 4]}, {"score": 1, "image_id": 7},
-    ],
+    "no object of names and values": ["text", None],
+    "no image_id": [{"score": 1, "bbox": [1, 2, 3, 4]}],
+    "no score": [{"image_id": 7, "bbox": [1, 2, 3, 4]}],
+    "no bbox": [{"score": 1, "image_id": 7}, GOOD | {"bbox": None}],
     "another category": [GOOD | {"category_id": 2}, GOOD | {"category_id": None}],
     "image not in the dataset": [GOOD | {"image_id": image} for image in (70, 11, None, 7.5, [7])],
-    "bbox or score that is no number, or not 4 of them": [
-        GOOD | {"bbox": [1, 2, 3]}, GOOD | {"bbox": None}, GOOD | {"bbox": "ab"}, GOOD | {"score": "high"},
-        GOOD | {"bbox": [10**400, 0, 1, 1]},
+    "bbox that is not 4 numbers": [
+        GOOD | {"bbox": bbox} for bbox in ([1, 2, 3], "ab", "1234", [10**400, 0, 1, 1], [True, 1, 2, 3])
     ],
+    "score that is no number": [GOOD | {"score": "high"}, GOOD | {"score": None}],
     "bbox or score that is no finite number": [
         GOOD | {"bbox": [float("nan"), 0, 1, 1]}, GOOD | {"score": float("nan")},
         GOOD | {"score": float("inf")}, GOOD | {"bbox": [0, 0, 1e39, 1]},
@@ -98,17 +100,80 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, coco, capfd):
     assert {reason: len(names) for reason, names in boxes.skipped.reasons.items()} == {
         reason: len(bad) for reason, bad in BAD.items()
     }
-    assert boxes.skipped.reasons["score below 0.05"] == ("box 24", "box 25")
+    assert boxes.skipped.reasons["score below 0.05"] == ("box 28", "box 29")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_category_of_ones_own_and_none_at_all(tmp_path, coco):
-    path = _write(
-        tmp_path, [GOOD | {"category_id": 5}, {k: v for k, v in GOOD.items() if k != "category_id"}, GOOD]
+def _taken(tmp_path, coco, entries, **options) -> list[float]:
+    """Scores of what is taken, which tell the entries apart."""
+    entries = [GOOD | {"score": n} | entry for n, entry in enumerate(entries)]
+    entries = [{name: value for name, value in entry.items() if value != "absent"} for entry in entries]
+    boxes = person_boxes.load(
+        _write(tmp_path, entries), person_boxes.CocoImages(coco), num_keypoints=3, **options
     )
+    return boxes.scores.tolist()
+
+
+def test_boxes_of_the_category_that_is_trained_on_are_taken_whatever_its_id(tmp_path, coco):
+    entries = [{"category_id": number} for number in (5, "absent", 1, "5", 5.0)]
+    mouse = {"categories": [Category(5, "mouse")], "other_ids": (1, 6)}
+    assert _taken(tmp_path, coco, entries, category_id=5) == [0, 1, 3, 4]
+    assert _taken(tmp_path, coco, entries) == [1, 2]
+    # By name, where the detector writes them, as our own does; its ids count for nothing then.
+    named = [{"category_id": 1, "category": "Mouse"}, {"category_id": 5, "category": "rat"}]
+    assert _taken(tmp_path, coco, named, **mouse) == [0]
+    assert _taken(tmp_path, coco, named, **mouse, given="rat") == [1]
+    assert _taken(tmp_path, coco, entries, **mouse, given="1") == [1, 2]
+    several = [Category(1, "rat"), Category(5, "mouse")]
+    assert _taken(tmp_path, coco, [*entries, {"category_id": 6}], categories=several) == [0, 1, 2, 3, 4]
+    # A category called by a number is no other's id.
+    assert _taken(tmp_path, coco, entries, categories=[Category(5, "1")]) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("number", [0, 1, "mouse"])
+def test_boxes_of_one_unknown_category_are_taken_which_is_noted(tmp_path, coco, number):
+    path = _write(tmp_path, [GOOD | {"category_id": number}] * 2)
+    images, wanted = person_boxes.CocoImages(coco), {"categories": [Category(2, "mouse")]}
+    boxes = person_boxes.load(path, images, num_keypoints=3, **wanted)
+    assert (
+        len(boxes) == 2
+        and f"of category {number}, the only one, taken for mouse (id 2)" in boxes.skipped.report()
+    )
+    # But not where the data knows what that is, or there are several.
+    with pytest.raises(DataError, match="2 another category"):
+        person_boxes.load(path, images, num_keypoints=3, **wanted, other_ids=(number,))
+    _write(tmp_path, [GOOD | {"category_id": number}, GOOD | {"category_id": 7}])
+    with pytest.raises(DataError, match=r'2 another category.*"category_id": 2'):
+        person_boxes.load(path, images, num_keypoints=3, **wanted)
+
+
+def test_a_file_name_decides_on_which_image_a_box_is(tmp_path, coco):
+    """Our own detector counts photographs from 1, whatever their ids in an annotation file are."""
+    coco.content["images"] += [{"id": 1, "file_name": "a/x.png"}, {"id": 2, "file_name": "b/x.png"}]
+    names = {"8.png": 8, "in/8.png": 8, "a/x.png": 1, "b\\x.png": 2, "/far/b/x.png": 2, "9.jpg": "nine"}
+    entries = [GOOD | {"file_name": name} for name in names]
+    bad = [GOOD | {"file_name": name} for name in ("x.png", "c/x.png", "77.png")]
+    alone = [{name: value for name, value in entry.items() if name != "image_id"} for entry in entries]
     images = person_boxes.CocoImages(coco)
-    assert len(person_boxes.load(path, images, num_keypoints=3, category_id=5)) == 2
-    assert len(person_boxes.load(path, images, num_keypoints=3)) == 2
+    boxes = person_boxes.load(_write(tmp_path, entries + bad + alone), images, num_keypoints=3)
+    expected = [coco_json.id_number(one) for one in names.values()]
+    assert boxes.image_ids.tolist() == expected * 2
+    assert boxes.skipped.reasons == {
+        "file_name of several images": ("box 6",), "file_name of no image": ("box 7", "box 8"),
+    }  # fmt: skip
+    # An id that is right decides where names cannot.
+    boxes = person_boxes.load(
+        _write(tmp_path, [GOOD | {"file_name": "x.png", "image_id": 2}]), images, num_keypoints=3
+    )
+    assert boxes.image_ids.tolist() == [2]
+
+
+def test_pictures_that_share_an_id_have_no_boxes(tmp_path, coco):
+    coco.content["images"].append({"id": "7", "file_name": "8.png"})
+    boxes = person_boxes.load(
+        _write(tmp_path, [GOOD, GOOD | {"image_id": 8}]), person_boxes.CocoImages(coco), num_keypoints=3
+    )
+    assert len(boxes) == 1 and boxes[0]["name"] == "8.png" and boxes.skipped.count == 1
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,33 @@ def test_a_voc_folder_is_scored_by_its_list_or_whole(boxes):
     assert listed["images"] == 6 and listed["per_class"]["red"]["count"] < whole["per_class"]["red"]["count"]
 
 
+def _ids(boxes: Boxes, folder: str) -> dict:
+    found = json.loads((boxes.run / "evaluations" / folder / "detections.json").read_text())
+    return {entry["category"]: entry["category_id"] for entry in found}
+
+
+def test_ids_are_those_of_the_file_that_is_scored_or_else_of_the_run(boxes):
+    boxes.evaluate("--dataset", "voc", "--data-dir", _voc(boxes), folder="voc_best")
+    assert _ids(boxes, "voc_best") == {"red": 10, "green": 20, "blue": 30}
+    path = boxes.run / "config.json"
+    content = json.loads(path.read_text())
+    numbers = {"green": 3, "blue": 1, "red": 2}
+    # Validated on a second file, which numbers otherwise.
+    second = boxes.file("second", _renumbered(boxes.content, numbers))
+    content["config"]["validation_annotations"] = second[1]
+    path.write_text(json.dumps(content))
+    boxes.evaluate(folder="second_best")
+    assert _ids(boxes, "second_best") == numbers
+
+
+def test_more_objects_than_can_be_found_are_said_and_found_where_asked_for(boxes, capsys):
+    few = boxes.evaluate(*boxes.file("test", boxes.content), "--max-detections", 2, folder="test_best")
+    assert "of which --max-detections 2 can be found" in capsys.readouterr().err
+    most = boxes.evaluate(*boxes.file("test", boxes.content), "--max-detections", 150, folder="test_best_2")
+    assert few["map"] < most["map"] and "AR150" in most["coco"] and "AR100" in few["coco"]
+    assert "can be found" not in capsys.readouterr().err
+
+
 # What follows is bad input.
 
 

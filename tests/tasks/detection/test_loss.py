@@ -22,7 +22,7 @@ from hardmine_jax.tasks.detection.predict import (
     find_detections,
     make_predict,
 )
-from hardmine_jax.tasks.detection.rois import Mining, Rois, draw_rois, make_rois
+from hardmine_jax.tasks.detection.rois import Mining, Rois, choose_rois, draw_rois, make_rois
 
 CLASSES, K, SIDE, PROPOSALS, OBJECTS = 3, 6, 48, 40, 4
 KINDS = ("ohem", "random", "all", "masked", "focal", "hard_negatives", "bootstrap")
@@ -111,6 +111,63 @@ def test_what_takes_no_part_in_training():
     assert not rois.where[1, PROPOSALS + 2]
     assert not rois.where[2, 3] and not rois.where[3].any()
     assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in rois)
+
+
+def test_what_lies_in_a_crowd_takes_no_part_however_small_it_is():
+    """By the part of the RoI that is inside, as in COCO's evaluation; difficult objects by IoU, as VOC's."""
+    batch = _batch(num_images=1)
+    batch["boxes"][0, 0], batch["difficult"][0, 0] = [0, 0, 40, 24], True
+    for place, box in enumerate(([2, 2, 9, 9], [30, 19, 38, 29], [30, 20, 38, 30], [1, 1, 40, 24])):
+        batch["proposals"][0, place] = box
+    # An object of its own in the crowd, and a region on it.
+    batch["boxes"][0, 1], batch["proposals"][0, 4] = [10, 4, 20, 18], [10, 4, 20, 17]
+    batch["boxes"][0, 2:] = [44, 44, 47, 47]
+    # The second lies in it by just the half, the third by less.
+    for crowd, expected in (
+        (True, [False, False, True, False, True]),
+        (False, [True, True, True, False, True]),
+    ):
+        rois = _make_rois({**batch, "crowd": batch["difficult"] & crowd})
+        assert rois.where[0, :5].tolist() == expected
+        assert rois.labels[0, 4] > 0 and rois.where[0, PROPOSALS + 1] and not rois.where[0, PROPOSALS]
+    # Where nobody says which are crowds, all difficult ones are.
+    np.testing.assert_array_equal(
+        _make_rois(batch).where, _make_rois({**batch, "crowd": batch["difficult"]}).where
+    )
+
+
+def test_of_a_picture_left_alone_the_objects_alone_are_learned():
+    batch = _batch(num_images=2)
+    batch["boxes"][0, 0], batch["labels"][0, 0], batch["difficult"][0, 0] = [0, 0, SIDE, SIDE], 0, True
+    rois = _make_rois({**batch, "crowd": batch["difficult"]})
+    taking = np.asarray(rois.labels[0])[np.asarray(rois.where[0])]
+    assert len(taking) >= 2 * (OBJECTS - 1) and (taking > 0).all()
+    assert (np.asarray(rois.labels[1])[np.asarray(rois.where[1])] == 0).any()
+
+
+def test_pictures_without_objects_teach_something_where_asked_for():
+    batch = _batch(num_images=8)
+    batch["boxes_where"][:4] = False
+    rois = _make_rois(batch)
+    losses = np.random.default_rng(0).random(rois.where.shape, np.float32)
+
+    def kept(mining: Mining) -> tuple[np.ndarray, np.ndarray]:
+        if mining.kind == "random":
+            keys = jax.random.split(jax.random.key(0), 8)
+            keep = jax.vmap(lambda key, one: draw_rois(key, one, mining))(keys, rois)
+        else:
+            keep = jax.vmap(lambda x, one: choose_rois(x, one, mining))(losses, rois)
+        return np.asarray(keep), np.asarray(keep).sum(1)
+
+    few, some = kept(Mining("hard_negatives", K)), kept(Mining("hard_negatives", K, min_negatives=5))
+    assert (few[1][:4] == 0).all() and (some[1][:4] == 5).all()
+    for image in range(4):
+        hardest = np.argsort(-losses[image, :PROPOSALS])[:5]
+        assert some[0][image][hardest].all()
+    np.testing.assert_array_equal(few[0][4:], some[0][4:])
+    near, anywhere = kept(Mining("random", K)), kept(Mining("random", K, background_overlap=0.0))
+    assert (near[1][:4] == 0).all() and (anywhere[1][:4] == K).all()
+    assert (np.asarray(rois.overlaps)[4:][anywhere[0][4:]] < 0.1).any()
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hardmine_jax.detection import Detections, GroundTruth
+from hardmine_jax.detection import Detections, GroundTruth, average_precision
 from hardmine_jax.tasks.detection import pictures as detection_pictures
 from hardmine_jax.tasks.detection import report as detection_report
 from hardmine_jax.tasks.detection.evaluation import count_mistakes
@@ -96,3 +96,46 @@ def test_boxes_are_drawn_where_they_are():
     assert not image.any() and not drawn[90:].any()
     wild = np.array([[-1e9, -5, 1e9, 200], [np.nan, 0, 5, 5]])
     detection_pictures.draw_boxes(image, wild[:1], np.array([1]), CLASSES, scores=np.array([1.0]))
+
+
+def test_a_class_has_one_colour_in_boxes_and_curves():
+    # By frequency <plate> comes first; the colour goes by the label.
+    curves = {"cell": (np.array([1.0]), np.ones(1)), "<plate>": (np.array([1.0]), np.ones(1))}
+    figure = detection_pictures.precision_recall(curves, RESULT["per_class"], CLASSES)
+    drawn = {line.get_label().split(" ")[0]: line.get_color() for line in figure.axes[0].lines}
+    image = np.zeros((60, 60, 3), np.uint8)
+    for label, name in enumerate(CLASSES[:2], start=1):
+        boxed = detection_pictures.draw_boxes(image, np.array([[10, 10, 50, 50]]), np.array([label]), CLASSES)
+        np.testing.assert_allclose(np.array(drawn[name]) * 255, detection_pictures.COLOURS[label - 1])
+        # Its edge is smoothed into the dark line around it.
+        assert np.abs(boxed[10, 30] - np.array(detection_pictures.COLOURS[label - 1])).max() < 30
+
+
+def test_classes_beyond_the_eighth_differ_in_their_lines_and_none_is_white(monkeypatch):
+    monkeypatch.setattr(detection_pictures, "png", lambda figure: b"")
+    names = [f"class {number}" for number in range(30)]
+    curves = {name: (np.array([1.0]), np.ones(1)) for name in names}
+    rows = {name: {"ap": 1.0, "count": 50} for name in names}
+    lines = detection_pictures.precision_recall(curves, rows, names).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 20
+    assert min(np.linalg.norm(np.array(colour) - 255) for colour in detection_pictures.COLOURS) > 100
+    drawn = detection_pictures.report_pictures(
+        [], {"per_class": rows}, names, curves=curves, mined=[], typical=[], hardest=[]
+    )
+    assert "the 20 most frequent classes" in drawn[-1][0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_area_below_a_curve_is_the_average_precision_that_is_written_at_it(seed):
+    rng = np.random.default_rng(seed)
+    boxes = rng.uniform(0, 50, (30, 2))
+    boxes = np.concatenate([boxes, boxes + 20], axis=1)
+    noisy = boxes + rng.normal(0, 4, boxes.shape)
+    measured = average_precision(
+        [Detections(noisy, rng.random(30), rng.integers(1, 3, 30))],
+        [GroundTruth(boxes, rng.integers(1, 3, 30), np.zeros(30, bool))],
+        classes=("a", "b"),
+    )
+    for row in measured.classes:
+        recalls, precisions = detection_pictures.envelope(row.recall, row.precision)
+        np.testing.assert_allclose(np.trapezoid(precisions, recalls), row.ap, rtol=1e-12)

@@ -181,7 +181,96 @@ def test_predictions_land_in_a_coco_file_and_in_pictures(copied, tmp_path):
     assert sorted(path.name for path in output.glob("*.png")) == ["5_boxes.png", "6_boxes.png", "7_boxes.png"]
 
 
+def _renumbered(workdir: pathlib.Path, ids: list) -> None:
+    """The run's file had these category ids."""
+    path = workdir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "category_ids": ids}))
+
+
+def test_predictions_carry_the_ids_of_the_file_that_was_trained_on(copied, tmp_path):
+    ids = [3, "4", 18, 90, 7, 1]
+    photo = tmp_path / "5.jpg"
+    photo.write_bytes(synthetic.load().validation[0]["image"])
+    flags = [str(photo), "--checkpoint", str(copied), "--output", str(tmp_path), "--max-detections", "7"]
+    for given in (ids, None):
+        if given:
+            _renumbered(copied, given)
+        else:
+            # As older versions wrote it.
+            content = json.loads((copied / "config.json").read_text())
+            del content["category_ids"]
+            (copied / "config.json").write_text(json.dumps(content))
+        assert detection_predict_photos.main(flags) == 0
+        found = json.loads((tmp_path / "detections.json").read_text())
+        expected = dict(zip(shapes.CLASSES, given or range(1, 7), strict=True))
+        assert 1 < len(found) <= 7
+        assert all(entry["category_id"] == expected[entry["category"]] for entry in found)
+
+
+def test_weights_are_taken_over_by_the_names_of_the_classes(copied, tmp_path, capsys):
+    """With the run's classes in another order, what each of them had goes to its name."""
+    content = json.loads((copied / "config.json").read_text())
+    order = [3, 0, 5, 1, 2, 4]
+    content["classes"] = [shapes.CLASSES[place] for place in order]
+    (copied / "config.json").write_text(json.dumps(content))
+    flags = _arguments(tmp_path / "new", "--init-from", copied, "--eval-only")
+    assert detection_train.main(flags) == 0
+    assert "classes taken over by name: 6 of 6" in capsys.readouterr().err
+    old, new = (training.load_variables(folder)["params"] for folder in (copied, tmp_path / "new"))
+    for place, name in enumerate(content["classes"]):
+        here = shapes.CLASSES.index(name)
+        for kind in ("kernel", "bias"):
+            one, other = (tree["class_logits"][kind] for tree in (old, new))
+            np.testing.assert_array_equal(one[..., place + 1], other[..., here + 1])
+            np.testing.assert_array_equal(one[..., 0], other[..., 0])
+            one, other = (tree["box_deltas"][kind] for tree in (old, new))
+            rows = slice(4 * place, 4 * place + 4), slice(4 * here, 4 * here + 4)
+            np.testing.assert_array_equal(one[..., rows[0]], other[..., rows[1]])
+    # A head that stays random is not scored.
+    content["classes"][0] = "unicorn"
+    (copied / "config.json").write_text(json.dumps(content))
+    error = _fails(
+        capsys, detection_train.main, _arguments(tmp_path / "none", "--init-from", copied, "--eval-only")
+    )
+    assert "square" in error and "--eval-only" in error
+
+
+def test_what_the_data_does_not_teach_is_said_at_the_start(copied, tmp_path, monkeypatch):
+    dataset = synthetic.load(num_train=60)
+    empty = int((dataset.train.targets_per_image == 0).sum())
+    assert empty
+    for flags, said in (
+        (["--mining", "hard_negatives"], f"{empty} of 60 images to train on show no object"),
+        (["--mining", "random"], "--background-overlap 0 takes any"),
+        (["--mining", "hard_negatives", "--min-negatives", "4"], None),
+        (["--mining", "random", "--background-overlap", "0"], None),
+        (["--mining", "ohem"], None),
+        (["--max-detections", "2"], "an image shows 4 objects, of which --max-detections 2 can be found"),
+    ):
+        notes = detection_config.notes_on_data(detection_train.parse(flags), dataset)
+        assert [said in note for note in notes] == [True] if said else notes == []
+
+
 # What follows is bad input.
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+@pytest.mark.parametrize("change", ["other", "order", "fewer", "more"])
+def test_other_classes_than_the_run_s_are_refused(copied, capsys, flags, change):
+    content = json.loads((copied / "config.json").read_text())
+    names = content["classes"]
+    content["classes"] = {
+        "other": ["unicorn", *names[1:]],
+        "order": names[::-1],
+        "fewer": [*names, "unicorn"],
+        "more": names[1:],
+    }[change]
+    content.pop("category_ids")
+    (copied / "config.json").write_text(json.dumps(content))
+    before = {path: path.read_bytes() for path in copied.glob("*.*")}
+    error = _fails(capsys, detection_train.main, _arguments(copied, "--steps", 5, *flags))
+    assert "class" in error and ("unicorn" in error or change in ("order", "more")) and "evaluate" in error
+    assert {path: path.read_bytes() for path in copied.glob("*.*")} == before and max(_steps(copied)) == 4
 
 
 def _fails(capsys, main, arguments: list[str]) -> str:
@@ -206,6 +295,12 @@ def _fails(capsys, main, arguments: list[str]) -> str:
         (["--rounds", 9, "--steps", 5, "--mining", "bootstrap"], "--rounds 9"),
         (["--ema-decay", 1], "--ema-decay 1"),
         (["--max-boxes", 1], "--max-boxes 1"),
+        (["--min-negatives", 3], "--min-negatives means nothing to --mining ohem"),
+        (["--min-negatives", 41, "--mining", "hard_negatives"], "--min-negatives 41"),
+        (["--background-overlap", 0.5, "--mining", "random"], "--background-overlap 0.5"),
+        (["--background-overlap", 0, "--mining", "hard_negatives"], "--background-overlap means nothing"),
+        (["--voc-corners", "edges"], "--voc-corners means nothing to --dataset synthetic"),
+        (["--exif-orientation", "stored"], "--exif-orientation means nothing to --dataset synthetic"),
         (["--seed", 2**32], "--seed 4294967296"),
         (["--init-from", "w.npz"], "--init-from w.npz"),
         (["--images", "d"], "--images"),

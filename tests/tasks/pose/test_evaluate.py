@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 
 from hardmine_jax import training
-from hardmine_jax.data.pose import coco
 from hardmine_jax.data.pose.coco import COCO_SKELETON, DEFAULT_SIGMA
+from hardmine_jax.data.pose.coco_categories import make_skeleton
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.names import match_names
 from hardmine_jax.tasks.pose import evaluate as pose_evaluate
-from hardmine_jax.tasks.pose import networks
+from hardmine_jax.tasks.pose import networks, results
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.config import load_config
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.matched import common_skeleton
+from hardmine_jax.tasks.pose.people import read_people
 
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
 _PICTURES, _REPORT_PICTURES = Evaluator.pictures, pose_pictures.report_pictures
@@ -155,7 +157,7 @@ def test_its_own_data_gives_the_training_s_own_numbers(mice, monkeypatch):
     assert speed > 0 and _numbers(result) == told and 0.3 < result["pck"] < 1 and result["ap"] > 0
     assert result["evaluation"]["split"] == "validation" and result["evaluation"]["left_out"] == []
     page = (mice.run / "evaluations" / "mice_latest" / "report.html").read_text()
-    assert "people of mice" in page and page.count("<img") == 3 and "The hardest images" in page
+    assert "subjects of mice" in page and page.count("<img") == 3 and "The hardest images" in page
     assert "Learning curves" not in page and "in training" not in page
 
 
@@ -194,6 +196,25 @@ def test_results_are_in_the_ids_and_the_order_of_the_data(mice):
             assert target[2] == 0 or np.linalg.norm(predicted[:2] - target[:2]) < 30
 
 
+def test_of_several_categories_each_result_has_its_own(mice):
+    rat = mice.content["categories"][0] | {"id": "r", "name": "rat"}
+    annotations = [
+        entry | ({"category_id": "r"} if entry["id"] % 2 else {}) for entry in mice.content["annotations"]
+    ]
+    annotations[1] = {name: value for name, value in annotations[1].items() if name != "category_id"}
+    content = mice.content | {"categories": [*mice.content["categories"], rat], "annotations": annotations}
+    flags = mice.file("test", content)
+    given = pose_evaluate.parse([str(mice.run), *flags, "--category", "all"])
+    config = pose_evaluate.find_data(given, load_config(mice.run)[0]).config
+    ids = results.ids_of(config)
+    data = pose_evaluate.load_dataset(config)
+    people = read_people(data.train, range(4))
+    found = results.coco_results(people, np.zeros((4, 5, 3)), np.zeros((4, 5)), ids)
+    expected = [annotations[int(one) - 1].get("category_id", 7) for one in people.annotation_id]
+    assert [entry["category_id"] for entry in found] == expected and set(expected) == {7, "r"}
+    assert [entry["image_id"] for entry in found] == [f"m{one}" for one in people.annotation_id]
+
+
 def test_what_one_side_lacks_is_named_and_changes_no_number(mice, capsys):
     # One mouse has nothing labelled but what the other side lacks: a prediction on it is no mistake.
     points = np.reshape(mice.content["annotations"][0]["keypoints"], (-1, 3))
@@ -230,14 +251,16 @@ def test_sigmas_are_the_data_s_and_pairs_the_run_s():
     assert common == Skeleton(("left_ear", "right_ear", "tail"), ((0, 1),), (0.2, 0.3, 0.4), ())
 
 
-def test_coco_s_sigmas_go_with_the_names_in_any_order(tmp_path):
-    names = sorted(COCO_SKELETON.names)
-    skeleton = coco._skeleton({"keypoints": names}, {"edges": None, "flip_pairs": None, "sigmas": None}, "")
-    assert dict(zip(names, skeleton.sigmas, strict=True)) == dict(
-        zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True)
-    )
-    some = coco._skeleton({"keypoints": names[1:]}, {"edges": None, "flip_pairs": None, "sigmas": None}, "")
-    assert set(some.sigmas) == {DEFAULT_SIGMA}
+def test_coco_s_sigmas_go_with_the_names_in_any_order():
+    names, options = sorted(COCO_SKELETON.names), {"edges": None, "flip_pairs": None, "sigmas": None}
+    known = dict(zip(COCO_SKELETON.names, COCO_SKELETON.sigmas, strict=True))
+    for chosen, expected in {
+        tuple(names): known,
+        tuple(names[1:]): dict.fromkeys(names[1:], DEFAULT_SIGMA),
+    }.items():
+        category = {"id": 1, "name": "person", "keypoints": list(chosen)}
+        skeleton, _ = make_skeleton([category], options, pathlib.Path(), known=known, sigma=DEFAULT_SIGMA)
+        assert dict(zip(chosen, skeleton.sigmas, strict=True)) == expected
 
 
 def test_flags_over_the_training_s_are_another_evaluation_and_the_run_stays_as_it_was(mice):

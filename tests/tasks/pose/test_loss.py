@@ -29,6 +29,7 @@ from hardmine_jax.tasks.pose.score import (
     coco_annotations,
     correct_keypoints,
     mean_oks,
+    note_crowded,
     pck,
     score,
     score_boxes,
@@ -544,6 +545,24 @@ def test_boxes_are_scored_by_the_published_procedure():
     # Half the boxes are half the people.
     half = score_boxes(rows[::2], keypoints[::2], scores[::2], boxes, annotations, SKELETON, **options)
     assert 0.3 < half["ar"] < 0.7
+
+
+def test_of_many_people_in_a_picture_so_many_count_as_asked_and_it_is_noted():
+    people = dataclasses.replace(_people(num=33), image_id=np.repeat([1, 2, 3], [24, 6, 3]))
+    poses, scores = np.nan_to_num(people.keypoints, nan=50.0), np.full(people.visibility.shape, 0.9)
+    assert score(poses, scores, people, SKELETON)["ar"] == pytest.approx(29 / 33)
+    assert score(poses, scores, people, SKELETON, max_people=24)["ap"] == 1.0
+    (note,) = note_crowded(people, max_people=20)
+    assert "1 image has more than 20 people (24)" in note and "--max-people" in note
+    (note,) = note_crowded(people, max_people=5)
+    assert "2 images have more than 5 people (at most 24)" in note
+    assert note_crowded(people, max_people=24) == []
+    boxes = PersonBoxes(
+        people.image_id, np.float32(people.box), np.ones(33, np.float32), None, JOINTS, Skipped()
+    )
+    options = dict(size=(64, 48), padding=1.25)
+    given = np.arange(33), poses, scores, boxes, coco_annotations(people), SKELETON
+    assert score_boxes(*given, **options)["ar"] < score_boxes(*given, **options, max_people=24)["ar"] == 1.0
 
 
 def test_from_a_detectors_file_to_ap(tmp_path):

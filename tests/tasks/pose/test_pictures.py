@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.charts import montage, png, series
@@ -208,3 +209,31 @@ def test_report_pictures_leave_out_what_was_not_recorded():
     assert len(full) == 5
     for caption, picture in full:
         assert caption and _pixels(picture).shape[1] > 1200
+
+
+@pytest.mark.parametrize("num_joints", [1, 3, 17])
+def test_no_letter_is_cut(num_joints):
+    """Few joints make a figure low: what stands beside it, along its side, must still be all on it."""
+    names = [f"joint_{number}" for number in range(num_joints)]
+    lines = [{"step": step, "unit_rate": [0.5] * num_joints} for step in range(1, 40)]
+    lines[0] |= {
+        "loss": 1.0,
+        "fraction_kept": 0.5,
+        "loss_captured": 0.7,
+        "entropy": 0.1,
+        "validation/pck": 0.5,
+    }
+    row = {"pck": 1.0, "pck_visible": 0.5, "pck_occluded": 0.2}
+    figures = [
+        pose_pictures.mined_over_training(lines, names),
+        pose_pictures.per_joint_bars({name: row for name in names}),
+        pose_pictures.mining_curves(lines, num_keypoints=num_joints),
+        pose_pictures.learning_curves(lines, baseline=0.1),
+    ]
+    for figure in figures:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        for part in (*figure.axes, *figure.legends):
+            box = part.get_tightbbox(renderer)
+            outside = min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1)
+            assert outside > -2, (part.get_label(), outside)

@@ -14,16 +14,21 @@ import pytest
 
 from hardmine_jax import training
 from hardmine_jax.data.pose import mpii
+from hardmine_jax.data.pose.records import PoseDataset
+from hardmine_jax.data.problems import DataError, Skipped
 from hardmine_jax.models import SimpleBaseline, simple_baseline, torch_weights
 from hardmine_jax.models.hrnet import ConvNorm
 from hardmine_jax.models.layers import Conv
 from hardmine_jax.models.torch_weights import WeightsError, init_shapes
+from hardmine_jax.pose import Skeleton
+from hardmine_jax.tasks.config_json import change
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, Inputs, to_network
+from hardmine_jax.tasks.pose.protocol import prepare_protocol
 from hardmine_jax.tasks.warm_start import start_from, take_what_fits
 
 SIDE = 32
@@ -112,6 +117,40 @@ def test_boxes_that_are_none_are_said_before_anything_is_trained(birds, tmp_path
         assert _run(tmp_path / "run", *birds, "--boxes", tmp_path / name, "--steps", 1) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and name in error and not (tmp_path / "run").exists()
+
+
+def _protocol(tmp_path, birds, boxes, **fields):
+    """What is scored besides, of birds whose category is 4 in the file to validate on."""
+    content = json.loads((tmp_path / "valid.json").read_text())
+    content["categories"] = [
+        {"id": 4, "name": "bird", "keypoints": ["beak", "wing", "tail"]},
+        {"id": 5, "name": "cat"},
+    ]
+    content["annotations"] = [entry | {"category_id": 4} for entry in content["annotations"]]
+    (tmp_path / "valid.json").write_text(json.dumps(content))
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    paths = {flag[2:].replace("-", "_"): path for flag, path in zip(birds[::2], birds[1::2], strict=True)}
+    config = change(pose_config.Config(), **paths, boxes=tmp_path / "boxes.json", **fields)
+    skeleton = Skeleton(("beak", "wing", "tail"), (), (0.1,) * 3, ())
+    return prepare_protocol(config, PoseDataset("birds", skeleton, [], [], Skipped(), tmp_path))
+
+
+def _boxes(*categories, **more) -> list[dict]:
+    entry = {"image_id": 1, "bbox": [5, 10, 40, 60]}
+    return [entry | {"score": 0.5 + n / 10, "category_id": one} | more for n, one in enumerate(categories)]
+
+
+def test_boxes_are_of_the_category_that_is_validated_on(birds, tmp_path, capsys):
+    def taken(*given, **fields):
+        return [round(float(score), 1) for score in _protocol(tmp_path, birds, *given, **fields).boxes.scores]
+
+    assert taken(_boxes(4, 5, 1)) == [0.5] and taken(_boxes(1, category="bird")) == [0.5]
+    assert capsys.readouterr().err.startswith("boxes: skipped 2 records: 2 another category (box 1, box 2)")
+    assert taken(_boxes(0, 0)) == [0.5, 0.6]
+    assert "of category 0, the only one, taken for bird (id 4)" in capsys.readouterr().err
+    assert taken(_boxes(1, 5, 1), box_category="1", box_min_score=0.6) == [0.7]
+    with pytest.raises(DataError, match="2 another category"):
+        taken(_boxes(5, 5))
 
 
 def _mpii(folder: pathlib.Path, *, heads: bool) -> list:

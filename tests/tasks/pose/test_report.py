@@ -6,9 +6,11 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.charts import png
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import report as pose_report
@@ -198,3 +200,45 @@ def test_summary_says_that_k_falls():
 def test_notes_are_listed_and_their_heading_stays_away_without_any(tmp_path):
     assert "Notes" not in _write(tmp_path)[1].text
     assert "3 records skipped" in _write(tmp_path, notes=["3 records skipped"])[1].text
+
+
+def test_facts_stand_below_the_table_and_warnings_above_it(tmp_path):
+    facts = [("data", "a<b>.json"), ("category", "mouse")]
+    text, page = _write(tmp_path, facts=facts, notes=["only 3 subjects were scored"])
+    assert text.index("only 3 subjects") < text.index("<table") < text.index("a&lt;b&gt;.json")
+    assert "This run" in page.text and "mouse" in page.text
+    assert "This run" not in _write(tmp_path)[1].text
+
+
+def test_words_fit_animals(tmp_path, picture, monkeypatch):
+    """No limbs, people or persons of a mouse."""
+    monkeypatch.setattr(pose_pictures, "png", lambda figure: picture)
+    mouse = Skeleton(("snout", "left_ear", "right_ear", "tail"), ((1, 2),), (0.05,) * 4, ((0, 3),))
+    points = np.full((4, 2), 20.0)
+    example = pose_pictures.Example(
+        np.zeros((48, 48, 3), np.uint8), points, points, np.full(4, 2), np.ones(4, bool), "a.jpg"
+    )
+    result = RESULT | {"per_joint": {name: RESULT["per_joint"]["left_hip"] for name in mouse.names}}
+    pictures = pose_pictures.report_pictures([], result, mouse, [example], [example])
+    _, page = _write(tmp_path, result=result, pictures=pictures, config={"model": "laptop", "mining": "none"})
+    words = page.text.lower() + " ".join(caption for caption, _ in pictures)
+    for word in ("limb", "people", "person", "everybody"):
+        assert word not in words
+    assert "left side orange, the right blue, what is between yellow" in words
+
+
+def test_a_skeleton_without_sides_has_none_in_its_captions(monkeypatch):
+    monkeypatch.setattr(pose_pictures, "png", lambda figure: b"")
+    fish = Skeleton(("head", "tail"), (), (0.05,) * 2, ((0, 1),))
+    example = pose_pictures.Example(
+        np.zeros((48, 48, 3), np.uint8),
+        np.ones((2, 2)),
+        np.ones((2, 2)),
+        np.full(2, 2),
+        np.ones(2, bool),
+        "a",
+    )
+    captions = [
+        caption for caption, _ in pose_pictures.report_pictures([], RESULT, fish, [example], [example])
+    ]
+    assert not [caption for caption in captions if "left" in caption or "orange" in caption]

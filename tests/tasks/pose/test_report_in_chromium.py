@@ -80,6 +80,7 @@ def page(tmp_path_factory) -> pathlib.Path:
         result=result,
         pictures=pose_pictures.report_pictures(lines, result, SKELETON, [hard] * 4),
         notes=["2 records skipped"],
+        facts=[("data", "a_file_of_a_rather_long_name_" * 4 + ".json"), ("written", "2026-11-27")],
     )
 
 
@@ -104,6 +105,14 @@ def test_a_script_in_the_page_would_be_noticed(page):
     assert "CONSOLE" in done.stderr
 
 
+def test_who_wants_it_dark_has_it_dark(page):
+    shot = page.parent / "dark.png"
+    dark = "--blink-settings=preferredColorScheme=0"
+    _chromium(page.parent, f"--screenshot={shot}", "--window-size=1200,1000", dark, page.as_uri())
+    top = cv2.imread(str(shot))[:600]
+    assert top.mean() < 80 and (top.min(axis=-1) > 180).mean() > 0.005, "light text on dark"
+
+
 @pytest.mark.parametrize("width", [1200, 500])
 def test_every_picture_is_there_and_legible(page, width):
     found = _probe(page.parent, page.read_text(encoding="utf-8"), width)
@@ -111,6 +120,7 @@ def test_every_picture_is_there_and_legible(page, width):
     assert len(images) == 5
     for complete, natural, shown in images:
         assert complete == "true" and int(natural) > 1200
-        assert int(shown) >= (1000 if width == 1200 else 600)
+        # Letters of 12 points in a picture of 12 inches: a sixth of a seventy-second of its width, 12 pixels.
+        assert int(shown) >= (1000 if width == 1200 else 900)
     assert int(found["wide"]) == 0, "the page itself never scrolls sideways"
     assert float(found["font"].removesuffix("px")) >= 14

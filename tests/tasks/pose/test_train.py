@@ -573,3 +573,33 @@ def test_unit_rates_weigh_each_line_by_its_steps():
     lines = [{"step": 1, "unit_rate": [1.0, 0.0]}, {"step": 4, "unit_rate": [0.0, 1.0]}]
     assert pose_train.mean_unit_rates(lines, 2) == [0.25, 0.75]
     assert pose_train.mean_unit_rates([{"step": 1}], 2) == [None, None]
+
+
+def test_keypoints_that_look_sided_and_have_no_partner_are_told_in_one_line(capsys):
+    def notes(names, pairs, *flags):
+        skeleton = Skeleton(names, pairs, (0.1,) * len(names), ())
+        pose_config.settle(pose_train.parse(flags), skeleton)
+        return capsys.readouterr().err
+
+    names = ("nose", "earL", "earR", "legL1", "legR2", "legR3", "pawR")
+    told = notes(names, ((1, 2),))
+    assert told.startswith(
+        "note: 4 keypoints look sided and have no partner (legL1, legR2, legR3, pawR): mirrored"
+    )
+    assert told.count("\n") == 1 and "--flip-pairs" in told
+    assert notes(names[:3], ((1, 2),)) == ""
+    assert "no left/right pairs among nose, tail" in notes(("nose", "tail"), ())
+    # Who says what is mirrored, or mirrors nothing, knows.
+    assert notes(names, ((1, 2),), "--dataset", "coco", "--flip-pairs", "earL", "earR") == ""
+    assert notes(names, ((1, 2),), "--augment.flip-probability", "0", "--no-flip-test") == ""
+
+
+@pytest.mark.parametrize("given", [["dog"], ["dog", "cat"], ["all"]])
+def test_one_category_or_several_go_through_the_command_line_and_config_json(given):
+    config = pose_train.parse(["--dataset", "coco", "--category", *given])
+    assert config.category == (given[0] if len(given) == 1 else tuple(given))
+    content = plain(config)
+    assert from_plain(pose_config.Config, content) == config
+    for name in ("exif_orientation", "point_side"):  # What older versions did not write.
+        assert content.pop(name) is None
+    assert from_plain(pose_config.Config, content) == config
