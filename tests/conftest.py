@@ -16,6 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# A script that imports what lies beside it.
+collect_ignore = ["mutate.py"]
+
 # A silent rank or dtype promotion is the commonest way for a mask to go wrong without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dtypes likewise; but flax and optax promote inside, so only where the tests are of our own arithmetic.

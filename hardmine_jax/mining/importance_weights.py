@@ -64,10 +64,10 @@ def importance_weights(
         raise ValueError(f"uniform={uniform} must lie in (0, 1]: with none, a loss of 0 could never be drawn")
     k = jnp.maximum(jnp.broadcast_to(k, losses.shape[:-1]), 1)[..., None]
     shares = _shares(losses, uniform, where)
-    ends = jnp.cumsum(shares, axis=-1)
+    ends = jnp.cumsum(shares, axis=-1, dtype=shares.dtype)
     # Rounded up, so that k steps reach the end and never more are drawn.
     step = jnp.maximum((ends[..., -1:] + k - 1) // k, 1)
-    offset = jax.random.randint(key, step.shape, 0, step)
+    offset = jax.random.randint(key, step.shape, 0, step).astype(step.dtype)
     draws = (ends - offset + step - 1) // step - (ends - shares - offset + step - 1) // step
     return jnp.where(where, draws.astype(jnp.float32) * (step / jnp.maximum(shares, 1)), 0)
 

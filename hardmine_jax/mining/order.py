@@ -114,6 +114,8 @@ def first_reaching(ordered: jax.Array, wanted: jax.Array) -> jax.Array:
     Explicit or, in shard_map, not manual.
     """
     num_units = ordered.shape[-1]
+    if num_units == 0:
+        return jnp.zeros_like(wanted, dtype=jnp.int32)
     below = jnp.zeros_like(ordered[..., :1], dtype=jnp.int32) + jnp.zeros_like(wanted, dtype=jnp.int32)
     for bit in reversed(range(num_units.bit_length())):
         further = jnp.minimum(below + 2**bit, num_units)

@@ -126,10 +126,10 @@ def test_16_bit_logits_are_worked_out_in_float32():
     chex.assert_trees_all_equal(losses, fast_rcnn_losses(half.astype(jnp.float32), deltas, labels, targets))
 
 
-def test_16_bit_distances_are_squared_in_float32():
+def test_16_bit_distances_are_worked_out_in_float32():
     logits, deltas, labels, targets = _example("")
     half = [jnp.asarray(array, jnp.bfloat16) for array in (deltas, targets)]
-    distance = (half[0] - half[1]).astype(jnp.float32)
+    distance = half[0].astype(jnp.float32) - half[1].astype(jnp.float32)
     expected = fast_rcnn_losses(logits, distance, labels, np.zeros_like(targets))
     np.testing.assert_allclose(fast_rcnn_losses(logits, half[0], labels, half[1]), expected, rtol=1e-6)
 

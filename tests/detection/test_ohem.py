@@ -82,7 +82,8 @@ def test_no_gradient_flows(heaps):
     boxes, losses = heaps(20), _losses(20)
 
     def loss(losses, boxes):
-        return (ohem(losses, boxes, k=5) * losses).sum() + (ohem(losses, boxes, k=5) * boxes[:, 0]).sum()
+        keep = ohem(losses, boxes, k=5).astype(jnp.float32)
+        return (keep * losses).sum() + (keep * boxes[:, 0]).sum()
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(losses, boxes)
     keep = np.asarray(ohem(losses, boxes, k=5), np.float32)

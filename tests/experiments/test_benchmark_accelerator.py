@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks import accelerator as benchmark
 
 # The modules that the script itself imported.
-steps, timing = benchmark.steps, sys.modules["timing"]
+steps, parts, timing = (sys.modules[name] for name in ("accelerator_steps", "accelerator_parts", "timing"))
 
 
 def _run(tmp_path, *flags: str) -> dict:
@@ -38,14 +38,14 @@ def test_what_there_was_no_time_for_is_named(tmp_path, capsys):
 
 
 def test_use_of_the_chip_is_operations_over_time_and_peak(monkeypatch):
-    monkeypatch.setattr(benchmark, "peak_flops", lambda kind, dtype: 4e12 if dtype == "bfloat16" else None)
+    monkeypatch.setattr(parts, "peak_flops", lambda kind, dtype: 4e12 if dtype == "bfloat16" else None)
     monkeypatch.setattr(timing, "milliseconds", lambda ways, rounds: dict.fromkeys(ways, 20.0))
     way = timing.Way(lambda: np.zeros(()))
     step = steps.Step(timing.Question("a step", {"ours": way, "theirs": way}), 8, 2e10, way)
-    ours, theirs = benchmark.stepped(step, "bfloat16", 1)
+    ours, theirs = parts.stepped(step, "bfloat16", 1)
     assert ours["images_per_second"] == theirs["images_per_second"] == 400
     assert (ours["tflops"], ours["mfu"], ours["mining_share"]) == (1.0, 0.25, 1.0) and "mfu" not in theirs
-    assert benchmark.stepped(step, "float32", 1)[0]["mfu"] is None
+    assert parts.stepped(step, "float32", 1)[0]["mfu"] is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import pytest
+import tyro
 from rich.console import Console
 
 from experiments.benchmarks import scaling as benchmark
@@ -377,7 +378,7 @@ def test_the_tables_on_paper(capsys):
 )
 def test_flags_that_make_no_sense(flags, message):
     with pytest.raises(ValueError, match=message):
-        benchmark.main(benchmark.tyro.cli(benchmark.Config, args=flags))
+        benchmark.main(tyro.cli(benchmark.Config, args=flags))
 
 
 def test_the_command_says_one_line_of_a_wrong_flag():

@@ -189,7 +189,7 @@ def test_a_call_that_fails_once_is_made_again(monkeypatch):
 
     monkeypatch.setattr(ending, "declared", declared)
     monkeypatch.setattr(ending, "acknowledge", lambda: ended.append("acknowledged"))
-    monkeypatch.setattr(ending, "exit_now", lambda code: ended.append(code))
+    monkeypatch.setattr(lookout, "exit_now", lambda code: ended.append(code))
     monkeypatch.setattr(lookout, "_LAST_SECONDS", 0.0)
     lookout.watch(Over(3), PATIENCE, thread=0)
     assert ended == ["acknowledged", 2] and not answers

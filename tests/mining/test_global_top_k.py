@@ -158,7 +158,9 @@ def test_moves_at_most_eight_bytes_times_k_times_devices(kind, num_units, k):
 
 def test_the_count_of_bytes_sees_a_gather_of_everything():
     def everything(losses, where):
-        return jax.lax.all_gather(losses, "data").sum(axis=0) + jax.lax.psum(where.sum(), "data")
+        return jax.lax.all_gather(losses, "data").sum(axis=0) + jax.lax.psum(
+            where.sum(dtype=losses.dtype), "data"
+        )
 
     shapes = (jax.ShapeDtypeStruct((8, 100), dtype) for dtype in (jnp.float32, bool))
     hlo = jax.pmap(everything, axis_name="data").lower(*shapes).compile().as_text()

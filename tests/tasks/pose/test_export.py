@@ -134,7 +134,7 @@ def test_a_named_checkpoint_is_taken(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "0"], "--batch 0 must be a number of crops, 1 or more, or any"),
+        (["--batch", "0"], "--batch 0 must be a number of crops, 1 to 999999, or any"),
         (["--batch", "many"], "--batch many must be a number"),
         (["--output", "pose.json"], "give another ending"),
         (["--output", "."], "--output . is a folder"),

@@ -405,7 +405,9 @@ def test_nothing_to_evaluate(copied, capsys, tmp_path):
 
 def test_a_loss_that_is_not_finite(copied, capsys):
     weights = training.load_variables(copied, which="latest")
-    arguments = _arguments(copied, "--steps", 8, "--optimizer.learning-rate", 1e30)
+    arguments = _arguments(
+        copied, "--steps", 8, "--optimizer.learning-rate", 1e9, "--optimizer.weight-decay", 1e9
+    )
     # Launchers start again from the last checkpoint, in case a chip was broken; but not if it comes again.
     for code in (1, 2):
         error = _fails(capsys, arguments, only_line=False, code=code)
@@ -428,7 +430,9 @@ def test_the_process_itself_ends_with_2_after_one_line(tmp_path):
         [sys.executable, str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    # That it has begun to read the data.
+    assert done.stdout.count("\n") <= 1
 
 
 @pytest.mark.slow
