@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.mining.order import count, keep_first, order_keys, participating
+from hardmine_jax.mining.order import count, first_reaching, keep_first, order_keys, participating
 from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_count_a_row, check_units
 
 
@@ -56,7 +56,7 @@ def rank_sample(
     if k is not None:
         k = check_count_a_row("k", k, losses, least=1)
     beta = jnp.asarray(beta, jnp.float32)
-    share = _ranks(order_keys(losses), where) / jnp.maximum(count(where), 1)
+    share = _ranks(order_keys(losses), where) / jnp.maximum(count(where), 1).astype(jnp.float32)
     if k is None:
         return where & (jax.random.uniform(key, losses.shape) < share**beta)
     # The k largest of log-probabilities with Gumbel noise are a draw without putting back.
@@ -67,9 +67,8 @@ def rank_sample(
 def _ranks(keys: jax.Array, where: jax.Array) -> jax.Array:
     """float32 [..., N]: how many that take part are no harder, at least 1 where a unit does."""
     keys = participating(keys, where)
-
-    def rank(keys: jax.Array) -> jax.Array:
-        return jnp.searchsorted(jnp.sort(keys), keys, side="right", method="sort").astype(jnp.int32)
-
-    absent = keys.shape[-1] - count(where)
-    return (jnp.vectorize(rank, signature="(n)->(n)")(keys) - absent).astype(jnp.float32)
+    # Where what is harder begins: the sorted keys reach the next whole number there.
+    highest = jnp.iinfo(keys.dtype).max
+    beyond = first_reaching(jnp.sort(keys, axis=-1), jnp.minimum(keys, highest - 1) + 1)
+    no_harder = jnp.where(keys == highest, keys.shape[-1], beyond)
+    return (no_harder - (keys.shape[-1] - count(where))).astype(jnp.float32)

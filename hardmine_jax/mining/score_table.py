@@ -95,7 +95,7 @@ def update(
     num_examples = len(table.scores)
     where &= (indices >= 0) & (indices < num_examples)
     # Of a pair of slots with one index the later writes: a scatter promises no order.
-    again = (indices[:, None] == indices) & where & ~jnp.tri(len(indices), dtype=bool)
+    again = (indices[:, None] == indices[None]) & where[None] & ~jnp.tri(len(indices), dtype=bool)
     slots = jnp.where(where & ~again.any(axis=1), indices, num_examples)
     old, seen = table.scores.at[slots].get(mode="clip"), table.seen.at[slots].get(mode="clip")
     decay = jnp.asarray(decay, jnp.float32)

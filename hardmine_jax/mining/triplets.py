@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.mining.layout import for_export
+from hardmine_jax.mining.order import first_reaching, order_keys
 from hardmine_jax.mining.types import ArrayLike, Scalar, check_units
 
 
@@ -46,7 +47,7 @@ def batch_hard(distances: ArrayLike, labels: ArrayLike, *, where: ArrayLike | No
     Raises:
       ValueError: for distances that are no square, labels or `where` of another length or of a wrong type.
 
-    >>> distances = jnp.abs(jnp.arange(4.0)[:, None] - jnp.arange(4.0))
+    >>> distances = jnp.abs(jnp.arange(4.0)[:, None] - jnp.arange(4.0)[None])
     >>> found = batch_hard(distances, jnp.array([0, 0, 1, 1]))
     >>> found.positive, found.negative
     (Array([1, 0, 3, 2], dtype=int32), Array([2, 2, 1, 1], dtype=int32))
@@ -82,7 +83,8 @@ def semi_hard(
     Raises:
       ValueError: as `batch_hard`; for a static margin that is not above 0.
 
-    >>> distances = jnp.abs(jnp.array([0.0, 1.0, 1.5, 5.0])[:, None] - jnp.array([0.0, 1.0, 1.5, 5.0]))
+    >>> places = jnp.array([0.0, 1.0, 1.5, 5.0])
+    >>> distances = jnp.abs(places[:, None] - places[None])
     >>> found = semi_hard(distances, jnp.array([0, 0, 1, 1]), margin=1.0)
     >>> [tuple(map(int, row[:3])) for row in zip(*found) if row[3]]
     [(0, 1, 2)]
@@ -94,9 +96,10 @@ def semi_hard(
 
     def of_anchor(distances: jax.Array, same: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
         candidates = jnp.where(other, distances, jnp.inf)
-        order = jnp.argsort(candidates, stable=True)
-        place = jnp.searchsorted(candidates[order], distances, side="right")
-        negative = order[jnp.minimum(place, len(order) - 1)].astype(jnp.int32)
+        order = jnp.argsort(candidates, stable=True).astype(jnp.int32)
+        # Equal keys, as those of 0.0 and -0.0, are equal distances.
+        place = first_reaching(order_keys(candidates)[order], order_keys(distances) + 1)
+        negative = order[jnp.minimum(place, len(order) - 1)]
         found = candidates[negative]
         return negative, same & (found > distances) & (found < distances + margin)
 
@@ -116,6 +119,6 @@ def _pairs(
     if labels.shape != distances.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         found = f"labels {labels.dtype} {labels.shape} for distances {distances.shape}"
         raise ValueError(f"{found}: an integer an example, [N]")
-    both = where[:, None] & where
-    alike = labels[:, None] == labels
+    both = where[:, None] & where[None]
+    alike = labels[:, None] == labels[None]
     return distances, both & alike & ~jnp.eye(len(labels), dtype=bool), both & ~alike

@@ -241,9 +241,9 @@ FUNCTIONS = {
     "kept_indices": lambda x: mining.kept_indices(x, x > 1, capacity=3),
     "over_batch": lambda x: mining.over_batch(mining.top_k)(x, k=3),
     "masked_mean": lambda x: mining.masked_mean(x, where=x > 1, weights=x),
-    "joint_sample": lambda x: mining.joint_sample(KEY, x[:, None] - x, k=4, chunks=2),
-    "batch_hard": lambda x: mining.batch_hard(abs(x[:, None] - x), (x > 1).astype(jnp.int32)),
-    "semi_hard": lambda x: mining.semi_hard(abs(x[:, None] - x), (x > 1).astype(jnp.int32), margin=1.0),
+    "joint_sample": lambda x: mining.joint_sample(KEY, x[:, None] - x[None], k=4, chunks=2),
+    "batch_hard": lambda x: mining.batch_hard(abs(x[:, None] - x[None]), (x > 1).astype(jnp.int32)),
+    "semi_hard": lambda x: mining.semi_hard(abs(x[:, None] - x[None]), (x > 1).astype(jnp.int32), margin=1.0),
     "score_table": lambda x: score_table.update(score_table.init(9), jnp.arange(len(x)), x),
 }
 
