@@ -78,7 +78,13 @@ def ema_update(average: Any, params: Any, step: int | jax.Array, *, decay: float
     """
     t = jnp.asarray(step, jnp.float32)
     d = jnp.minimum(jnp.float32(decay), (1.0 + t) / (10.0 + t))
-    return jax.tree.map(lambda a, p: (a + (1.0 - d) * (p - a)).astype(a.dtype), average, params)
+
+    def one(a: jax.Array, p: jax.Array) -> jax.Array:
+        wide = jnp.float64 if a.dtype == jnp.float64 else jnp.float32
+        old, new = a.astype(wide), p.astype(wide)
+        return (old + (1.0 - d).astype(wide) * (new - old)).astype(a.dtype)
+
+    return jax.tree.map(one, average, params)
 
 
 def _gradients(
