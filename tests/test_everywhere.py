@@ -72,6 +72,11 @@ def _pool(indices, scores, key):
     return pool, mining.hard_pool.sample(pool, key, num_negatives=4, num_positives=2)
 
 
+def _table(indices, scores):
+    table = mining.score_table.update(mining.score_table.init(5), indices, scores, decay=0.5)
+    return table, mining.score_table.read(table, indices)
+
+
 MINED = (_normal(5, 4), _normal(UNITS, 5), LABELS)
 FUNCTIONS = [
     Row("mining.top_k", lambda losses, where: mining.top_k(losses, k=3, where=where), (LOSSES, WHERE)),
@@ -121,6 +126,66 @@ FUNCTIONS = [
         "mining.importance_weights",
         lambda key, losses: mining.importance_weights(key, losses, k=4),
         (KEYS, LOSSES),
+        False,
+    ),
+    Row(
+        "mining.top_fraction",
+        lambda losses, where: mining.top_fraction(losses, fraction=0.3, where=where),
+        (LOSSES, WHERE),
+    ),
+    Row(
+        "mining.rank_sample",
+        lambda key, losses: mining.rank_sample(key, losses, beta=1.0),
+        (KEYS, LOSSES),
+        False,
+    ),
+    Row(
+        "mining.rank_sample k",
+        lambda key, losses: mining.rank_sample(key, losses, beta=1.0, k=4),
+        (KEYS, LOSSES),
+        False,
+    ),
+    Row(
+        "mining.joint_sample",
+        lambda key, scores: mining.joint_sample(key, scores, k=4, chunks=2),
+        (KEYS, _normal(9, 9)),
+        False,
+    ),
+    Row(
+        "mining.over_batch",
+        lambda losses: mining.over_batch(mining.top_k)(losses.reshape(7, 10), k=4),
+        (LOSSES,),
+        False,
+    ),
+    Row(
+        "mining.prune_weights",
+        lambda key, losses: mining.prune_weights(key, losses, rate=0.5),
+        (KEYS, LOSSES),
+        False,
+    ),
+    Row(
+        "mining.emphasis_weights",
+        lambda losses, where: mining.emphasis_weights(losses > 2, where, hard=2.0),
+        (LOSSES, WHERE),
+        False,
+    ),
+    Row(
+        "mining.kept_indices",
+        lambda losses, where: mining.kept_indices(losses, where, capacity=5),
+        (LOSSES, WHERE),
+    ),
+    Row("mining.batch_hard", mining.batch_hard, (abs(_normal(9, 9)), LABELS[:, :9]), False),
+    Row(
+        "mining.semi_hard",
+        lambda distances, labels: mining.semi_hard(distances, labels, margin=0.5),
+        (abs(_normal(9, 9)), LABELS[:, :9]),
+        False,
+    ),
+    Row("mining.score_table", _table, (LABELS, LOSSES), False),
+    Row(
+        "mining.masked_mean with weights",
+        lambda losses, where: mining.masked_mean(losses, where=where, weights=losses),
+        (LOSSES, WHERE),
         False,
     ),
     Row("mining.masked_mean", lambda losses, where: mining.masked_mean(losses, where=where), (LOSSES, WHERE)),
@@ -284,6 +349,7 @@ def test_results_are_written_by_export(row):
     exported = jax.export.export(jax.jit(_over_rows(row)))(*row.args)
     again = jax.export.deserialize(exported.serialize())
     assert again.out_tree == exported.out_tree
+    jax.export.export(jax.jit(_over_rows(row)), platforms=("tpu", "cuda"))(*row.args)
 
 
 def test_every_function_is_here():

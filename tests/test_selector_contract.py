@@ -106,6 +106,12 @@ SELECTORS = [
         1,
     ),
     Row(
+        "top_fraction",
+        lambda key, losses, where: mining.top_fraction(losses, fraction=0.3, where=where),
+        lambda losses, where: _hardest(losses, where, max(1, int(np.ceil(round(0.3 * where.sum(), 6))))),
+        None,
+    ),
+    Row(
         "threshold",
         lambda key, losses, where: mining.threshold(losses, min_loss=0.5, where=where),
         lambda losses, where: _above(losses, where, 0.5, 0),
@@ -161,6 +167,12 @@ SELECTORS = [
         check_vma=False,
     ),
     Row("random_k", lambda key, losses, where: mining.random_k(key, losses, k=3, where=where), None, 3),
+    Row(
+        "rank_sample",
+        lambda key, losses, where: mining.rank_sample(key, losses, beta=2.0, k=3, where=where),
+        None,
+        3,
+    ),
 ]
 DETERMINISTIC = [row for row in SELECTORS if row.oracle is not None]
 # Both sides of the number of units at which the formulation changes.

@@ -53,4 +53,4 @@ def joint_sample(
         keys = order_keys(alone + together + noise.astype(alone.dtype))
         return keep | keep_first(keys, k=k // chunks, where=where & ~keep)
 
-    return jax.lax.fori_loop(0, chunks, draw, where & False)
+    return jax.lax.fori_loop(0, chunks, draw, where & jnp.zeros_like(alone, dtype=bool))

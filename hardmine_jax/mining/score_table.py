@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining.layout import for_export
+from hardmine_jax.mining.layout import beside, for_export
 from hardmine_jax.mining.types import ArrayLike, Scalar
 
 
@@ -97,12 +97,13 @@ def update(
     # Of a pair of slots with one index the later writes: a scatter promises no order.
     again = (indices[:, None] == indices[None]) & where[None] & ~jnp.tri(len(indices), dtype=bool)
     slots = jnp.where(where & ~again.any(axis=1), indices, num_examples)
-    old, seen = table.scores.at[slots].get(mode="clip"), table.seen.at[slots].get(mode="clip")
+    scores_then, seen_then = (beside(column, slots) for column in table)
+    old, seen = scores_then.at[slots].get(mode="clip"), seen_then.at[slots].get(mode="clip")
     decay = jnp.asarray(decay, jnp.float32)
     # An old score that is not finite would stay for ever.
     average = jnp.where(seen & jnp.isfinite(old), decay * old + (1 - decay) * scores, scores)
     return ScoreTable(
-        table.scores.at[slots].set(average, mode="drop"), table.seen.at[slots].set(True, mode="drop")
+        scores_then.at[slots].set(average, mode="drop"), seen_then.at[slots].set(True, mode="drop")
     )
 
 
@@ -121,5 +122,5 @@ def read(table: ScoreTable, indices: ArrayLike) -> tuple[jax.Array, jax.Array]:
     indices = jnp.asarray(indices)
     # A negative index would count from the end.
     slots = jnp.where((indices >= 0) & (indices < len(table.scores)), indices, len(table.scores))
-    scores = table.scores.at[slots].get(mode="fill", fill_value=jnp.nan)
-    return scores, table.seen.at[slots].get(mode="fill", fill_value=False)
+    scores, seen = (beside(column, slots).at[slots] for column in table)
+    return scores.get(mode="fill", fill_value=jnp.nan), seen.get(mode="fill", fill_value=False)

@@ -87,7 +87,7 @@ def semi_hard(
     >>> distances = jnp.abs(places[:, None] - places[None])
     >>> found = semi_hard(distances, jnp.array([0, 0, 1, 1]), margin=1.0)
     >>> [tuple(map(int, row[:3])) for row in zip(*found) if row[3]]
-    [(0, 1, 2)]
+    [(0, 1, 2), (3, 2, 1)]
     """
     if not isinstance(margin, jax.Array) and not margin > 0:
         raise ValueError(f"margin={margin} must be above 0: no negative lies within it")

@@ -2,7 +2,6 @@
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -226,39 +225,3 @@ def test_score_table_averages_what_it_has_seen():
             score_table.update(table, [0, 1, 2], [2.0, 1.0, 5.0], **wrong)
     with pytest.raises(ValueError, match=r"one of each an example, \[B\]"):
         score_table.update(table, [0, 1], [2.0])
-
-
-# What all of them stand
-
-
-KEY = jax.random.key(0)
-FUNCTIONS = {
-    "top_fraction": lambda x: mining.top_fraction(x, fraction=0.3),
-    "rank_sample": lambda x: mining.rank_sample(KEY, x, beta=1.0),
-    "rank_sample_k": lambda x: mining.rank_sample(KEY, x, beta=1.0, k=3),
-    "prune_weights": lambda x: mining.prune_weights(KEY, x, rate=0.5),
-    "emphasis_weights": lambda x: mining.emphasis_weights(x > 1, x > 0, hard=2.0),
-    "kept_indices": lambda x: mining.kept_indices(x, x > 1, capacity=3),
-    "over_batch": lambda x: mining.over_batch(mining.top_k)(x, k=3),
-    "masked_mean": lambda x: mining.masked_mean(x, where=x > 1, weights=x),
-    "joint_sample": lambda x: mining.joint_sample(KEY, x[:, None] - x[None], k=4, chunks=2),
-    "batch_hard": lambda x: mining.batch_hard(abs(x[:, None] - x[None]), (x > 1).astype(jnp.int32)),
-    "semi_hard": lambda x: mining.semi_hard(abs(x[:, None] - x[None]), (x > 1).astype(jnp.int32), margin=1.0),
-    "score_table": lambda x: score_table.update(score_table.init(9), jnp.arange(len(x)), x),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_compiled_mapped_and_sharded_alike_and_lowered_for_a_tpu(name):
-    function, losses = FUNCTIONS[name], _losses(8, 16)
-    expected = [function(jnp.asarray(row)) for row in losses]
-    expected = jax.tree.map(lambda *rows: np.stack(rows), *expected)
-    mapped = jax.jit(jax.vmap(function))
-    chex.assert_trees_all_close(mapped(losses), expected, rtol=1e-6)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec("data")
-    shared = jax.jit(jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec))
-    chex.assert_trees_all_close(shared(losses), expected, rtol=1e-6)
-    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
-        chex.assert_trees_all_close(mapped(jax.sharding.reshard(losses, spec)), expected, rtol=1e-6)
-    jax.export.export(mapped, platforms=("tpu", "cuda"))(losses)
