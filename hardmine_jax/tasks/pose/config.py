@@ -319,7 +319,8 @@ def check_heads(config: Config) -> None:
 def save_config(config: Config, skeleton: Skeleton, categories: Sequence[Category] = ()) -> None:
     """config.json: what prediction needs beside the weights."""
     named = [category._asdict() for category in categories]
-    content = {"config": plain(config), "skeleton": plain(skeleton), "categories": named}
+    content = {"config": plain(config), "skeleton": plain(skeleton)}
+    content |= {"categories": named} if named else {}
     write_json(config.run.folder / "config.json", content)
 
 
