@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.order import first_reaching, order_keys
-from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_real
+from hardmine_jax.mining.types import ArrayLike, Count, Scalar, check_indices, check_real
 
 
 @for_export
@@ -193,7 +192,7 @@ def _check_seen(
     positive: ArrayLike | None,
     where: ArrayLike | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    indices, scores = _check_indices(indices), jax.lax.stop_gradient(check_real(jnp.asarray(scores)))
+    indices, scores = check_indices(indices), jax.lax.stop_gradient(check_real(jnp.asarray(scores)))
     if positive is not None and pool.positives is None:
         raise ValueError("positive= given to a pool without slots for positives: init(..., num_positives=n)")
     positive = jnp.zeros(indices.shape, bool) if positive is None else jnp.asarray(positive)
@@ -206,21 +205,6 @@ def _check_seen(
     if positive.dtype != bool or where.dtype != bool:
         raise ValueError(f"positive and where must be bool, not {positive.dtype} and {where.dtype}")
     return indices, scores, positive, where
-
-
-def _check_indices(indices: ArrayLike) -> jax.Array:
-    """int32, and -1 for what is negative or too large for it; too large where that can be seen is refused."""
-    if not isinstance(indices, jax.Array):
-        # As numpy has them: JAX would make 32 bits of 64.
-        indices = np.asarray(indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
-    most = jnp.iinfo(jnp.int32).max
-    if jnp.iinfo(indices.dtype).max <= most:
-        return jnp.asarray(indices, jnp.int32)
-    if not isinstance(indices, jax.core.Tracer) and (indices > most).any():
-        raise ValueError(f"indices up to {indices.max()} do not fit into int32: number examples below 2^31")
-    return jnp.where((indices >= 0) & (indices <= most), indices.astype(jnp.int32), -1)
 
 
 def _check_drawn(name: str, count: int, ranked: Ranked | None) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.mining.layout import beside, for_export
-from hardmine_jax.mining.types import ArrayLike, Scalar
+from hardmine_jax.mining.types import ArrayLike, Scalar, check_indices
 
 
 @for_export
@@ -75,18 +75,19 @@ def update(
       The new table; the old one is as it was.
 
     Raises:
-      ValueError: for indices that are no integers, arrays that differ in shape, or a static decay outside
-        [0, 1).
+      ValueError: for arrays that differ in shape, indices of 2^31 or more, a `where` that is not bool, or a
+        static decay outside [0, 1).
+      TypeError: if indices are no integers.
 
     >>> table = update(init(3), jnp.array([2, 0, 2]), jnp.array([1.0, 2.0, 3.0]))
     >>> table.scores
     Array([ 2., inf,  3.], dtype=float32)
     """
     scores = jax.lax.stop_gradient(jnp.asarray(scores)).astype(jnp.float32)
-    indices = jnp.asarray(indices)
+    indices = check_indices(indices)
     where = jnp.ones(scores.shape, bool) if where is None else jnp.asarray(where)
-    if not jnp.issubdtype(indices.dtype, jnp.integer) or where.dtype != bool:
-        raise ValueError(f"indices of {indices.dtype}, where of {where.dtype}: give integers and bool")
+    if where.dtype != bool:
+        raise ValueError(f"where must be bool, not {where.dtype}: say which examples take part")
     if not indices.shape == scores.shape == where.shape or scores.ndim != 1:
         shapes = f"{indices.shape}, scores {scores.shape}, where {where.shape}"
         raise ValueError(f"indices {shapes}: one of each an example, [B]")
@@ -116,10 +117,14 @@ def read(table: ScoreTable, indices: ArrayLike) -> tuple[jax.Array, jax.Array]:
     Returns:
       (float32 [...], bool [...]).
 
+    Raises:
+      ValueError: for indices of 2^31 or more.
+      TypeError: if they are no integers.
+
     >>> read(init(2, score=1.0), jnp.array([1, -1]))
     (Array([ 1., nan], dtype=float32), Array([False, False], dtype=bool))
     """
-    indices = jnp.asarray(indices)
+    indices = check_indices(indices)
     # A negative index would count from the end.
     slots = jnp.where((indices >= 0) & (indices < len(table.scores)), indices, len(table.scores))
     scores, seen = (beside(column, slots).at[slots] for column in table)

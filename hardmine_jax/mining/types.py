@@ -129,6 +129,26 @@ def check_where(losses: jax.Array, where: ArrayLike | None) -> jax.Array:
     return check_choice("where", where, losses, "say which units take part, as in `weights > 0`")
 
 
+def check_indices(indices: ArrayLike) -> jax.Array:
+    """Indices of examples of a data set as int32, and -1 for what is negative or too large for it.
+
+    Raises:
+      TypeError: if they are no integers.
+      ValueError: for one of 2^31 or more, where that can be seen.
+    """
+    if not isinstance(indices, jax.Array):
+        # As numpy has them: JAX would make 32 bits of 64.
+        indices = np.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices of {indices.dtype}: dataset indices are integers")
+    most = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(indices.dtype).max <= most:
+        return jnp.asarray(indices, jnp.int32)
+    if not isinstance(indices, jax.core.Tracer) and (indices > most).any():
+        raise ValueError(f"indices up to {indices.max()} do not fit into int32: number examples below 2^31")
+    return jnp.where((indices >= 0) & (indices <= most), indices.astype(jnp.int32), -1)
+
+
 def check_choice(name: str, choice: ArrayLike, losses: jax.Array, advice: str) -> jax.Array:
     """A bool array of the shape of `losses`.
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ class Dataclass(Protocol):
 
 _Config = TypeVar("_Config", bound=Dataclass)
 _Kind = TypeVar("_Kind")
+_Names = TypeVar("_Names")
 
 
 def read_config(
@@ -151,3 +152,17 @@ def find_workdir(checkpoint: pathlib.Path, *, script: str) -> pathlib.Path:
     raise DataError(
         f"no checkpoint at {checkpoint}: give the --workdir of a {script} run, or a checkpoint in it"
     )
+
+
+def names_of_donor(
+    path: pathlib.Path, load: Callable[[pathlib.Path], tuple[object, _Names]], *, script: str
+) -> _Names | None:
+    """What the outputs of the run at a path are called; None where that is no run of this task.
+
+    Args:
+      load: of a workdir, the task's `load_config`; script: as in `find_workdir`.
+    """
+    try:
+        return load(find_workdir(path, script=script))[1]
+    except DataError:
+        return None

@@ -3,6 +3,7 @@
 Order and numbers mean nothing here, names alone do.
 """
 
+import contextlib
 import pathlib
 import re
 from collections import Counter
@@ -63,6 +64,39 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Mat
         tuple(name for place, name in enumerate(theirs) if place not in second),
         respelled,
     )
+
+
+class Sources(NamedTuple):
+    """Which outputs of another network are ours.
+
+    Attributes:
+      row: for each of our names its place among theirs; -1: they have none such.
+      random: our names that they do not have.
+      told: how many were found, for a line.
+      respelled: as in `Matched`.
+    """
+
+    row: tuple[int, ...]
+    random: tuple[str, ...]
+    told: str
+    respelled: tuple[tuple[str, str], ...]
+
+
+def sources_by_name(ours: Sequence[str], theirs: Sequence[str], *, what: str) -> Sources:
+    """As `match_names`, for each of ours; nothing in common is no error.
+
+    >>> sources_by_name(("cat", "cow"), ("dog", "cat"), what="class")
+    Sources(row=(1, -1), random=('cow',), told='1 of 2', respelled=())
+    """
+    found = dict.fromkeys(range(len(ours)), -1)
+    respelled: tuple[tuple[str, str], ...] = ()
+    with contextlib.suppress(DataError):
+        matched = match_names(ours, theirs, what=what)
+        found |= dict(zip(matched.ours, matched.theirs, strict=True))
+        respelled = matched.respelled
+    row = tuple(found.values())
+    random = tuple(name for name, source in zip(ours, row, strict=True) if source < 0)
+    return Sources(row, random, f"{len(row) - len(random)} of {len(row)}", respelled)
 
 
 def describe_unmatched(matched: Matched, *, what: str) -> list[str]:

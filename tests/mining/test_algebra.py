@@ -223,5 +223,10 @@ def test_score_table_averages_what_it_has_seen():
     for wrong in ({"decay": 1.0}, {"where": [1, 0, 1]}):
         with pytest.raises(ValueError):
             score_table.update(table, [0, 1, 2], [2.0, 1.0, 5.0], **wrong)
+    for wrong in (lambda i: score_table.update(table, i, [1.0]), lambda i: score_table.read(table, i)):
+        with pytest.raises(ValueError, match="do not fit into int32"):
+            wrong(np.array([2**32 + 1]))
+        with pytest.raises(TypeError, match="dataset indices are integers"):
+            wrong(np.array([0.5]))
     with pytest.raises(ValueError, match=r"one of each an example, \[B\]"):
         score_table.update(table, [0, 1], [2.0])

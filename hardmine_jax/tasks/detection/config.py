@@ -18,9 +18,16 @@ from hardmine_jax.data.images import Orientation
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.models import fast_rcnn
-from hardmine_jax.tasks.config_json import change, find_workdir, plain, read_config, write_json
+from hardmine_jax.tasks.config_json import (
+    change,
+    find_workdir,
+    names_of_donor,
+    plain,
+    read_config,
+    write_json,
+)
 from hardmine_jax.tasks.detection import networks
-from hardmine_jax.tasks.detection.donor import match_outputs, read_classes
+from hardmine_jax.tasks.detection.donor import match_outputs
 from hardmine_jax.tasks.detection.loss import make_choice, make_loss
 from hardmine_jax.tasks.detection.predict import Decoding, false_positives, make_predict
 from hardmine_jax.tasks.detection.rois import FOREGROUND, Mining, MiningName
@@ -159,7 +166,7 @@ def build(
     model_for = functools.partial(make_model, config, num_classes)
 
     def find_outputs(path: pathlib.Path) -> Outputs | None:
-        theirs = read_classes(path, load_config)
+        theirs = names_of_donor(path, load_config, script="hardmine detection train")
         return None if theirs is None or classes is None else match_outputs(theirs, classes)
 
     model, mining = model_for(), make_mining(config)

@@ -1,12 +1,8 @@
 """A run whose weights another one begins with: which of its classes are which of the new one's."""
 
-import contextlib
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from hardmine_jax.data.problems import DataError
-from hardmine_jax.tasks.config_json import find_workdir
-from hardmine_jax.tasks.names import match_names
+from hardmine_jax.tasks.names import sources_by_name
 from hardmine_jax.tasks.warm_start import Outputs, Places
 
 
@@ -20,37 +16,18 @@ def match_outputs(theirs: Sequence[str], ours: Sequence[str]) -> Outputs:
     """
     if tuple(theirs) == tuple(ours):
         return Outputs()
-    sources = dict.fromkeys(range(len(ours)), -1)
-    with contextlib.suppress(DataError):
-        matched = match_names(ours, theirs, what="class")
-        sources |= dict(zip(matched.ours, matched.theirs, strict=True))
-    row = tuple(sources.values())
+    found = sources_by_name(ours, theirs, what="class")
     # The background comes before the classes; of each class there are four deltas.
-    logits = Places(-1, len(theirs) + 1, (0, *_spread(row, 1, after=1)))
-    deltas = Places(-1, 4 * len(theirs), tuple(_spread(row, 4)))
+    logits = Places(-1, len(theirs) + 1, (0, *_spread(found.row, 1, after=1)))
+    deltas = Places(-1, 4 * len(theirs), tuple(_spread(found.row, 4)))
     places = {
         f"params.{layer}.{kind}": where
         for layer, where in (("class_logits", logits), ("box_deltas", deltas))
         for kind in ("kernel", "bias")
     }
-    random = tuple(name for name, source in zip(ours, row, strict=True) if source < 0)
-    return Outputs(places, random, f"; classes taken over by name: {len(row) - len(random)} of {len(row)}")
+    return Outputs(places, found.random, f"; classes taken over by name: {found.told}")
 
 
 def _spread(row: Iterable[int], count: int, *, after: int = 0) -> Iterable[int]:
     """`count` places for each, or as many -1."""
     return (-1 if source < 0 else after + count * source + part for source in row for part in range(count))
-
-
-def read_classes(
-    path: pathlib.Path, load: Callable[[pathlib.Path], tuple[object, tuple[str, ...]]]
-) -> tuple[str, ...] | None:
-    """The classes of the run at a path; None where that is no run of this task.
-
-    Args:
-      load: of a workdir, `config.load_config`.
-    """
-    try:
-        return load(find_workdir(path, script="hardmine detection train"))[1]
-    except DataError:
-        return None

@@ -16,7 +16,6 @@ get a folder with _2, _3 ... after it, and an --output with something else in it
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -62,7 +61,7 @@ from hardmine_jax.tasks.evaluations import (
 )
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.facts import data_files, run_facts
-from hardmine_jax.tasks.flags import check_numbers, warn_skipped
+from hardmine_jax.tasks.flags import check_numbers, warn_of, warn_skipped
 from hardmine_jax.tasks.names import Matched, describe_unmatched, match_names
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
@@ -184,8 +183,7 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     warn_skipped(dataset.skipped)
     matched = match_names(trained.classes, dataset.classes, what="class")
     notes = describe_unmatched(matched, what="class")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    warn_of(notes)
     seen = see_through(trained.classes, dataset, matched, source_of(dataset, data.split))
     batching = make_batching(given, trained.config, dataset)
     evaluator, weights = make_evaluator(trained, seen, matched, batching, cache_dir=data.config.run.cache_dir)
@@ -204,9 +202,9 @@ def evaluate(given: EvaluateConfig) -> dict[str, Any]:
     found = coco_results(evaluated, image_ids, seen.classes, *_ids(data, dataset, trained, matched))
     write_results(folder, "detections.json", found)
     most = max(map(count_wanted, evaluated.truth), default=0)
-    for note in many_objects(most, trained.config):
-        print(f"note: {note}", file=sys.stderr)
-        notes.append(note)
+    crowded = many_objects(most, trained.config)
+    warn_of(crowded)
+    notes += crowded
     if dataset.skipped.reasons or dataset.skipped.noted:
         notes.append(dataset.skipped.report())
     if result["classes_without_objects"]:

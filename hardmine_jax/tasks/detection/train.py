@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ from hardmine_jax.tasks.detection.presets import PRESETS, defaults
 from hardmine_jax.tasks.detection.recorder import MinedRecorder
 from hardmine_jax.tasks.detection.trained_on import check_trained_on
 from hardmine_jax.tasks.facts import data_files, run_facts
-from hardmine_jax.tasks.flags import first_flags, warn_of_changes, warn_skipped
+from hardmine_jax.tasks.flags import first_flags, warn_of, warn_of_changes, warn_skipped
 from hardmine_jax.tasks.phases import phase
 from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
@@ -67,8 +66,7 @@ def train(config: Config, dataset: DetectionDataset) -> dict | None:
     check_trained_on(config.run, dataset)
     config = settle_with_data(config, dataset)
     if exchange.is_main():
-        for note in notes_on_data(config, dataset):
-            print(f"note: {note}", file=sys.stderr)
+        warn_of(notes_on_data(config, dataset))
     run, functions = config.run, build(config, len(dataset.classes), classes=dataset.classes)
     with exchange.first_of_host(), phase("finding proposals", "found proposals"):
         proposals = find_proposals(config, dataset)

@@ -1,11 +1,10 @@
 """A run that goes on with its data as it is now: are the classes those that it was trained on?"""
 
-import sys
-
 from hardmine_jax.data.detection.records import DetectionDataset
 from hardmine_jax.data.problems import printable
 from hardmine_jax.job import exchange
 from hardmine_jax.tasks.detection.config import load_category_ids, load_config
+from hardmine_jax.tasks.flags import warn_of
 from hardmine_jax.tasks.names import check_same_names
 from hardmine_jax.tasks.run import goes_on
 from hardmine_jax.tasks.run_config import RunConfig
@@ -32,5 +31,4 @@ def _check(run: RunConfig, dataset: DetectionDataset) -> None:
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         notes.append(f"until here the run's file had the category ids {', '.join(changed[:6])}{more}")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    warn_of(notes)

@@ -22,10 +22,10 @@ from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
 from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import find_workdir, plain, read_config, write_json
+from hardmine_jax.tasks.config_json import find_workdir, names_of_donor, plain, read_config, write_json
 from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
 from hardmine_jax.tasks.pose import networks
-from hardmine_jax.tasks.pose.donor import match_outputs, read_names
+from hardmine_jax.tasks.pose.donor import match_outputs
 from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
 from hardmine_jax.tasks.pose.predict import make_predict
@@ -176,7 +176,7 @@ def build(config: Config, skeleton: Skeleton, *, with_second: bool = False) -> F
         return lambda key: network.init(key, jnp.zeros((1, *config.image_size, 3)))
 
     def find_outputs(path: pathlib.Path) -> Outputs | None:
-        theirs = read_names(path, load_config)
+        theirs = names_of_donor(path, load_config, script="hardmine pose train")
         return None if theirs is None else match_outputs(theirs, skeleton, init_for)
 
     return Functions(
@@ -319,7 +319,7 @@ def check_heads(config: Config) -> None:
 def save_config(config: Config, skeleton: Skeleton, categories: Sequence[Category] = ()) -> None:
     """config.json: what prediction needs beside the weights."""
     named = [category._asdict() for category in categories]
-    content = {"config": plain(config), "skeleton": plain(skeleton)}
+    content: dict[str, Any] = {"config": plain(config), "skeleton": plain(skeleton)}
     content |= {"categories": named} if named else {}
     write_json(config.run.folder / "config.json", content)
 

@@ -1,16 +1,12 @@
 """A run whose weights another one begins with: which of its keypoints are which of the new one's."""
 
-import contextlib
-import pathlib
 from collections.abc import Callable, Mapping
 
 import flax.traverse_util
 import jax
 
-from hardmine_jax.data.problems import DataError
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.config_json import find_workdir
-from hardmine_jax.tasks.names import match_names
+from hardmine_jax.tasks.names import sources_by_name
 from hardmine_jax.tasks.warm_start import Outputs, Places
 
 # `number of keypoints -> (random key -> variables)`
@@ -25,21 +21,14 @@ def match_outputs(theirs: Skeleton, ours: Skeleton, init_for: InitFor) -> Output
     """
     if theirs.names == ours.names:
         return Outputs()
-    sources = dict.fromkeys(range(ours.num_keypoints), -1)
-    respelled: tuple[tuple[str, str], ...] = ()
-    with contextlib.suppress(DataError):
-        matched = match_names(ours.names, theirs.names, what="keypoint")
-        sources |= dict(zip(matched.ours, matched.theirs, strict=True))
-        respelled = matched.respelled
-    row = tuple(sources.values())
+    found = sources_by_name(ours.names, theirs.names, what="keypoint")
     places = {
-        name: Places(axis, theirs.num_keypoints, row)
+        name: Places(axis, theirs.num_keypoints, found.row)
         for name, axis in keypoint_axes(init_for, ours.num_keypoints).items()
     }
-    random = tuple(name for name, source in zip(ours.names, row, strict=True) if source < 0)
-    spelled = f" ({', '.join(f'{one} = {other}' for one, other in respelled[:6])})" if respelled else ""
-    found = f"{len(row) - len(random)} of {len(row)}"
-    return Outputs(places, random, f"; keypoints taken over by name: {found}{spelled}")
+    pairs = ", ".join(f"{one} = {other}" for one, other in found.respelled[:6])
+    told = f"; keypoints taken over by name: {found.told}{f' ({pairs})' if pairs else ''}"
+    return Outputs(places, found.random, told)
 
 
 def keypoint_axes(init_for: InitFor, num_keypoints: int) -> dict[str, int]:
@@ -58,17 +47,3 @@ def keypoint_axes(init_for: InitFor, num_keypoints: int) -> dict[str, int]:
         if differ:
             axes[name] = differ[0]
     return axes
-
-
-def read_names(
-    path: pathlib.Path, load: Callable[[pathlib.Path], tuple[object, Skeleton]]
-) -> Skeleton | None:
-    """The skeleton of the run at a path; None where that is no run of this task.
-
-    Args:
-      load: of a workdir, `config.load_config`.
-    """
-    try:
-        return load(find_workdir(path, script="hardmine pose train"))[1]
-    except DataError:
-        return None
