@@ -78,9 +78,7 @@ def heads(sizes: Sizes, rounds: int, dtypes: tuple[str, ...]) -> Iterator[list[R
     config = sizes.head
     for k in config.k:
         problem = mining_head.make_problem(config)
-        ways = mining_head.jax_ways(config, k, problem)
-        if steps.HAS_TORCH:
-            ways |= mining_head.torch_ways(k, problem)
+        ways = mining_head.checked_ways(config, k, problem)
         yield timed(timing.Question(f"mine, {config.num_units} regions, k={k}", ways), rounds)
 
 

@@ -178,10 +178,20 @@ def tables(config: Head) -> Iterator[rich.table.Table]:
     """Yields a table for each k."""
     problem = make_problem(config)
     for k in config.k:
-        ways = jax_ways(config, k, problem)
-        if importlib.util.find_spec("torch"):
-            ways |= torch_ways(k, problem)
-        values = {name: way.run() for name, way in ways.items()}
-        if not np.allclose(list(values.values()), values[MASKED], rtol=0.02):
-            raise ValueError(f"the ways disagree, so their times mean nothing: {values}")
+        ways = checked_ways(config, k, problem)
         yield table(config, k, ways, milliseconds(ways, config.rounds))
+
+
+def checked_ways(config: Head, k: int, problem) -> dict[str, Way]:
+    """All ways, PyTorch's too where it is installed.
+
+    Raises:
+      ValueError: they disagree.
+    """
+    ways = jax_ways(config, k, problem)
+    if importlib.util.find_spec("torch"):
+        ways |= torch_ways(k, problem)
+    values = {name: way.run() for name, way in ways.items()}
+    if not np.allclose(list(values.values()), values[MASKED], rtol=0.02):
+        raise ValueError(f"the ways disagree, so their times mean nothing: {values}")
+    return ways
