@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import network_cost
 import numpy as np
-from timing import Question, Way, jax_way, torch_device, torch_way
+from timing import Question, Way, check, jax_way, torch_device, torch_way
 
 from hardmine_jax import detection, training
 from hardmine_jax.models import fast_rcnn, hrnet, simple_baseline, vgg
@@ -107,7 +107,10 @@ def pose_step(name: PoseName, dtype: DTypeName, batch: int, size: tuple[int, int
     if network is not None:
         ways["PyTorch"] = torch_way(_torch_pose_step(network, arrays, dtype), answer=np.float32)
     title = f"training step of {name}, {dtype}, {batch} images of {size[0]} x {size[1]}, OHKM"
-    return Step(Question(title, ways), batch, flops, pose_mining(arrays, size))
+    question = Question(title, ways)
+    # First losses, from the same weights: TF32 is a thousandth off in every product, bfloat16 a hundredth.
+    check(question, rtol=1e-2 if dtype == "float32" else 0.1)
+    return Step(question, batch, flops, pose_mining(arrays, size))
 
 
 def _pose_step_maker(name: PoseName, model: Any) -> Callable[[str | None], training.Step]:

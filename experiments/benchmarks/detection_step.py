@@ -13,7 +13,7 @@ import jax
 import network_cost
 import numpy as np
 import optax
-from timing import Question, Way, torch_device, torch_way
+from timing import Question, Way, check, torch_device, torch_way
 
 from hardmine_jax import training
 from hardmine_jax.models import fast_rcnn
@@ -152,20 +152,14 @@ def stepping(
         f"training step, {dtype}, {config.batch_size} images of {height} x {width}, k={config.k} of"
         f" {config.num_proposals} + {config.num_objects} regions, head {model.hidden[0]}"
     )
+    alike = {name: way for name, way in ways.items() if name not in config.kinds}
     # Sums over a whole network, in another order in PyTorch; in bfloat16 other regions are the hardest.
-    tolerance = 1e-3 if dtype == "float32" else 0.1
-    _check({name: way for name, way in ways.items() if name not in config.kinds}, tolerance)
+    check(Question(title, alike), rtol=1e-3 if dtype == "float32" else 0.1)
     return Question(title, ways)
 
 
 def _init(model: fast_rcnn.FastRCNN, config: Step) -> dict:
     return networks.init_variables(model, config.image_size, jax.random.key(0))
-
-
-def _check(ways: dict[str, Way], tolerance: float) -> None:
-    answers = {name: way.answer(way.run()) for name, way in ways.items()}
-    if not np.allclose(list(answers.values()), next(iter(answers.values())), rtol=tolerance):
-        raise ValueError(f"the ways disagree, so their times mean nothing: {answers}")
 
 
 def _torch_way(

@@ -48,6 +48,17 @@ def test_use_of_the_chip_is_operations_over_time_and_peak(monkeypatch):
     assert parts.stepped(step, "float32", 1)[0]["mfu"] is None
 
 
+def test_ways_are_held_to_as_many_digits_as_their_dtype_gives():
+    def question(loss):
+        ways = {"ours": timing.Way(lambda: np.ones(())), "x": timing.Way(lambda: loss)}
+        return timing.Question("a step", ways)
+
+    timing.check(question(np.float32(1.05)), rtol=0.1)
+    for loss, rtol in ((1.05, 0.01), (1.001, 1e-4), (np.nan, 0.1)):
+        with pytest.raises(ValueError, match=r"a step: x disagrees \("):
+            timing.check(question(np.float32(loss)), rtol=rtol)
+
+
 @pytest.mark.slow
 def test_everything(tmp_path):
     found = _run(tmp_path, "--minutes", "30")
