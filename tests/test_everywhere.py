@@ -134,6 +134,11 @@ FUNCTIONS = [
         (LOSSES, WHERE),
     ),
     Row(
+        "mining.quota_top_k",
+        lambda losses, group: mining.quota_top_k(losses, group, k=[2, 1, 3]),
+        (LOSSES, LABELS % 3),
+    ),
+    Row(
         "mining.rank_sample",
         lambda key, losses: mining.rank_sample(key, losses, beta=1.0),
         (KEYS, LOSSES),

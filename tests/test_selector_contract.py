@@ -31,6 +31,12 @@ def _hardest_negatives(losses: np.ndarray, where: np.ndarray, ratio: float, leas
     return _hardest(losses, where & ~positive, max(wanted, least))
 
 
+def _quotas(losses: np.ndarray, where: np.ndarray, k: list[int]) -> np.ndarray:
+    """Groups by level; the last one has no quota."""
+    level = _level(losses) // 3
+    return np.any([_hardest(losses, where & (level == g), most) for g, most in enumerate(k)], axis=0)
+
+
 def _much_harder(losses: np.ndarray, where: np.ndarray, min_kept: int, max_kept: int) -> np.ndarray:
     compared = np.where(np.abs(losses) < np.finfo(np.float32).tiny, 0, losses)
     easiest = min(compared[where & ~np.isnan(losses)], default=np.inf)
@@ -129,6 +135,12 @@ SELECTORS = [
             losses, positive=losses > 0.5, ratio=1.5, min_negatives=1, where=where
         ),
         lambda losses, where: _hardest_negatives(losses, where, 1.5, 1),
+        None,
+    ),
+    Row(
+        "quota_top_k",
+        lambda key, losses, where: mining.quota_top_k(losses, _level(losses) // 3, k=[3, 2], where=where),
+        lambda losses, where: _quotas(losses, where, [3, 2]),
         None,
     ),
     Row(

@@ -18,6 +18,7 @@ from hardmine_jax.mining.mine import Mined, mine
 from hardmine_jax.mining.non_max import non_max
 from hardmine_jax.mining.over_batch import over_batch
 from hardmine_jax.mining.prune_weights import prune_weights
+from hardmine_jax.mining.quota_top_k import quota_top_k
 from hardmine_jax.mining.random_k import random_k
 from hardmine_jax.mining.rank_sample import rank_sample
 from hardmine_jax.mining.schedule import schedule
@@ -37,6 +38,7 @@ __all__ = [
     "joint_sample",
     "non_max",
     "over_batch",
+    "quota_top_k",
     "random_k",
     "rank_sample",
     "threshold",

@@ -1,5 +1,7 @@
 """Two-pass mining: losses of all units without gradient, then the hard ones once more with it."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from hardmine_jax.mining.fit import Fitted, fit
 from hardmine_jax.mining.layout import for_export
 from hardmine_jax.mining.read_only import check_losses, read_only_losses
 from hardmine_jax.mining.reuse import Residuals
-from hardmine_jax.mining.types import check_count
+from hardmine_jax.mining.types import check_count, check_real
 from hardmine_jax.mining.unit_axes import UnitArgs, split_units, take_units
 
 
@@ -44,18 +46,19 @@ def mine(
     chunk: int | None = None,
     score_dtype: jax.typing.DTypeLike | None = None,
     reuse: bool = False,
+    score_fn: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., Mined]:
     """Makes a function that runs `loss_fn` over all units to choose, and over the chosen ones to learn.
 
-    losses = stop_gradient(loss_fn(*args));  keep = select(losses, *mapped_args)
-    mined.losses = loss_fn(*args with the kept units only)
+    losses = stop_gradient(loss_fn(*args));  scores = score_fn(losses, *mapped_args), or the losses
+    keep = select(scores, *mapped_args);  mined.losses = loss_fn(*args with the kept units only)
 
     With N units and k chosen that is N forward passes and k forward and backward ones, against N of both in
     the masked path `masked_mean(loss_fn(*args), where=keep)`: up to 3N / (N + 3k) times less work, and the
     memory of a backward pass over k units only. Value and gradient are those of the masked path as long as
     the choice fits into `capacity`, for a `loss_fn` that is deterministic and takes each unit by itself.
 
-    If more are kept than fit, the least hard are dropped (ties: the highest index) and counted in
+    If more are kept than fit, those of the lowest score are dropped (ties: the highest index) and counted in
     `num_dropped`; the result is that of the masked path over what is left. Watch `num_dropped` where the
     selector has no `k`.
 
@@ -86,8 +89,8 @@ def mine(
       loss_fn: `loss_fn(*args)` -> losses [N], nothing reduced over units. It is run with other numbers of
         units too, so it must not have N written into it, and it must be pure.
       select: `select(losses, *mapped_args) -> keep` bool [N]: losses are without gradient, of the dtype that
-        `loss_fn` returns; the arguments are those that carry units, whole.
-        `lambda losses, *_: top_k(losses, k=64)`.
+        `loss_fn` returns; the arguments are those that carry units, whole. Who takes one positional argument
+        is given the losses alone: `functools.partial(top_k, k=64)`.
       capacity: static length of the buffer for hard units, 1 <= capacity <= N.
       in_axes: which axis of which argument holds the units, as in `jax.vmap`: an int, None (shared by all
         units: parameters, a feature map), or a tuple with an entry for each argument, each an int, None or a
@@ -103,22 +106,27 @@ def mine(
         `jnp.arange`, a sort or a running sum over units, units in a loop), the chosen units are run again
         after all, which is right for every `loss_fn` that takes each unit by itself. Not with `chunk` or
         `score_dtype`.
+      score_fn: `score_fn(losses, *mapped_args) -> scores` real [N], larger is harder: what `select` is given
+        in place of the losses, where these are not what ranks units. With a reference model's losses mapped
+        along, `lambda losses, x, y, reference: losses - reference` is RHO-LOSS (2206.07137, section 2). Like
+        `select` it may take the losses alone, and carries no gradient.
 
     Returns:
       A function of `loss_fn`'s positional arguments that returns `Mined`.
 
     Raises:
       ValueError: for a number out of range, `reuse` along with `chunk` or `score_dtype`; from the returned
-        function if capacity > N, `in_axes` does not fit the arguments, arguments disagree on N, `loss_fn` or
-        `select` return anything but [N]; and with `reuse` if a residual cannot be gathered along the units,
-        or the gradient is differentiated again.
+        function if capacity > N, `in_axes` does not fit the arguments, arguments disagree on N, `loss_fn`,
+        `score_fn` or `select` return anything but [N]; and with `reuse` if a residual cannot be gathered
+        along the units, or the gradient is differentiated again.
       TypeError: for a capacity or chunk that is no integer, a score_dtype that is no floating type.
 
+    >>> import functools
     >>> from hardmine_jax.mining.masked_mean import masked_mean
     >>> from hardmine_jax.mining.top_k import top_k
     >>> def squared_error(weight, x, y):
     ...     return (weight * x - y) ** 2
-    >>> hard = mine(squared_error, lambda losses, x, y: top_k(losses, k=2), capacity=2, in_axes=(None, 0, 0))
+    >>> hard = mine(squared_error, functools.partial(top_k, k=2), capacity=2, in_axes=(None, 0, 0))
     >>> def loss(weight, x, y):
     ...     mined = hard(weight, x, y)
     ...     return masked_mean(mined.losses, where=mined.keep), mined.indices
@@ -127,6 +135,7 @@ def mine(
     (Array(16., dtype=float32, weak_type=True), Array([1, 3], dtype=int32))
     """
     _check_options(capacity, chunk, score_dtype, reuse)
+    choose = functools.partial(_choose, _takes_units(select), score_fn and _takes_units(score_fn))
 
     def mined(*args: Any) -> Mined:
         units = split_units(args, in_axes)
@@ -137,26 +146,58 @@ def mine(
 
         if reuse:
             residuals = Residuals(units, losses_of, capacity=capacity)
-            chosen = _choose(select, residuals.losses, units, capacity)
+            chosen = choose(residuals.losses, units, capacity)
             if residuals.known:
                 return Mined(residuals.losses_at(chosen.indices), *chosen)
         else:
             losses = read_only_losses(units, losses_of, chunk=chunk, score_dtype=score_dtype)
-            chosen = _choose(select, losses, units, capacity)
+            chosen = choose(losses, units, capacity)
         hard = take_units(units.arrays, units.axes, chosen.indices)
         return Mined(check_losses(losses_of(hard), capacity), *chosen)
 
     return mined
 
 
-def _choose(select: Callable[..., jax.Array], losses: jax.Array, units: UnitArgs, capacity: int) -> Fitted:
-    arrays = [jax.lax.stop_gradient(array) for array in units.arrays]
-    keep = select(losses, *units.mapped(arrays))
+def _choose(
+    select: Callable[..., jax.Array],
+    score_fn: Callable[..., jax.Array] | None,
+    losses: jax.Array,
+    units: UnitArgs,
+    capacity: int,
+) -> Fitted:
+    mapped = units.mapped([jax.lax.stop_gradient(array) for array in units.arrays])
+    scores = losses if score_fn is None else _scores(score_fn, losses, mapped)
+    keep = select(scores, *mapped)
     shape, dtype = getattr(keep, "shape", None), getattr(keep, "dtype", None)
     if shape != losses.shape or dtype != jnp.bool_:
-        found = type(keep).__name__ if shape is None else f"{dtype} of shape {shape}"
-        raise ValueError(f"select must return keep, bool [N]=[{units.num_units}], not {found}")
-    return fit(losses, jnp.asarray(keep), capacity=capacity)
+        raise ValueError(f"select must return keep, bool [N]=[{units.num_units}], not {_found(keep)}")
+    return fit(scores, jnp.asarray(keep), capacity=capacity)
+
+
+def _scores(score_fn: Callable[..., jax.Array], losses: jax.Array, mapped: tuple[Any, ...]) -> jax.Array:
+    scores = score_fn(losses, *mapped)
+    if getattr(scores, "shape", None) != losses.shape:
+        raise ValueError(f"score_fn must return scores [N]=[{losses.shape[0]}], not {_found(scores)}")
+    return jax.lax.stop_gradient(check_real(jnp.asarray(scores)))
+
+
+def _found(value: Any) -> str:
+    if not hasattr(value, "shape"):
+        return type(value).__name__
+    return f"{value.dtype} of shape {value.shape}"
+
+
+def _takes_units(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function, handed the losses alone where it takes one positional argument (a selector)."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # Nothing is known of what is written in C.
+        return function
+    kinds = [parameter.kind for parameter in parameters]
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    alone = inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
+    return (lambda losses, *_: function(losses)) if alone else function
 
 
 def _check_options(capacity: int, chunk: int | None, score_dtype: Any, reuse: bool) -> None:

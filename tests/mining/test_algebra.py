@@ -7,6 +7,7 @@ import pytest
 
 from hardmine_jax import mining
 from hardmine_jax.mining import score_table
+from hardmine_jax.mining.quota_top_k import _keep_by_counting, _keep_by_sorting
 
 NASTY = np.array([np.nan, np.inf, -np.inf, 3.0e38], np.float32)
 
@@ -39,6 +40,61 @@ def test_top_fraction_of_a_schedule_and_its_least():
     for fraction in (0.0, -1, 1.5, np.nan):
         with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
             mining.top_fraction(losses, fraction=fraction)
+
+
+# quota_top_k
+
+
+def _quotas(losses, group, k, where):
+    keep = np.zeros(losses.shape, bool)
+    for row in np.ndindex(losses.shape[:-1]):
+        for g, most in enumerate(np.broadcast_to(k, (*losses.shape[:-1], np.shape(k)[-1]))[row]):
+            units = np.flatnonzero(where[row] & (group[row] == g))
+            keep[
+                (*row, sorted(units, key=lambda i: (not np.isnan(losses[row][i]), -losses[row][i], i))[:most])
+            ] = 1
+    return keep
+
+
+@pytest.mark.parametrize("values", [3, 10**6])
+def test_quotas_are_top_k_of_each_group(values):
+    rng = np.random.default_rng(values)
+    losses = rng.integers(-values, values, (6, 150)).astype(np.float32)
+    losses[rng.random(losses.shape) < 0.03] = np.nan
+    group, where = rng.integers(-1, 6, losses.shape), rng.random(losses.shape) < 0.8
+    select = jax.jit(lambda k: mining.quota_top_k(losses, group, k=k, where=where))
+    for k in (np.array([-3, 2**31 - 1, 3, 0, 1]), rng.integers(0, 20, (6, 5))):
+        expected = _quotas(losses, group, np.clip(k, 0, None), where)
+        np.testing.assert_array_equal(select(k), expected)
+    written = mining.quota_top_k(losses, group, k=[4, 0, 2], where=where)
+    np.testing.assert_array_equal(written, _quotas(losses, group, [4, 0, 2], where))
+
+
+@pytest.mark.parametrize("values", [2, 2**31])
+def test_quotas_by_a_sort_are_those_by_counting(values):
+    rng = np.random.default_rng(values)
+    keys, group = rng.integers(-values, values, 500).astype(np.int32), rng.integers(0, 7, 500, dtype=np.int32)
+    k = np.array([0, 1, 30, 500, 7, 60, 2], np.int32)
+    chex.assert_trees_all_equal(
+        jax.jit(_keep_by_sorting)(keys, group, k), jax.jit(_keep_by_counting)(keys, group, k)
+    )
+
+
+def test_quotas_of_positives_and_negatives_and_what_is_refused():
+    losses, positive = _losses(2, 40), np.arange(80).reshape(2, 40) % 5 == 0
+    keep = mining.quota_top_k(losses, positive, k=[6, 2])
+    np.testing.assert_array_equal(keep & positive, mining.top_k(losses, k=2, where=positive))
+    np.testing.assert_array_equal(keep & ~positive, mining.top_k(losses, k=6, where=~positive))
+    for error, match, group, k in (
+        (TypeError, "group of float32 must be integers", losses, [1]),
+        (ValueError, r"group of shape \(40,\) != losses", positive[0], [1]),
+        (TypeError, "k of float", positive, [1.0, 2.0]),
+        (ValueError, "a number for each group", positive, 3),
+        (ValueError, "a number for each group", positive, np.ones((3, 2), int)),
+        (ValueError, "negative number", positive, [1, -1]),
+    ):
+        with pytest.raises(error, match=match):
+            mining.quota_top_k(losses, group, k=k)
 
 
 # rank_sample

@@ -588,6 +588,73 @@ def test_losses_that_are_not_one_a_unit_are_named(way, loss_fn, message):
         mine(loss_fn, in_axes=0, **KEEP_TWO, **way)(jnp.zeros((NUM_UNITS, 2)))
 
 
+@functools.cache
+def _regression():
+    rng = np.random.default_rng(0)
+    x, y, reference = rng.normal(size=(3, 40)).astype(np.float32)
+    reference[5] = np.inf
+    losses = (1.5 * x - y) ** 2
+    return x, y, reference, losses, losses - reference
+
+
+def _squared_error(weight, x, y, reference):
+    return (weight * x - y) ** 2
+
+
+@every_way
+@pytest.mark.parametrize("capacity", [4, 9, 40])
+def test_a_score_is_what_is_ranked_also_when_the_capacity_is_short(way, capacity):
+    x, y, reference, losses, excess = _regression()
+    kept = np.sort(np.argsort(-excess, kind="stable")[: min(capacity, 9)])
+    hard = mine(
+        _squared_error,
+        functools.partial(top_k, k=9),
+        capacity=capacity,
+        in_axes=(None, 0, 0, 0),
+        score_fn=lambda losses, x, y, reference: losses - reference,
+        **way,
+    )
+
+    def loss(weight):
+        mined = hard(weight, x, y, reference)
+        return masked_mean(mined.losses, where=mined.keep), mined
+
+    (value, mined), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(np.float32(1.5))
+    np.testing.assert_array_equal(mined.indices[mined.keep], kept)
+    assert (int(mined.num_selected), int(mined.num_dropped)) == (9, max(0, 9 - capacity))
+    np.testing.assert_allclose(value, losses[kept].mean(), rtol=1e-5)
+    slopes = 2 * x[kept] * (1.5 * x[kept] - y[kept])
+    np.testing.assert_allclose(gradient, slopes.mean(), rtol=1e-5)
+
+
+def test_a_score_is_not_differentiated_and_may_take_the_losses_alone():
+    x, y, reference, losses, _ = _regression()
+    for select in (functools.partial(top_k, k=3), lambda scores, *_: top_k(scores, k=3)):
+        hard = mine(_squared_error, select, capacity=3, in_axes=(None, 0, 0, 0), score_fn=lambda losses: -losses)
+        gradient = jax.grad(lambda weight, hard=hard: hard(weight, x, y, reference).losses.sum())(1.5)
+        easy = np.argsort(losses)[:3]
+        np.testing.assert_allclose(gradient, (2 * x * (1.5 * x - y))[easy].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "score_fn, error, message",
+    [
+        (
+            lambda losses, *_: losses.mean(),
+            ValueError,
+            r"score_fn must return scores \[N\]=\[40\], not float32",
+        ),
+        (lambda losses, *_: None, ValueError, "not NoneType"),
+        (lambda losses, *_: losses * 1j, TypeError, "losses of complex64 have no order"),
+    ],
+)
+def test_scores_that_are_not_one_a_unit_are_named(score_fn, error, message):
+    select = functools.partial(top_k, k=3)
+    hard = mine(_squared_error, select, capacity=3, in_axes=(None, 0, 0, 0), score_fn=score_fn)
+    with pytest.raises(error, match=message):
+        hard(1.5, *_regression()[:3])
+
+
 @pytest.mark.parametrize(
     "select, message",
     [
