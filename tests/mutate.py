@@ -43,17 +43,27 @@ _OWN = {
     "mining/read_only.py": ["mining/test_mine.py"],
     "mining/reuse.py": ["mining/test_mine.py", "mining/test_mine_transformations.py"],
     "mining/unit_axes.py": ["mining/test_mine.py"],
+    **{
+        f"mining/{name}.py": ["mining/test_algebra.py"]
+        for name in (
+            "emphasis_weights joint_sample kept_indices over_batch prune_weights quota_top_k rank_sample score_table"
+            " top_fraction triplets"
+        ).split()
+    },
     "detection/box_runs.py": ["detection/test_roi_pool.py", "detection/test_roi_align.py"],
 }
 _CONTRACT = "test_selector_contract.py"
 _TYPES, _WEIGHTS = "mining/test_types.py", "mining/test_weights.py"
-_SELECTORS = "global_top_k hard_negatives harder_than_easiest non_max random_k threshold top_k".split()
+_SELECTORS = (
+    "global_top_k hard_negatives harder_than_easiest non_max quota_top_k random_k rank_sample threshold"
+    " top_fraction top_k"
+).split()
 _WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
     "mining/fit.py": ["mining/test_mine.py"],
     "mining/focal_weights.py": [_TYPES, _WEIGHTS],
     "mining/ghm_weights.py": [_TYPES, _WEIGHTS],
     "mining/importance_weights.py": [_TYPES, _WEIGHTS],
-    "mining/masked_mean.py": [_TYPES],
+    "mining/masked_mean.py": [_TYPES, "mining/test_algebra.py"],
     "mining/order.py": ["mining/test_top_k.py", _CONTRACT],
     "mining/positions.py": ["mining/test_mine_transformations.py"],
     "mining/read_only.py": ["mining/test_mine_transformations.py", "mining/test_mine_cost.py"],

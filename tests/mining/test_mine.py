@@ -629,8 +629,9 @@ def test_a_score_is_what_is_ranked_also_when_the_capacity_is_short(way, capacity
 
 def test_a_score_is_not_differentiated_and_may_take_the_losses_alone():
     x, y, reference, losses, _ = _regression()
+    in_axes = (None, 0, 0, 0)
     for select in (functools.partial(top_k, k=3), lambda scores, *_: top_k(scores, k=3)):
-        hard = mine(_squared_error, select, capacity=3, in_axes=(None, 0, 0, 0), score_fn=lambda losses: -losses)
+        hard = mine(_squared_error, select, capacity=3, in_axes=in_axes, score_fn=lambda losses: -losses)
         gradient = jax.grad(lambda weight, hard=hard: hard(weight, x, y, reference).losses.sum())(1.5)
         easy = np.argsort(losses)[:3]
         np.testing.assert_allclose(gradient, (2 * x * (1.5 * x - y))[easy].sum(), rtol=1e-5)
