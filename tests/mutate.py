@@ -36,6 +36,10 @@ FOLDERS = ("mining", "pose", "detection")
 # Of one mutant; the slowest tests of a file take less than a third of it when nothing is compiled yet.
 _CPU_LIMIT_S = 300
 
+_ALGEBRA = (
+    "emphasis_weights joint_sample kept_indices over_batch prune_weights quota_top_k rank_sample score_table"
+    " top_fraction triplets"
+).split()
 # Helpers without tests of their own, and what sees their faults best.
 _OWN = {
     "mining/jaxprs.py": ["mining/test_cpu_products.py", "mining/test_mine.py"],
@@ -43,14 +47,10 @@ _OWN = {
     "mining/read_only.py": ["mining/test_mine.py"],
     "mining/reuse.py": ["mining/test_mine.py", "mining/test_mine_transformations.py"],
     "mining/unit_axes.py": ["mining/test_mine.py"],
-    **{
-        f"mining/{name}.py": ["mining/test_algebra.py"]
-        for name in (
-            "emphasis_weights joint_sample kept_indices over_batch prune_weights quota_top_k rank_sample score_table"
-            " top_fraction triplets"
-        ).split()
-    },
+    **{f"mining/{name}.py": ["mining/test_algebra.py"] for name in _ALGEBRA},
+    "mining/layout.py": ["test_everywhere.py"],
     "detection/box_runs.py": ["detection/test_roi_pool.py", "detection/test_roi_align.py"],
+    "detection/labels.py": ["detection/test_losses.py"],
 }
 _CONTRACT = "test_selector_contract.py"
 _TYPES, _WEIGHTS = "mining/test_types.py", "mining/test_weights.py"
