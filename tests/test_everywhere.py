@@ -253,6 +253,16 @@ FUNCTIONS = [
     Row("detection.iou", detection.iou, (UNIT_BOXES, _boxes(5))),
     Row("detection.match", detection.match, (UNIT_BOXES, _boxes(5), LABELS[:, :5])),
     Row(
+        "detection.match anchors",
+        lambda *a: detection.match(*a, background=0.4, force=True),
+        (UNIT_BOXES, _boxes(5), LABELS[:, :5]),
+    ),
+    Row(
+        "detection.soft_nms",
+        lambda boxes, scores, labels: detection.soft_nms(boxes, abs(scores), max_kept=6, labels=labels),
+        (UNIT_BOXES, LOSSES, LABELS),
+    ),
+    Row(
         "detection.nms",
         lambda boxes, scores: detection.nms(boxes, scores, threshold=0.5, max_kept=6),
         (UNIT_BOXES, LOSSES),

@@ -20,6 +20,7 @@ from hardmine_jax.detection.proposals import selective_search
 from hardmine_jax.detection.roi_align import roi_align
 from hardmine_jax.detection.roi_pool import roi_pool
 from hardmine_jax.detection.sampling import sample_rois
+from hardmine_jax.detection.soft_nms import soft_nms
 
 __all__ = [
     "AveragePrecision",
@@ -44,4 +45,5 @@ __all__ = [
     "sample_rois",
     "selective_search",
     "smooth_l1",
+    "soft_nms",
 ]

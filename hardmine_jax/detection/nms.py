@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import iou_rows
-from hardmine_jax.mining import non_max
-from hardmine_jax.mining.fit import best_first
+from hardmine_jax.mining import kept_indices, non_max
 from hardmine_jax.mining.types import AnyArray, ArrayLike, Scalar, check_count, check_overlap, check_units
 
 
@@ -17,6 +16,7 @@ def nms(
     *,
     threshold: Scalar,
     max_kept: int,
+    labels: ArrayLike | None = None,
     where: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy non-maximum suppression: the best box, then each next one that overlaps no kept one too much.
@@ -26,32 +26,52 @@ def nms(
     gradient flows. Time is O(N * max_kept), memory O(N): max_kept is the number of boxes one wants, not N.
 
     Args:
-      boxes: [N, 4] pixels. A box without area overlaps nothing and so is never suppressed.
-      scores: [N], larger is better. For scores of several classes call it for each: `jax.vmap`.
+      boxes: [..., N, 4] pixels. A box without area overlaps nothing and so is never suppressed.
+      scores: [..., N], larger is better.
       threshold: of IoU, 0 .. 1; may be traced.
-      max_kept: 1 <= max_kept <= N, a Python int.
-      where: bool [N], True takes part; None for all.
+      max_kept: 1 <= max_kept <= N, a Python int: of each row, all classes together.
+      labels: int [..., N], classes: boxes of different ones never suppress one another. None: all are alike.
+      where: bool [..., N], True takes part; None for all.
 
     Returns:
-      (indices int32 [max_kept] best first, where bool [max_kept]): slots that stayed free come last, are
-      False, and hold the index of some box.
+      (indices int32 [..., max_kept] best first, where bool [..., max_kept]): slots that stayed free come
+      last, are False, and hold the index of some box.
 
     Raises:
       ValueError: for max_kept < 1 or > N, a threshold outside 0 .. 1, or shapes that do not fit.
-      TypeError: if max_kept is no integer.
+      TypeError: if max_kept or labels are no integers.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
     >>> nms(boxes, jnp.array([0.8, 0.7, 0.9]), threshold=0.5, max_kept=3)
     (Array([2, 0, 0], dtype=int32), Array([ True,  True, False], dtype=bool))
     """
-    scores, where = check_units(scores, where)
-    boxes = jnp.asarray(boxes)
-    if scores.ndim != 1 or boxes.shape != (*scores.shape, 4):
-        raise ValueError(f"boxes {boxes.shape} and scores {scores.shape} must be [N, 4] and [N]")
+    scores, boxes, labels, where = check_boxes(scores, boxes, labels, where)
     check_overlap("threshold", threshold)
-    max_kept = check_count("max_kept", max_kept, scores.shape[0], least=1)
-    keep = non_max_boxes(scores, boxes, None, where, threshold=threshold, max_kept=max_kept)
-    return best_first(scores, keep, capacity=max_kept)
+    max_kept = check_count("max_kept", max_kept, scores.shape[-1], least=1)
+    keep = non_max_boxes(scores, boxes, labels, where, threshold=threshold, max_kept=max_kept)
+    return kept_indices(scores, keep, capacity=max_kept)
+
+
+def check_boxes(
+    scores: ArrayLike, boxes: ArrayLike, labels: ArrayLike | None, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """Scores [..., N] without gradient, boxes [..., N, 4], labels int [..., N] or None, where bool [..., N].
+
+    Raises:
+      ValueError: for shapes that do not fit.
+      TypeError: if labels are no integers.
+    """
+    scores, where = check_units(scores, where)
+    boxes = jax.lax.stop_gradient(jnp.asarray(boxes))
+    if boxes.shape != (*scores.shape, 4):
+        raise ValueError(f"boxes {boxes.shape} and scores {scores.shape} must be [..., N, 4] and [..., N]")
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"labels of {labels.dtype} must be integers: the class of each box")
+        if labels.shape != scores.shape:
+            raise ValueError(f"labels of shape {labels.shape} != scores {scores.shape}: one for each box")
+    return scores, boxes, labels, where
 
 
 # Compiled as one even where the caller is not: a loop alone would be compiled again at every call.

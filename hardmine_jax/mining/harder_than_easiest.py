@@ -36,7 +36,9 @@ def harder_than_easiest(
     for float64 losses), a subnormal loss counting as 0 on every backend. The choice carries no gradient.
 
     The keypoint mining of SLEAP (Pereira et al. 2022, doi:10.1038/s41592-022-01426-1), whose code has the
-    same three options.
+    same three options. There the choice is made over the batch, from a loss for each keypoint channel, and
+    what it keeps is added, times a scale (5), to the mean over all: nothing easy is dropped. That is
+    `emphasis_weights(keep, where, hard=5.0)` for `masked_mean`'s weights.
 
     Args:
       losses: [..., N], larger is harder.

@@ -1,18 +1,21 @@
 """The hardest units of each group, so many a group."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hardmine_jax.mining.layout import beside
 from hardmine_jax.mining.order import first_reaching, order_keys, participating
-from hardmine_jax.mining.types import ArrayLike, check_units
+from hardmine_jax.mining.types import AnyArray, ArrayLike, check_units
 
 # Of one step of the search for the k-th key: 16 counts a group stay in a core's own cache for 1,000 groups.
 _DIGIT = 4
 
 
 def quota_top_k(
-    losses: ArrayLike, group: ArrayLike, *, k: ArrayLike, where: ArrayLike | None = None
+    losses: ArrayLike, group: ArrayLike, *, k: AnyArray | Sequence[int], where: ArrayLike | None = None
 ) -> jax.Array:
     """Keeps the k[g] hardest units of each group g of a row: a class, a source, positives and negatives.
 
@@ -45,7 +48,11 @@ def quota_top_k(
     """
     losses, where = check_units(losses, where)
     group, k = _check_group(group, losses), _check_quotas(k, losses)
+    if losses.shape[-1] == 0:
+        return where
     num_groups = k.shape[-1]
+    # A row for each of the losses, on the device where that is.
+    k = jnp.broadcast_to(k, (*losses.shape[:-1], num_groups)) + jnp.zeros_like(losses[..., :1], jnp.int32)
     # What belongs to no group lies in one of its own, of which none is kept.
     where = where & (group >= 0) & (group < num_groups)
     group = jnp.where(where, group, num_groups).astype(jnp.int32)
@@ -65,10 +72,9 @@ def _check_group(group: ArrayLike, losses: jax.Array) -> jax.Array:
     return group
 
 
-def _check_quotas(k: ArrayLike, losses: jax.Array) -> jax.Array:
-    """int32 [..., G], between 0 and N."""
-    given = isinstance(k, (jax.Array, np.ndarray))
-    quotas = k if given else np.asarray(k)
+def _check_quotas(k: AnyArray | Sequence[int], losses: jax.Array) -> jax.Array:
+    """int32 [G] or [..., G], between 0 and N."""
+    quotas = k if isinstance(k, (jax.Array, np.ndarray)) else np.asarray(k)
     if not jnp.issubdtype(quotas.dtype, jnp.integer):
         raise TypeError(f"k of {quotas.dtype} must be integers: how many to keep of each group")
     if quotas.ndim == 0 or quotas.shape[:-1] not in ((), losses.shape[:-1]):
@@ -76,11 +82,10 @@ def _check_quotas(k: ArrayLike, losses: jax.Array) -> jax.Array:
             f"k of shape {quotas.shape} for losses {losses.shape}: give a number for each group, [G], or one "
             "for each group of each row"
         )
-    if not given and (quotas < 0).any():
+    if quotas is not k and (np.asarray(quotas) < 0).any():
         raise ValueError(f"k={k} has a negative number of units to keep")
     most = min(losses.shape[-1], jnp.iinfo(quotas.dtype).max)
-    clipped = jnp.asarray(quotas.clip(0, most), jnp.int32)
-    return jnp.broadcast_to(clipped, (*losses.shape[:-1], quotas.shape[-1]))
+    return jnp.asarray(quotas.clip(0, most), jnp.int32)
 
 
 def _keep(keys: jax.Array, group: jax.Array, k: jax.Array) -> jax.Array:
@@ -144,9 +149,10 @@ def _kth_highest(
         return (prefix << _DIGIT) | level.astype(keys.dtype), k - higher
 
     start = jnp.zeros_like(k, dtype=keys.dtype) + jnp.zeros_like(keys[:1])
-    return jax.lax.fori_loop(0, num_digits, append_digit, (start, k + jnp.zeros_like(group[:1])))
+    k = k + jnp.zeros_like(group[:1])
+    return jax.lax.fori_loop(0, num_digits, append_digit, (beside(start, keys), beside(k, keys)))
 
 
 def _count(places: jax.Array, numbers: jax.Array, like: jax.Array) -> jax.Array:
     """int32, as many as `like` has: the sum of the numbers in each place."""
-    return jnp.zeros_like(like).at[places].add(numbers, mode="promise_in_bounds")
+    return beside(jnp.zeros_like(like), places).at[places].add(numbers, mode="promise_in_bounds")

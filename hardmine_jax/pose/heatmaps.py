@@ -54,7 +54,7 @@ def heatmap_to_image(keypoints: Points, *, stride: float, origin: float | None =
 
 
 def encode_heatmaps(
-    keypoints: ArrayLike, *, size: tuple[int, int], sigma: float, where: ArrayLike | None = None
+    keypoints: ArrayLike, *, size: tuple[int, int], sigma: ArrayLike, where: ArrayLike | None = None
 ) -> jax.Array:
     """Gaussian targets of height 1, centred between pixels where the keypoint is.
 
@@ -65,15 +65,16 @@ def encode_heatmaps(
     Args:
       keypoints: [..., K, 2] heatmap pixels; may lie outside, then only the tail is seen.
       size: (H, W) of the heatmaps.
-      sigma: standard deviation in heatmap pixels.
+      sigma: standard deviation in heatmap pixels, one for all or one a keypoint [K] (wrists sharper than
+        hips); may be traced, as by a schedule.
       where: bool [..., K]; the map of a keypoint that takes no part is 0, even if its coordinates are NaN.
 
     Returns:
       float32 [..., H, W, K].
 
     Raises:
-      ValueError: if sigma or a side is not positive and finite, keypoints are not [..., K, 2], or `where` is
-        not bool [..., K].
+      ValueError: if a sigma that is known or a side is not positive and finite, sigma is neither one nor one
+        a keypoint, keypoints are not [..., K, 2], or `where` is not bool [..., K].
 
     >>> encode_heatmaps(jnp.array([[1.0, 0.0]]), size=(1, 3), sigma=1.0)[..., 0].round(2)
     Array([[0.61, 1.  , 0.61]], dtype=float32)
@@ -81,8 +82,9 @@ def encode_heatmaps(
     keypoints = as_floats(keypoints)[0].astype(jnp.float32)
     if keypoints.ndim < 2 or keypoints.shape[-1] != 2:
         raise ValueError(f"keypoints of shape {keypoints.shape} must end in axes of K and of (x, y)")
-    if not (0 < sigma < np.inf and 0 < min(size) and max(size) < np.inf):
-        raise ValueError(f"sigma={sigma} and size={tuple(size)} must be positive")
+    if not (0 < min(size) and max(size) < np.inf):
+        raise ValueError(f"size={tuple(size)} must be positive")
+    sigma = _check_sigma(sigma, keypoints.shape[-2])
     where = check_labelled(where, keypoints.shape[:-1])
     if where is not None:
         keypoints = jnp.where(where[..., None], keypoints, 0.0)
@@ -93,8 +95,23 @@ def encode_heatmaps(
     return vertical[..., :, None, :] * horizontal[..., None, :, :]
 
 
-def _gaussian(centres: jax.Array, length: int, sigma: float) -> jax.Array:
+def _check_sigma(sigma: ArrayLike, num_keypoints: int) -> float | jax.Array:
+    """A number as it is, else float32 [] or [K]."""
+    known = sigma if isinstance(sigma, jax.Array) else np.asarray(sigma)
+    if known.shape not in ((), (num_keypoints,)):
+        raise ValueError(
+            f"sigma of shape {known.shape}: give one for all, or one for each of K={num_keypoints}"
+        )
+    if isinstance(known, np.ndarray) and not ((known > 0) & (known < np.inf)).all():
+        raise ValueError(f"sigma={sigma} must be positive")
+    # Python squares it in double precision.
+    return sigma if isinstance(sigma, (int, float)) else as_floats(sigma)[0].astype(jnp.float32)
+
+
+def _gaussian(centres: jax.Array, length: int, sigma: float | jax.Array) -> jax.Array:
     """[..., K] -> [..., length, K]."""
+    if isinstance(sigma, jax.Array) and sigma.ndim:
+        sigma = sigma.reshape((1,) * centres.ndim + sigma.shape)
     grid = jnp.arange(length, dtype=jnp.float32).reshape((1,) * (centres.ndim - 1) + (length, 1))
     # Cut before it is squared: of a keypoint far away the gradient would be 0 times infinity.
     distance = jnp.clip(grid - centres[..., None, :], -_FAR, _FAR)

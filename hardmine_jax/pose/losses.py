@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from hardmine_jax.mining import masked_mean, top_k
 from hardmine_jax.mining.layout import cut_axes
-from hardmine_jax.mining.types import ArrayLike, Count, check_count_a_row
+from hardmine_jax.mining.types import ArrayLike, Count, as_floats, check_count_a_row
 from hardmine_jax.pose.types import check_labelled
 
 # Of 8, 16 and 48 the fastest at 64 x 48 pixels.
@@ -73,12 +74,38 @@ def _squared_error_of_neighbours(
     return errors.reshape(batch, neighbours, keypoints).mean(axis=1)
 
 
+@overload
 def ohkm(
-    predicted: ArrayLike, target: ArrayLike, *, k: Count = 8, where: ArrayLike | None = None
-) -> jax.Array:
+    predicted: ArrayLike,
+    target: ArrayLike,
+    *,
+    k: Count = 8,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    return_keep: Literal[False] = False,
+) -> jax.Array: ...
+@overload
+def ohkm(
+    predicted: ArrayLike,
+    target: ArrayLike,
+    *,
+    k: Count = 8,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    return_keep: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
+def ohkm(
+    predicted: ArrayLike,
+    target: ArrayLike,
+    *,
+    k: Count = 8,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    return_keep: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Online hard keypoint mining: each image is graded by its k worst keypoints.
 
-    loss = mean over images of (sum of the k largest heatmap_mse) / k
+    loss = mean over images of (sum of the k largest weights * heatmap_mse) / k
 
     Unlabelled keypoints count 0, and the denominator stays k where fewer are labelled. Equals the losses of
     CPN and mmpose; twice HRNet's `JointsOHKMMSELoss`, which carries a factor 0.5.
@@ -90,9 +117,12 @@ def ohkm(
       k: how many keypoints of each image are kept, 1 <= k <= K, a Python int; or an integer array, [] or one
         an image [B], which may be traced (a `schedule`) and is clipped to that.
       where: bool [B, K], True is labelled; None for all.
+      weights: float [K] or [B, K], 0 or more: what each keypoint's error counts, in the choice too; None: 1.
+        HRNet and mmpose multiply both maps by theirs, so that of these the square belongs here.
+      return_keep: which keypoints were kept is returned too, to log it or to mine something else by it.
 
     Returns:
-      [], float32.
+      [], float32; with `return_keep` that and keep, bool [B, K].
 
     Raises:
       ValueError: for a static k < 1 or k > K, or shapes that do not fit.
@@ -104,11 +134,22 @@ def ohkm(
     """
     losses = heatmap_mse(predicted, target, where=where)
     batch, num_keypoints = losses.shape
+    if weights is not None:
+        losses = losses * _check_weights(weights, losses)
     if isinstance(k, (jax.Array, np.ndarray)):
         k = jnp.maximum(check_count_a_row("k", k, losses, least=1), 1)
-        shares = losses / jnp.broadcast_to(k, (batch,)).astype(losses.dtype)[:, None]
-        return masked_mean(shares, where=top_k(losses, k=k, where=where), denominator=max(batch, 1))
-    if not 1 <= k <= num_keypoints:
-        raise ValueError(f"k={k} must lie in 1 .. K={num_keypoints}, the number of keypoints: lower k")
+        shares, of_each = losses / jnp.broadcast_to(k, (batch,)).astype(losses.dtype)[:, None], 1
+    else:
+        if not 1 <= k <= num_keypoints:
+            raise ValueError(f"k={k} must lie in 1 .. K={num_keypoints}, the number of keypoints: lower k")
+        shares, of_each = losses, int(k)
     keep = top_k(losses, k=k, where=where)
-    return masked_mean(losses, where=keep, denominator=k * max(batch, 1))
+    loss = masked_mean(shares, where=keep, denominator=of_each * max(batch, 1))
+    return (loss, keep) if return_keep else loss
+
+
+def _check_weights(weights: ArrayLike, losses: jax.Array) -> jax.Array:
+    weights = as_floats(weights)[0].astype(losses.dtype)
+    if weights.shape not in (losses.shape, losses.shape[1:]):
+        raise ValueError(f"weights of shape {weights.shape} must be [K] or [B, K] = {losses.shape}")
+    return jnp.broadcast_to(weights, losses.shape)

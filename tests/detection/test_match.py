@@ -164,3 +164,32 @@ def test_what_does_not_fit_a_region_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             part_inside(boxes, regions, where=given)
+
+
+def test_each_object_has_its_best_anchor_and_the_band_between_is_neither(heaps):
+    boxes = heaps(200)
+    # Objects that no box overlaps enough, two with the same best box, one that touches none, one that is out.
+    gt_boxes = np.concatenate([boxes[:60:10] + np.float32([20, -20, 30, 10]), boxes[7:8], boxes[7:8] + 1])
+    gt_boxes = np.concatenate([gt_boxes, np.float32([[9e3, 9e3, 9.1e3, 9.1e3]]), boxes[9:10]])
+    labels, where = np.arange(1, 11), np.arange(10) != 9
+    pairs = np.asarray(iou(boxes, gt_boxes)) * where
+    plain = match(boxes, gt_boxes, labels, foreground=0.7, where=where)
+    found = match(boxes, gt_boxes, labels, foreground=0.7, background=0.4, force=True, where=where)
+    forced = {}
+    for m in np.argsort(pairs.max(0), kind="stable"):
+        if pairs[:, m].max() > 0:
+            forced[int(pairs[:, m].argmax())] = m
+    assert len(forced) < 9 and any(pairs[n, m] < 0.7 for n, m in forced.items())
+    for n in range(200):
+        m = forced.get(n, int(plain.indices[n]))
+        enough = n in forced or plain.overlaps[n] >= 0.7
+        assert found.labels[n] == (labels[m] if enough else -1 if plain.overlaps[n] >= 0.4 else 0)
+        assert found.indices[n] == m and found.overlaps[n] == pairs[n, m]
+        np.testing.assert_array_equal(found.boxes[n], gt_boxes[m] if pairs[n, m] > 0 else boxes[n])
+    assert (np.asarray(found.labels) == -1).any() and (np.asarray(plain.labels) >= 0).all()
+
+
+@pytest.mark.parametrize("background", [-0.1, 0.6, np.nan])
+def test_a_band_that_is_none_is_refused(background):
+    with pytest.raises(ValueError, match=r"must lie in 0 .. foreground=0.5"):
+        match(np.zeros((1, 4)), np.zeros((1, 4)), np.ones(1, int), background=background)

@@ -107,5 +107,21 @@ def test_refusals(heaps):
         nms(boxes, scores, threshold=0.5, max_kept=0)
     with pytest.raises(ValueError, match=r"boxes \(4, 4\) and scores \(5,\)"):
         nms(boxes[:4], scores, threshold=0.5, max_kept=2)
-    with pytest.raises(ValueError, match=r"boxes \(1, 5, 4\) and scores \(1, 5\)"):
-        nms(boxes[None], scores[None], threshold=0.5, max_kept=2)
+    with pytest.raises(ValueError, match=r"boxes \(5, 4\) and scores \(1, 5\)"):
+        nms(boxes, scores[None], threshold=0.5, max_kept=2)
+
+
+def test_classes_and_rows_are_suppressed_on_their_own(heaps):
+    rng = np.random.default_rng(5)
+    boxes, scores = np.stack([heaps(90, 3), heaps(90, 4)]), rng.random((2, 90), np.float32)
+    labels = rng.integers(0, 3, (2, 90))
+    indices, where = nms(boxes, scores, threshold=0.4, max_kept=90, labels=labels)
+    for row in range(2):
+        kept = [i for label in range(3) for i in _by_loop(boxes[row], scores[row], 0.4, labels[row] == label)]
+        assert indices[row, where[row]].tolist() == sorted(kept, key=lambda i: -scores[row, i])
+    for error, match, wrong in (
+        (TypeError, "labels of float", scores),
+        (ValueError, "one for each box", labels[0]),
+    ):
+        with pytest.raises(error, match=match):
+            nms(boxes, scores, threshold=0.4, max_kept=9, labels=wrong)

@@ -50,6 +50,21 @@ def test_what_is_not_labelled_is_zero_even_if_its_coordinates_are_nan():
     assert np.isfinite(gradient).all() and not gradient[0, 1].any()
 
 
+def test_a_sigma_for_each_keypoint_and_one_that_is_traced():
+    rng = np.random.default_rng(0)
+    keypoints, sigmas = _anywhere(rng, (9, 12), (2, 3)), np.array([0.7, 1.5, 4.0], np.float32)
+    each = encode_heatmaps(keypoints, size=(9, 12), sigma=sigmas)
+    traced = jax.jit(lambda sigma: encode_heatmaps(keypoints, size=(9, 12), sigma=sigma))
+    for place, sigma in enumerate(sigmas):
+        one = encode_heatmaps(keypoints[:, place : place + 1], size=(9, 12), sigma=float(sigma))
+        np.testing.assert_allclose(each[..., place], one[..., 0], rtol=1e-5, atol=1e-30)
+        np.testing.assert_allclose(traced(sigma)[..., place], one[..., 0], rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(traced(sigmas), each, rtol=1e-6, atol=1e-30)
+    for sigma, message in ((sigmas[:2], "one for each of K=3"), (sigmas - 0.7, "must be positive")):
+        with pytest.raises(ValueError, match=message):
+            encode_heatmaps(keypoints, size=(9, 12), sigma=sigma)
+
+
 def test_encode_takes_half_precision_and_works_in_single():
     assert _encode(jnp.ones((2, 2), jnp.bfloat16), size=(4, 4), sigma=1.0).dtype == jnp.float32
 

@@ -188,3 +188,23 @@ def test_ohkm_takes_a_k_that_is_traced():
     one, other = (ohkm(predicted[row], target[row], k=k) for row, k in ((np.s_[:1], 2), (np.s_[1:2], 5)))
     both = ohkm(predicted[:2], target[:2], k=np.array([2, 5]))
     np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_ohkm_weighs_keypoints_before_it_chooses_and_says_which_it_kept(maps, traced):
+    predicted, target, where = maps
+    of_each = np.random.default_rng(2).gamma(1.0, size=KEYPOINTS).astype(np.float32)
+    k = jnp.int32(6) if traced else 6
+    # As HRNet weighs: both maps by the root.
+    expected = _numpy_ohkm(predicted * np.sqrt(of_each), target * np.sqrt(of_each), 6, where)
+    for weights in (of_each, np.tile(of_each, (BATCH, 1))):
+        loss, keep = ohkm(predicted, target, k=k, where=where, weights=weights, return_keep=True)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        errors = ((predicted - target) ** 2).mean((1, 2)) * of_each
+        hardest = np.where(where, errors, -1).argsort(-1)[:, ::-1][:, :6]
+        chosen = np.zeros_like(where)
+        np.put_along_axis(chosen, hardest, True, axis=1)
+        np.testing.assert_array_equal(keep, chosen & where)
+    assert ohkm(predicted, target, k=k, where=where, weights=weights) == loss
+    with pytest.raises(ValueError, match=r"weights of shape \(5, 1\) must be"):
+        ohkm(predicted, target, weights=np.ones((BATCH, 1)))
