@@ -52,7 +52,7 @@ _OWN = {
     "detection/box_runs.py": ["detection/test_roi_pool.py", "detection/test_roi_align.py"],
     "detection/labels.py": ["detection/test_losses.py"],
 }
-_CONTRACT = "test_selector_contract.py"
+_CONTRACT, _EVERYWHERE = "test_selector_contract.py", "test_everywhere.py"
 _TYPES, _WEIGHTS = "mining/test_types.py", "mining/test_weights.py"
 _SELECTORS = (
     "global_top_k hard_negatives harder_than_easiest non_max quota_top_k random_k rank_sample threshold"
@@ -62,7 +62,7 @@ _WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
     "mining/fit.py": ["mining/test_mine.py"],
     "mining/focal_weights.py": [_TYPES, _WEIGHTS],
     "mining/ghm_weights.py": [_TYPES, _WEIGHTS],
-    "mining/importance_weights.py": [_TYPES, _WEIGHTS],
+    "mining/importance_weights.py": [_TYPES, _WEIGHTS, _EVERYWHERE],
     "mining/masked_mean.py": [_TYPES, "mining/test_algebra.py"],
     "mining/order.py": ["mining/test_top_k.py", _CONTRACT],
     "mining/positions.py": ["mining/test_mine_transformations.py"],
@@ -87,8 +87,10 @@ def stages_of(file: str) -> list[list[str]]:
     tests = ROOT / "tests" / folder
     mirrored = [*sorted(tests.glob(f"test_{stem}.py")), *sorted(tests.glob(f"test_{stem}_*.py"))]
     own = _OWN.get(file, [f"{folder}/{path.name}" for path in mirrored])
-    row = stem if stem in [*_SELECTORS, "ohem"] else "top_k"
-    wider = [[f"tests/{name}", *(["-k", row] if name == _CONTRACT else [])] for name in _WIDER.get(file, [])]
+    rows = {_CONTRACT: stem if stem in [*_SELECTORS, "ohem"] else "top_k", _EVERYWHERE: stem}
+    wider = [
+        [f"tests/{name}", *(["-k", rows[name]] if name in rows else [])] for name in _WIDER.get(file, [])
+    ]
     return [[f"hardmine_jax/{file}", *(f"tests/{name}" for name in own)], *wider]
 
 

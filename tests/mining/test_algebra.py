@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -144,6 +145,8 @@ def test_emphasis_is_a_sum_of_two_means():
     found = mining.masked_mean(losses, where=where, weights=weights)
     means = mining.masked_mean(losses, where=where), mining.masked_mean(losses, where=keep)
     np.testing.assert_allclose(found, 0.5 * means[0] + 5 * means[1], rtol=1e-6)
+    half = mining.emphasis_weights(keep, where, hard=jnp.bfloat16(5), easy=jnp.bfloat16(0.5))
+    np.testing.assert_array_equal(half, weights)
     nothing = mining.emphasis_weights(np.zeros_like(where), where, hard=5.0)
     np.testing.assert_array_equal(nothing, where)
     with pytest.raises(ValueError, match="keep must be bool"):

@@ -47,12 +47,13 @@ def test_float32_changes_in_no_bit():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers are not asked for it")
-def test_every_product_is_one_that_the_cpu_has_a_kernel_for():
-    text = jax.jit(cpu_products(_function)).lower(*_args(jnp.bfloat16)).as_text()
+@pytest.mark.parametrize("dtype, name", [(jnp.bfloat16, "bf16"), (jnp.float16, "f16")])
+def test_every_product_is_one_that_the_cpu_has_a_kernel_for(dtype, name):
+    text = jax.jit(cpu_products(_function)).lower(*_args(dtype)).as_text()
     products = re.findall(r"dot_general.*: \((.*), (.*)\) -> (.*)", text)
     assert len(products) == 3
     for left, right, out in products:
-        assert "xbf16>" in left and "xbf16>" in right and "xf32>" in out
+        assert f"x{name}>" in left and f"x{name}>" in right and "xf32>" in out
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers are not asked for it")

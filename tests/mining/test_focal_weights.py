@@ -68,3 +68,5 @@ def test_refusals():
     for gamma in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"gamma={gamma} must be finite and 0 or more"):
             focal_weights(jnp.zeros(3), gamma=gamma)
+    with pytest.raises(ValueError, match=r"gamma of shape \(3,\): give one number for all units"):
+        focal_weights(jnp.zeros(3), gamma=jnp.ones(3))

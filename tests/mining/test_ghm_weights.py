@@ -92,3 +92,8 @@ def test_the_number_of_bins_is_an_integer(num_bins):
     for function in (ghm_weights, gradient_histogram):
         with pytest.raises(TypeError, match="must be a Python int"):
             function(jnp.array([0.0, 0.5, 1.0]), num_bins=num_bins)
+
+
+def test_counts_that_have_seen_nothing_weigh_nothing():
+    weights = ghm_weights(jnp.array([0.2, 0.9]), num_bins=4, counts=jnp.zeros(4))
+    np.testing.assert_array_equal(weights, [0, 0])

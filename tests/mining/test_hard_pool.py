@@ -128,6 +128,13 @@ def test_positives_grow_older_until_they_are_seen_again_the_example_0_too():
     assert _rows(pool.positives) == [(0, 1.0, 1), (5, 1.0, 2), (6, 1.0, 0)]
 
 
+def test_a_free_slot_has_no_age():
+    pool = hard_pool.init(2, num_positives=2)
+    for _ in range(3):
+        pool = UPDATE(pool, jnp.array([1, 2]), jnp.ones(2), positive=jnp.array([True, False]))
+    assert pool.positives.ages.tolist() == pool.negatives.ages.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("score", [1.0, 0.0, -1.0])
 def test_ageing_never_ranks_higher(score):
     pool = UPDATE(hard_pool.init(2), jnp.array([1]), jnp.array([score]))
