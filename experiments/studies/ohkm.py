@@ -20,13 +20,13 @@ import sys
 from typing import Literal
 
 import grid
-import intervals
 import rich
 
 from hardmine_jax.tasks.exit_codes import run_to_exit_code
 from hardmine_jax.tasks.flags import parse_flags
 from hardmine_jax.tasks.pose import train
 from hardmine_jax.tasks.pose.datasets import load_dataset
+from hardmine_jax.tasks.seeds import table
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "pose_ohkm.py"
@@ -41,6 +41,7 @@ VARIANTS: dict[Variant, tuple[str, ...]] = {
 }
 # All seeds of these come before the first of the others.
 MAIN = ("none", "ohkm", "linear", "additive")
+SCORES = {"pck": "PCK@0.1", "pck@0.2": "PCK@0.2"}
 # They change nothing of what is learned.
 _SILENT = ("--evaluate-every", "0", "--checkpoint-every", "1000", "--log-every", "100")
 _QUICK = ("--steps", "3", "--batch-size", "8", "--evaluate-people", "8", "--no-flip-test")
@@ -140,7 +141,8 @@ def study(config: Config) -> int:
         print(f"{run.name}: {took:.0f} s", flush=True)
     flags = {run.variant: list(run.flags) for run in wanted}
     lines = [at for at in grid.read_lines(path) if at["flags"] == flags.get(at["variant"])]
-    rich.print(intervals.table(lines, list(dict.fromkeys(run.variant for run in wanted))))
+    variants = list(dict.fromkeys(run.variant for run in wanted))
+    rich.print(table(lines, variants, SCORES, reference="none", title="validation"))
     return int(bool(failed))
 
 

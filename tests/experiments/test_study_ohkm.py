@@ -14,11 +14,12 @@ from rich.console import Console
 
 from experiments.studies import ohkm as study
 from hardmine_jax.data.pose.lspet import LSP_SKELETON
+from hardmine_jax.tasks import seeds
 from hardmine_jax.tasks.pose.config import settle
 from hardmine_jax.tasks.pose.train import parse
 
-# The modules that the script itself imported.
-grid, intervals = study.grid, study.intervals
+# The module that the script itself imported.
+grid = study.grid
 
 RUNS = [grid.Run(name, seed, ("--mining", name)) for seed in (0, 1) for name in ("none", "ohkm")]
 
@@ -82,7 +83,7 @@ def test_when_time_is_over_none_is_started_and_what_runs_is_stopped():
 @pytest.mark.parametrize("number", [2, 3, 5, 40])
 def test_intervals_are_scipys(number):
     values = np.random.default_rng(number).normal(size=number)
-    mean, half = intervals.interval(values)
+    mean, half = seeds.interval(values)
     low, high = scipy.stats.t.interval(0.95, number - 1, np.mean(values), scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-6)
 
@@ -95,7 +96,7 @@ def test_the_table_pairs_by_seed():
         for seed, score in enumerate(found)
     ]
     console = Console(width=150, file=io.StringIO())
-    console.print(intervals.table(lines, list(scores)))
+    console.print(seeds.table(lines, list(scores), study.SCORES, reference="none", title="validation"))
     text = console.file.getvalue().splitlines()
     none, ohkm = (next(row for row in text if row.startswith(f"│ {name} ")) for name in scores)
     assert "50.00 ± 24.84" in none and "+" not in none

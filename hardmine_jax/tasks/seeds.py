@@ -3,31 +3,46 @@
 A line is a dictionary with `variant`, `seed` and the scores, as shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.table import Table
 
-SCORES = {"pck": "PCK@0.1", "pck@0.2": "PCK@0.2"}
-# What the others are compared with.
-REFERENCE = "none"
 
+def table(
+    lines: Sequence[dict],
+    variants: Sequence[str],
+    scores: dict[str, str],
+    *,
+    reference: str,
+    title: str,
+    more: dict[str, Callable[[list[dict]], str]] | None = None,
+) -> Table:
+    """A row for each variant, in percent.
 
-def table(lines: Sequence[dict], variants: Sequence[str]) -> Table:
-    """A row for each variant, in percent."""
-    columns = [column for heading in SCORES.values() for column in (heading, f"minus {REFERENCE}")]
-    made = Table("", "seeds", *columns, title="mean and its 95 % interval, %")
+    Args:
+      lines: of all variants and seeds.
+      variants: in the order of the rows.
+      scores: the names that the lines have, and their headings.
+      reference: the variant that the others are compared with, seed by seed.
+      title: what is measured; what the cells are is added.
+      more: further headings, and a cell from a variant's lines.
+    """
+    columns = [column for heading in scores.values() for column in (heading, f"minus {reference}")]
+    more = more or {}
+    made = Table("", "seeds", *columns, *more, title=f"{title}: mean and its 95 % interval, %")
 
     def found(variant: str, score: str) -> dict[int, float]:
         return {line["seed"]: 100 * line[score] for line in lines if line["variant"] == variant}
 
     for variant in variants:
-        cells = []
-        for score in SCORES:
+        cells: list[str] = []
+        for score in scores:
             values = found(variant, score)
-            against = [] if variant == REFERENCE else paired(values, found(REFERENCE, score))
+            against = [] if variant == reference else paired(values, found(reference, score))
             cells += [written(list(values.values())), written(against, "+")]
-        made.add_row(variant, str(len(values)), *cells)
+        own = [line for line in lines if line["variant"] == variant]
+        made.add_row(variant, str(len(own)), *cells, *(cell(own) for cell in more.values()))
     return made
 
 
