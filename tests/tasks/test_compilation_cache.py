@@ -115,7 +115,9 @@ def test_an_entry_that_cannot_be_read_is_told_once_and_written_anew(damage, hits
     plain = _run(RunConfig(cache_dir=tmp_path))
     folder = tmp_path / "compiled" / machine()
     entries = sorted(folder.iterdir())
-    others = [folder / name for name in ("jit_step.txt", "jit_step-1-cache", "jit_mine-" + "0" * 64 + "-cache")]
+    others = [
+        folder / name for name in ("jit_step.txt", "jit_step-1-cache", "jit_mine-" + "0" * 64 + "-cache")
+    ]
     for path in others:
         path.write_text("no entry of this program")
     for path in entries:
