@@ -123,6 +123,7 @@ def test_python_m_is_the_command(module, arguments, code, capsys):
     run = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == code == command.main(arguments)
     assert (run.stdout, run.stderr) == capsys.readouterr()
+    assert arguments != ["--version"] or run.stdout == f"hardmine {hardmine_jax.__version__}\n"
 
 
 def test_the_installed_script_is_the_command():
