@@ -79,7 +79,8 @@ def panels(figure: Figure) -> list[list[bytes]]:
 def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """An empty figure of so many panels, in inches high."""
     figure = Figure(figsize=(12, height), layout="constrained")
-    return figure, [part.subplots() for part in np.ravel(figure.subfigures(1, count))]
+    parts = figure.subfigures(1, count, squeeze=False).ravel()
+    return figure, [part.subplots() for part in parts]
 
 
 def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,7 @@ def report_pictures(
       typical: validation images that nobody picked.
       hardest: validation images with most mistakes.
     """
-    pictures = [("Learning curves", panels(learning_curves(lines)))]
+    pictures: list[tuple[str, Panels]] = [("Learning curves", panels(learning_curves(lines)))]
     if any(line.get("fraction_kept") is not None for line in lines):
         caption = (
             "What carries the gradient: the share of the RoIs that is kept, how much of their loss that is, "

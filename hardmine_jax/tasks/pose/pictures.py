@@ -52,7 +52,7 @@ def report_pictures(
       typical: validation examples that nobody picked; may be empty.
     """
     curves = learning_curves(lines, baseline=result.get("mean_pose_pck"))
-    pictures = [("Learning curves", panels(curves))]
+    pictures: list[tuple[str, Panels]] = [("Learning curves", panels(curves))]
     if any(line.get("unit_rate") is not None for line in lines):
         caption = (
             "What mining kept: the share of the labelled joints, the share of their loss (far larger where "
