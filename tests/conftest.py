@@ -24,7 +24,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dtypes likewise; but flax and optax promote inside, so only where the tests are of our own arithmetic.
 _STRICT_DTYPES = (
     *("mining/", "pose/", "detection/"),
-    *(f"training/test_{name}.py" for name in ("metrics_log", "optimizer", "progress", "sharding", "step")),
+    *(
+        f"training/test_{name}.py"
+        for name in ("loop", "metrics_log", "optimizer", "progress", "sharding", "step")
+    ),
     *(f"models/test_{name}.py" for name in ("cpn", "images", "layers", "resnet")),
 )
 
