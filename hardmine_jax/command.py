@@ -184,3 +184,7 @@ def _is_missing(error: ImportError) -> bool:
     root = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
     name = root.name if isinstance(root, ModuleNotFoundError) else None
     return name is not None and name.partition(".")[0] != "hardmine_jax"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

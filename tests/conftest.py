@@ -22,7 +22,14 @@ collect_ignore = ["mutate.py"]
 # A silent rank or dtype promotion is the commonest way for a mask to go wrong without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dtypes likewise; but flax and optax promote inside, so only where the tests are of our own arithmetic.
-_STRICT_DTYPES = ("mining/", "pose/", "detection/", "training/test_step.py", "training/test_sharding.py")
+_STRICT_DTYPES = (
+    *("mining/", "pose/", "detection/"),
+    *(
+        f"training/test_{name}.py"
+        for name in ("loop", "metrics_log", "optimizer", "progress", "sharding", "step")
+    ),
+    *(f"models/test_{name}.py" for name in ("cpn", "images", "layers", "resnet")),
+)
 
 
 def _shared(name: str) -> pathlib.Path:

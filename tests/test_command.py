@@ -117,11 +117,16 @@ def test_a_module_of_our_own_that_is_missing_is_a_bug(monkeypatch):
         command.main(["pose", "nothing"])
 
 
-def test_python_m_and_the_installed_script_are_the_same_command():
-    run = subprocess.run(
-        [sys.executable, "-m", "hardmine_jax", "--version"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert (run.returncode, run.stdout) == (0, f"hardmine {hardmine_jax.__version__}\n")
+@pytest.mark.parametrize("module", ["hardmine_jax", "hardmine_jax.command"])
+@pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["--version"], 0), (["poze"], 2)])
+def test_python_m_is_the_command(module, arguments, code, capsys):
+    run = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == code == command.main(arguments)
+    assert (run.stdout, run.stderr) == capsys.readouterr()
+    assert arguments != ["--version"] or run.stdout == f"hardmine {hardmine_jax.__version__}\n"
+
+
+def test_the_installed_script_is_the_command():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, name = project["scripts"]["hardmine"].split(":")
     assert module == "hardmine_jax.command" and getattr(command, name) is command.main

@@ -22,8 +22,8 @@ ALLOWED = {
     "training": {"job"},
     "tasks": {"mining", "pose", "detection", "models", "data", "job", "training"},
 }
-# What every layer may import, and no more from there: it imports nothing itself.
-FOR_ALL = ("hardmine_jax.errors.UserError",)
+# What every layer may import, and no more from there: these import nothing but Python's own modules.
+FOR_ALL = ("hardmine_jax.errors.UserError", "hardmine_jax.file_lock.open_locked")
 # Third-party modules that must not come with `import hardmine_jax`.
 HEAVY = (
     "torch",
@@ -95,8 +95,10 @@ def test_no_import_points_up(path):
     assert _wrong_arrows(path) == []
 
 
-def test_the_parent_of_errors_needs_nothing():
-    assert _imports(PACKAGE / "errors.py") == []
+@pytest.mark.parametrize("name", FOR_ALL)
+def test_what_every_layer_may_import_needs_only_python(name):
+    imported = _imports(PACKAGE / f"{name.split('.')[1]}.py")
+    assert {each.split(".")[0] for each in imported} <= sys.stdlib_module_names
 
 
 def test_only_the_checkpoint_knows_orbax():

@@ -6,8 +6,8 @@ another entry. An entry is built in a hidden folder beside it and renamed when c
 not at all.
 """
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from hardmine_jax.data.problems import DataError
+from hardmine_jax.file_lock import open_locked
 
 # Of a file system without locks.
 _ABANDONED_AFTER_SECONDS = 2 * 24 * 3600
@@ -155,14 +156,7 @@ def _remove_abandoned(parent: pathlib.Path) -> None:
 
 
 def _lock(folder: pathlib.Path) -> int | None:
-    """A lock that dies with its process; None where another holds it, or the file system has none."""
-    try:
-        opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(opened)
-        return None
-    return opened
+    """The number of the opened folder; None where another process holds it, or it cannot be locked."""
+    with contextlib.suppress(OSError):
+        return open_locked(folder, os.O_RDONLY)
+    return None

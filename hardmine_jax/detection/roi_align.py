@@ -120,11 +120,16 @@ def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling
 def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
     rows = features.reshape(-1, features.shape[-1])
     read = (
-        weights * beside(rows, index).at[index].get(mode="promise_in_bounds").astype(weights.dtype)
+        _weighed(weights, beside(rows, index).at[index].get(mode="promise_in_bounds").astype(weights.dtype))
         for index, weights in _products(down, across, features.shape[1])
     )
     # One sum of all gathers, so that XLA makes one loop of it and keeps no sample in memory.
     return materialised(functools.reduce(jnp.add, read).astype(features.dtype))
+
+
+def _weighed(weights: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The products, 0 where the weight is: a NaN at a pixel that a bin does not see is none of its."""
+    return jnp.where(weights != 0, weights * numbers, 0)
 
 
 def _products(down: _Taps, across: _Taps, width: int) -> Iterator[tuple[jax.Array, jax.Array]]:
@@ -146,7 +151,7 @@ def _align_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Arr
         down, across, gradient = rows
         gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
         for index, weights in _products(down, across, features.shape[1]):
-            total = total.at[index].add(weights * gradient, mode="promise_in_bounds")
+            total = total.at[index].add(_weighed(weights, gradient), mode="promise_in_bounds")
         return total
 
     total = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), down.weights.dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.detection.box_runs import sum_over_boxes
-from hardmine_jax.mining.layout import beside, cut_axes, varying_as
+from hardmine_jax.mining.layout import beside, cut_axes, on_mesh_of, varying_as
 from hardmine_jax.mining.types import ArrayLike, at_least_single
 
 
@@ -147,7 +147,8 @@ def _pool_forward(features: jax.Array, bins: _Bins) -> tuple[jax.Array, _Residua
 
 def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None]:
     features, bins, maxima = residuals
-    table = _table(features, bins, with_places=True)
+    with on_mesh_of(gradient):
+        table = _table(features, bins, with_places=True)
     channel = jnp.arange(features.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
 
     # Places are looked up here, a few boxes at a time: to keep them would take as much memory as the maxima.

@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import os
 import pathlib
 import socket
@@ -11,9 +9,9 @@ import sys
 from collections.abc import Iterator
 
 from hardmine_jax.errors import UserError
+from hardmine_jax.file_lock import open_locked
 
 _NAME = ".lock"
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -50,20 +48,16 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def _open(path: pathlib.Path) -> int:
     """The number of the locked file."""
     while True:
-        # flock's lock is this opening's: it ends with the process, and children do not inherit the number.
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = open_locked(path, os.O_RDWR | os.O_CREAT)
+        if file is None:
+            used = f"{path.parent} is in use{_read_owner(path)}"
+            raise UserError(f"{used}: wait until that run has ended, or take another folder")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(file, path):
                 _write_owner(file)
                 return file
-        except OSError as error:
-            owner = _read_owner(file)
+        except OSError:
             os.close(file)
-            if error.errno in _HELD:
-                raise UserError(
-                    f"{path.parent} is in use{owner}: wait until that run has ended, or take another folder"
-                ) from None
             raise
         # Removed meanwhile by the process that held it.
         os.close(file)
@@ -83,9 +77,9 @@ def _write_owner(file: int) -> None:
         os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
 
 
-def _read_owner(file: int) -> str:
-    with contextlib.suppress(OSError):
-        said = os.pread(file, 200, 0).decode(errors="replace")
+def _read_owner(path: pathlib.Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        said = file.read(200).decode(errors="replace")
         if said.isprintable() and said:
             return f" by {said}"
     return ""

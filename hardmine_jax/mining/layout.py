@@ -1,5 +1,6 @@
 """How arrays lie on a mesh with Explicit axes, as `jax.make_mesh` makes them: JAX chooses no layout there."""
 
+import contextlib
 from typing import TypeVar
 
 import jax
@@ -49,6 +50,16 @@ def varying_as(array: jax.Array, other: jax.Array) -> jax.Array:
     So what is the same on all of them gets its gradient summed, to which a `jax.custom_vjp` has to see.
     """
     return jnp.where((jnp.zeros_like(other) == 0).all(), array, array)
+
+
+def on_mesh_of(array: jax.Array) -> contextlib.AbstractContextManager[object]:
+    """Within it JAX finds the mesh with Explicit axes that the array lies on, also without `jax.set_mesh`.
+
+    In the backward function of a `jax.custom_vjp` it has lost that, and under vmap joins no arrays there.
+    Outside of jit JAX (0.10) takes no gradient there at all, of no function, without `jax.set_mesh`.
+    """
+    mesh = jax.typeof(array).sharding.mesh
+    return jax.sharding.use_abstract_mesh(mesh) if mesh.explicit_axes else contextlib.nullcontext()
 
 
 def for_export(kind: type[_Result]) -> type[_Result]:

@@ -2,6 +2,9 @@
 
 Colours follow Okabe and Ito (2008), which stay apart for colour-blind readers. Nothing here touches pyplot,
 so no window, backend or figure outlives a call; `png(figure)` gives its bytes.
+
+A figure of several panels is 12 inches wide and its panels are subfigures, so that a page can show them side
+by side or, where it is narrow, one below the other: `panels(figure)`. One of a single panel is `WIDTH` wide.
 """
 
 import io
@@ -11,12 +14,16 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from hardmine_jax.data.problems import printable
 
 BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"
 INK, FAINT = "#1f2933", "#9aa5b1"
+WIDTH = 7.2
+_DPI = 130
 # The names of the settings have a type of matplotlib's own only in late versions.
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -43,11 +50,37 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def png(figure: Figure, *, dpi: int = 130) -> bytes:
+def png(figure: Figure, *, dpi: int = _DPI) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def panels(figure: Figure) -> list[list[bytes]]:
+    """The figure as PNG bytes, a row of panels after the other; one that is not divided is a single panel."""
+    parts = [part for part in figure.subfigs if part.axes]
+    if not parts:
+        return [[png(figure)]]
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # Rows of pixels go down, matplotlib's y goes up.
+    pixels = np.asarray(canvas.buffer_rgba())[::-1]
+    rows: dict[int, list[bytes]] = {}
+    for part in parts:
+        left, low, right, high = (round(edge) for edge in part.bbox.extents)
+        buffer = io.BytesIO()
+        imsave(buffer, np.ascontiguousarray(pixels[low:high, left:right][::-1]), format="png")
+        rows.setdefault(high, []).append(buffer.getvalue())
+    return list(rows.values())
+
+
+def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many panels, in inches high."""
+    figure = Figure(figsize=(12, height), layout="constrained")
+    parts = figure.subfigures(1, count, squeeze=False).ravel()
+    return figure, [part.subplots() for part in parts]
 
 
 def series(lines: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -80,10 +113,10 @@ def montage(
     with rc_context(STYLE):
         height = rows * (12 / columns * aspect + (0.35 if captions else 0.0))
         figure = Figure(figsize=(12, height), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
+        parts = figure.subfigures(rows, columns, squeeze=False).ravel()
+        for part, image, title in zip(parts, images, titles, strict=False):
+            axes = part.subplots()
             axes.set_axis_off()
-        for axes, image, title in zip(grid, images, titles, strict=False):
             axes.imshow(image, interpolation="lanczos")
             if title:
                 axes.set_title(title, fontsize=11)

@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jaxlib.version
@@ -18,6 +20,8 @@ from hardmine_jax.job.exchange import is_main
 from hardmine_jax.tasks.run_config import RunConfig
 
 _SETTING = "jax_compilation_cache_dir"
+# JAX's own words, and the program's name, with which its entry's file begins.
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(?P<program>[^'/]+)':")
 
 
 @contextlib.contextmanager
@@ -40,7 +44,8 @@ def compilation_cache(run: RunConfig) -> Iterator[None]:
     # What takes less than a second to compile is not kept, by JAX's own default.
     _set_folder(str(folder))
     try:
-        yield
+        with _unreadable_removed(folder):
+            yield
     finally:
         _set_folder(None)
 
@@ -49,6 +54,36 @@ def _set_folder(folder: str | None) -> None:
     jax.config.update(_SETTING, folder)
     # JAX looks at its setting only once, when the first program is compiled.
     jax_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def _unreadable_removed(folder: pathlib.Path) -> Iterator[None]:
+    """Within it an entry that JAX cannot read is told once: it is removed, and JAX writes it anew.
+
+    JAX itself leaves an entry that is there, and would say the same at every start.
+    """
+    show = warnings.showwarning
+
+    def remove_and_show(message: Warning | str, *others: Any, **named: Any) -> None:
+        if found := _UNREADABLE.match(str(message)):
+            _remove_entries(folder, found["program"])
+        show(message, *others, **named)
+
+    warnings.showwarning = remove_and_show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def _remove_entries(folder: pathlib.Path, program: str) -> None:
+    """Of all programs of this name: JAX does not say which of them it could not read."""
+    entry = re.compile(re.escape(program) + "-[0-9a-f]{64}-cache")
+    # What cannot be listed or removed is told again at the next start.
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if entry.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def machine() -> str:

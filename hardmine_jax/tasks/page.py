@@ -53,9 +53,11 @@ tfoot > tr > * { border-top: 2px solid var(--line); font-weight: 700; }
 .facts dt { color: var(--soft); font-weight: 600; }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1.4rem 0 0; padding: 1rem; }
-/* Its letters are 1/6 inch of 12: on a narrow screen it is scrolled rather than shrunk. */
-figure .picture { overflow-x: auto; border-radius: .3rem; background: #fff; }
-figure img { display: block; width: 100%; min-width: 900px; height: auto; }
+figure .panels { display: grid; grid-template-columns: repeat(var(--wide), minmax(0, 1fr));
+                 align-items: start; row-gap: .4rem; border-radius: .3rem; background: #fff; }
+/* What is not divided has letters for less than the width of the page. */
+figure .alone { max-width: 52rem; }
+figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-bottom: .8rem; font-weight: 600; overflow-wrap: anywhere; }
 @media (max-width: 700px) {
   main { padding: 1rem .6rem 2rem; }
@@ -65,6 +67,7 @@ figcaption { margin-bottom: .8rem; font-weight: 600; overflow-wrap: anywhere; }
   .facts { grid-template-columns: 1fr; gap: 0; }
   .facts dd { margin-bottom: .5rem; }
   figure { padding: .6rem; }
+  figure .panels { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); }
 }
 .notes li { margin: .3rem 0; }
 details { margin-top: 2.5rem; padding: .8rem 1.1rem; }
@@ -88,6 +91,10 @@ _PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
+
+
+# The rows of a picture, each of as many PNGs (the last may have fewer): the panels that stand side by side.
+Panels = Sequence[Sequence[bytes]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +155,12 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<h2>This run</h2>\n<dl class="facts">{items}</dl>' if items else ""
 
 
-def figures(pictures: Iterable[tuple[str, bytes]]) -> list[str]:
-    """(caption, PNG bytes), in the order to show them; the caption is also the alternative text."""
-    parts = [_figure(caption, data) for caption, data in pictures]
+def figures(pictures: Iterable[tuple[str, bytes | Panels]]) -> list[str]:
+    """(caption, PNG bytes or panels), in the order to show them; the caption is also the alternative text.
+
+    Where the page is narrow there are half as many panels in a row.
+    """
+    parts = [_figure(caption, picture) for caption, picture in pictures]
     return ["<h2>Pictures</h2>", *parts] if parts else []
 
 
@@ -198,11 +208,18 @@ def _bar(share: float | None) -> str:
     return f' style="background: linear-gradient(to right, var(--bar) {end}, transparent {end})"'
 
 
-def _figure(caption: str, data: bytes) -> str:
+def _figure(caption: str, picture: bytes | Panels) -> str:
+    rows = [[picture]] if isinstance(picture, bytes) else picture
+    images = [_image(caption, data) for row in rows for data in row]
+    wide = len(rows[0])
+    kind = "panels" if len(images) > 1 else "panels alone"
+    start = f'<div class="{kind}" style="--wide: {wide}; --narrow: {max(1, wide // 2)}">'
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{start}{''.join(images)}</div></figure>"
+
+
+def _image(caption: str, data: bytes) -> str:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"the picture {caption!r} is not PNG: it starts with {data[:8]!r}")
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    text = escape(caption)
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    image = f'<img alt="{text}" width="{width}" height="{height}" src="{source}">'
-    return f'<figure><figcaption>{text}</figcaption><div class="picture" tabindex="0">{image}</div></figure>'
+    return f'<img alt="{escape(caption)}" width="{width}" height="{height}" src="{source}">'

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from hardmine_jax.job import interrupts
@@ -93,71 +93,151 @@ def fit(
         saved. Looked for before anything is saved.
       CheckpointError: the state that training ended with could not be saved.
     """
-    step, stopped, compiled = int(state.step), False, False
-    scores: dict[str, float] = {}
-    state, window = parallel.put_state(state), Window(batch_size, parallel.get)
-    with contextlib.ExitStack() as holding, stop_requests() as stop:
+    training = _Training(
+        state=parallel.put_state(state),
+        step=int(state.step),
+        parallel=parallel,
+        batches=batches,
+        window=Window(batch_size, parallel.get),
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        learning_rate=learning_rate,
+    )
+    every = _Every(log_every, evaluate_every, checkpoint_every)
+    with contextlib.ExitStack() as held, stop_requests() as stop:
         asked_to_stop = StopVotes(stop, parallel.mesh)
         try:
-            with _watching(workdir, step, steps, batch_size) as reports, working("training"):
-                if step < steps:
-                    with working("reading the first batch", slack=_FIRST_SLACK):
-                        batch = parallel.put_batch(next(batches))
-                while step < steps and not stopped:
-                    step += 1
-                    last = step == steps
-                    with waiting() if compiled else working("compiling", slack=math.inf):
-                        state, metrics = parallel.train_step(state, batch)
-                    if not compiled:
-                        # Until a step is done there is nothing to save, and Ctrl-C ends the process at once.
-                        holding.enter_context(interrupts.held())
-                        compiled = True
-                    with waiting():
-                        window.add(step, metrics)
-                        # Read once a step, before the iterator moves on: the position saved is this step's.
-                        stopped = asked_to_stop(last=last)
-                    due = step == 1 or last or _due(step, evaluate_every)
-                    evaluating = evaluate is not None and not stopped and due
-                    saving = checkpoints is not None and (
-                        last or stopped or evaluating or _due(step, checkpoint_every)
-                    )
-                    position = batches.get_state() if saving else None
-                    if not (last or stopped):
-                        with working("reading a batch"):
-                            batch = parallel.put_batch(next(batches))
-                    if not (last or stopped or evaluating or saving or step == 1 or _due(step, log_every)):
-                        continue
-                    with waiting():
-                        line: dict[str, Any] = window.flush()
-                    if learning_rate is not None:
-                        line["learning_rate"] = float(learning_rate(step - 1))
-                    if step == 1 and line.get("loss") == 0 and is_main():
-                        print(_NO_LOSS, file=sys.stderr, flush=True)
-                    reports.progress(step, line)
-                    if evaluate is not None and evaluating:
-                        with working("an evaluation"):
-                            scores = evaluate(state)
-                        line |= {f"validation/{name}": value for name, value in scores.items()}
-                    reports.log(step, line)
-                    if checkpoints is not None and saving:
-                        with working("saving a checkpoint", slack=_SAVE_SLACK):
-                            reports.keep()
-                            one = parallel.get(state)
-                            check_state(step, one)
-                            checkpoints.save(step, one, position, scores if evaluating else None)
-                    window.restart()
+            with _watching(workdir, training.step, steps, batch_size) as reports, working("training"):
+                _run(training, steps, every, asked_to_stop, reports, held)
         finally:
             if checkpoints is not None:
                 with working("saving the last checkpoint", slack=_SAVE_SLACK):
                     checkpoints.wait()
-        if not stopped:
+        if not training.stopped:
             # While the last checkpoint was being written; what comes after it may be long.
             with waiting():
-                stopped = asked_to_stop(last=True)
-    if checkpoints is not None and (must_save or stopped):
+                training.stopped = asked_to_stop(last=True)
+    if checkpoints is not None and (must_save or training.stopped):
         checkpoints.check_saved()
-        interrupts.answer(f"interrupted: step {step} is saved, the same command goes on from there", 0)
-    return FitResult(state, step, stopped, window.images_per_second(), scores)
+        saved = f"interrupted: step {training.step} is saved, the same command goes on from there"
+        interrupts.answer(saved, 0)
+    speed = training.window.images_per_second()
+    return FitResult(training.state, training.step, training.stopped, speed, training.scores)
+
+
+class _Every(NamedTuple):
+    """So many steps lie between two of each."""
+
+    log: int
+    evaluate: int | None
+    checkpoint: int | None
+
+
+class _Due(NamedTuple):
+    """What is done after a step, before the next."""
+
+    line: bool
+    evaluation: bool
+    checkpoint: bool
+
+
+@dataclass
+class _Training:
+    """What a step leaves to the next one, and what works on it."""
+
+    state: TrainState
+    step: int
+    parallel: Parallel
+    batches: Batches
+    window: Window
+    checkpoints: Checkpoints | None
+    evaluate: Callable[[TrainState], dict[str, float]] | None
+    learning_rate: Callable[[int], Any] | None
+    batch: Any = None
+    stopped: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def read(self, what: str, *, slack: float = 1.0) -> None:
+        with working(what, slack=slack):
+            self.batch = self.parallel.put_batch(next(self.batches))
+
+    def update(self) -> dict:
+        """One step further; its metrics, on the devices."""
+        self.step += 1
+        self.state, metrics = self.parallel.train_step(self.state, self.batch)
+        return metrics
+
+    def due(self, every: _Every, *, last: bool) -> _Due:
+        first, end = self.step == 1, last or self.stopped
+        evaluation = self.evaluate is not None and not self.stopped
+        evaluation = evaluation and (first or last or self._is_due(every.evaluate))
+        checkpoint = self.checkpoints is not None
+        checkpoint = checkpoint and (end or evaluation or self._is_due(every.checkpoint))
+        line = end or evaluation or checkpoint or first or self._is_due(every.log)
+        return _Due(line, evaluation, checkpoint)
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def report(self, due: _Due, position: Any, reports: "_Reports") -> None:
+        """A line, with an evaluation and a checkpoint where they are due."""
+        line = self._flush()
+        reports.progress(self.step, line)
+        if due.evaluation and self.evaluate is not None:
+            with working("an evaluation"):
+                self.scores = self.evaluate(self.state)
+            line |= {f"validation/{name}": value for name, value in self.scores.items()}
+        reports.log(self.step, line)
+        if due.checkpoint and self.checkpoints is not None:
+            with working("saving a checkpoint", slack=_SAVE_SLACK):
+                reports.keep()
+                one = self.parallel.get(self.state)
+                check_state(self.step, one)
+                self.checkpoints.save(self.step, one, position, self.scores if due.evaluation else None)
+        self.window.restart()
+
+    def _flush(self) -> dict[str, Any]:
+        with waiting():
+            line: dict[str, Any] = self.window.flush()
+        if self.learning_rate is not None:
+            line["learning_rate"] = float(self.learning_rate(self.step - 1))
+        if self.step == 1 and line.get("loss") == 0 and is_main():
+            print(_NO_LOSS, file=sys.stderr, flush=True)
+        return line
+
+
+def _run(
+    training: _Training,
+    steps: int,
+    every: _Every,
+    asked_to_stop: StopVotes,
+    reports: "_Reports",
+    held: contextlib.ExitStack,
+) -> None:
+    if training.step >= steps:
+        return
+    training.read("reading the first batch", slack=_FIRST_SLACK)
+    with working("compiling", slack=math.inf):
+        metrics = training.update()
+    # Until a step is done there is nothing to save, and Ctrl-C ends the process at once.
+    held.enter_context(interrupts.held())
+    while True:
+        last = training.step == steps
+        with waiting():
+            training.window.add(training.step, metrics)
+            # Asked once a step, before the iterator moves on: the position saved is this step's.
+            training.stopped = asked_to_stop(last=last)
+        due = training.due(every, last=last)
+        position = training.batches.get_state() if due.checkpoint else None
+        end = last or training.stopped
+        if not end:
+            training.read("reading a batch")
+        if due.line:
+            training.report(due, position, reports)
+        if end:
+            return
+        with waiting():
+            metrics = training.update()
 
 
 class _Reports(NamedTuple):
@@ -176,7 +256,3 @@ def _watching(workdir: str | os.PathLike[str], step: int, steps: int, batch_size
     progress = show_progress(step, steps, batch_size=batch_size)
     with MetricsLog(workdir, after=step) as log, progress as show:
         yield _Reports(show, log.write, log.keep)
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0

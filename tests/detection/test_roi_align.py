@@ -227,3 +227,25 @@ def test_refusals():
         roi_align(features, boxes, stride=16, sampling_ratio=0)
     with pytest.raises(TypeError, match="sampling_ratio=2.0 must be a Python int"):
         roi_align(features, boxes, stride=16, sampling_ratio=2.0)
+
+
+@pytest.mark.parametrize("planted", [np.nan, np.inf])
+def test_a_pixel_reaches_the_bins_that_see_it_and_no_other(planted):
+    """One without weight in a bin, beside a sample on the grid or read for none, is not in its sum."""
+    features = _features(5, 6, channels=1)
+    # On whole pixels, half outside, outside, and no box at all.
+    boxes = np.float32([[1, 1, 3, 3], [-2, -1, 2, 2], [40, 40, 50, 50], [np.nan, 0, 4, 4], [0, 0, 0, 0]])
+    spots = np.eye(30, dtype=np.float32).reshape(30, 5, 6, 1)
+
+    def align(features):
+        return roi_align(features, boxes, size=(2, 2), stride=1, sampling_ratio=1)
+
+    clean, seen = align(features), jax.vmap(align)(spots) != 0
+    found = jax.vmap(align)(np.where(spots == 1, np.float32(planted), features))
+    np.testing.assert_array_equal(np.isfinite(found), ~seen)
+    np.testing.assert_array_equal(found[~seen], np.broadcast_to(clean, seen.shape)[~seen])
+    # And back: what a loss of one bin sends reaches the pixels that it sees.
+    _, pull = jax.vjp(align, features)
+    bins = np.eye(clean.size, dtype=np.float32).reshape(-1, *clean.shape)
+    (gradients,) = jax.vmap(pull)(np.where(bins == 1, np.float32(planted), 0))
+    np.testing.assert_array_equal(np.isfinite(gradients).reshape(-1, 30), ~seen.reshape(30, -1).T)

@@ -1,5 +1,6 @@
 """The table of maxima against a plain loop over bins, which is the published rule written out in numpy."""
 
+import functools
 import math
 
 import chex
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hardmine_jax.detection import roi_pool
+from hardmine_jax.detection import roi_align, roi_pool
 
 F32 = np.float32
 
@@ -275,3 +277,18 @@ def test_refusals():
         roi_pool(features, boxes, size=(0, 7), stride=16)
     with pytest.raises(ValueError, match="stride=0 positive"):
         roi_pool(features, boxes, stride=0)
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_pool])
+def test_gradients_of_images_on_an_explicit_axis_without_set_mesh(pool):
+    def gradient(features, boxes):
+        pooled = jax.vmap(functools.partial(pool, size=(2, 2), stride=1))
+        return jax.grad(lambda features: (pooled(features, boxes) ** 2).sum())(features)
+
+    features = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    boxes = np.float32([[[0, 0, 4, 4]], [[1, 2, 5, 3]]])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    placed = [
+        jax.device_put(array, NamedSharding(mesh, PartitionSpec("data"))) for array in (features, boxes)
+    ]
+    chex.assert_trees_all_close(jax.jit(gradient)(*placed), jax.jit(gradient)(features, boxes), atol=1e-6)

@@ -60,6 +60,16 @@ def test_without_locks_it_goes_on_with_a_note(tmp_path, monkeypatch, capsys, num
     assert said.count("could not be locked") == 2 and said.startswith("note: ") and said.count("\n") == 2
 
 
+def test_a_lock_that_may_not_be_opened_is_nobodys_and_goes_on_with_a_note(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with locked(tmp_path):
+        pass
+    assert "could not be locked (Permission denied)" in capsys.readouterr().err
+
+
 def test_children_do_not_hold_it_on(tmp_path):
     context = multiprocessing.get_context("spawn")
     with locked(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,12 @@ from hardmine_jax.tasks.compilation_cache import compilation_cache, machine
 from hardmine_jax.tasks.run_config import RunConfig
 
 _HIT = "/jax/compilation_cache/cache_hits"
+_DAMAGE = {
+    "cut off": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "flipped": lambda whole: whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:],
+    "another's bytes": lambda whole: zlib.compress(b"\0\0\0\1no program"),
+}
 
 
 @pytest.fixture
@@ -100,6 +107,37 @@ def test_entries_that_cannot_be_written_or_read_are_compiled(damage, hits, tmp_p
     with pytest.warns(UserWarning, match="persistent compilation cache"):
         found = _run(RunConfig(cache_dir=tmp_path))
     jax.tree.map(np.testing.assert_array_equal, found, plain)
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+@pytest.mark.parametrize("damage", ["cut off", "empty", "flipped", "another's bytes"])
+def test_an_entry_that_cannot_be_read_is_told_once_and_written_anew(damage, hits, tmp_path):
+    plain = _run(RunConfig(cache_dir=tmp_path))
+    folder = tmp_path / "compiled" / machine()
+    entries = sorted(folder.iterdir())
+    others = [
+        folder / name for name in ("jit_step.txt", "jit_step-1-cache", "jit_mine-" + "0" * 64 + "-cache")
+    ]
+    for path in others:
+        path.write_text("no entry of this program")
+    for path in entries:
+        whole = path.read_bytes()
+        path.write_bytes(_DAMAGE[damage](whole))
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+        _run(RunConfig(cache_dir=tmp_path))
+    # In the tests warnings are errors.
+    hits.clear()
+    found = _run(RunConfig(cache_dir=tmp_path))
+    assert hits and sorted(folder.iterdir()) == sorted([*entries, *others])
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+
+
+def test_what_cannot_be_removed_is_no_error(tmp_path):
+    folder = tmp_path / ("jit_loss-" + "0" * 64 + "-cache")
+    folder.mkdir()
+    module._remove_entries(tmp_path, "jit_loss")
+    module._remove_entries(tmp_path / "absent", "jit_loss")
+    assert folder.is_dir()
 
 
 def test_a_folder_that_jax_was_given_stays(tmp_path, monkeypatch):

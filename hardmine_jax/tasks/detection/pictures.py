@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from hardmine_jax.detection import Detections, GroundTruth
 from hardmine_jax.detection.metrics import overlaps
 from hardmine_jax.tasks import charts
-from hardmine_jax.tasks.charts import BLUE, GREEN, ORANGE, png, series
+from hardmine_jax.tasks.charts import BLUE, GREEN, ORANGE, panels, series
+from hardmine_jax.tasks.page import Panels
 
 # Of the classes beyond the eighth, the sixteenth and so on, whose colours begin anew.
 _LINES = ("-", "--", ":", "-.")
@@ -65,8 +66,8 @@ def report_pictures(
     mined: Sequence[MinedExample],
     typical: Sequence[Example],
     hardest: Sequence[Example],
-) -> list[tuple[str, bytes]]:
-    """`(caption, PNG)` of every picture in the report.
+) -> list[tuple[str, Panels]]:
+    """(caption, panels) of every picture in the report.
 
     Args:
       lines: of `metrics.jsonl`.
@@ -77,43 +78,42 @@ def report_pictures(
       typical: validation images that nobody picked.
       hardest: validation images with most mistakes.
     """
-    pictures = [("Learning curves", png(learning_curves(lines)))]
+    pictures: list[tuple[str, Panels]] = [("Learning curves", panels(learning_curves(lines)))]
     if any(line.get("fraction_kept") is not None for line in lines):
         caption = (
             "What carries the gradient: the share of the RoIs that is kept, how much of their loss that is, "
             "and how many of the kept ones are foreground"
         )
-        pictures.append((caption, png(mining_curves(lines))))
+        pictures.append((caption, panels(mining_curves(lines))))
     if curves:
         shown = "every class" if len(curves) <= _MOST_CURVES else f"the {_MOST_CURVES} most frequent classes"
         caption = (
             f"Precision and recall at IoU 0.5 of {shown}, in the colours of the boxes: for each recall the "
             "best precision at it or beyond, so that the area below is the average precision (in brackets)"
         )
-        pictures.append((caption, png(precision_recall(curves, result["per_class"], classes))))
+        pictures.append((caption, panels(precision_recall(curves, result["per_class"], classes))))
     if mined:
         caption = (
             f"Which RoIs were mined on some training images: at step {mined[0].early.step:,} and at step "
             f"{mined[0].late.step:,}. White boxes are background, coloured ones objects"
         )
-        pictures.append((caption, png(mined_early_and_late(mined, classes))))
+        pictures.append((caption, panels(mined_early_and_late(mined, classes))))
     if typical:
         caption = (
             "Images taken at equal distances with everything found at a score above 0.5; "
             "dashed red: objects that were missed"
         )
-        pictures.append((caption, png(found_on_images(typical, classes))))
+        pictures.append((caption, panels(found_on_images(typical, classes))))
     if hardest:
         caption = "The images with most mistakes, drawn alike"
-        pictures.append((caption, png(found_on_images(hardest, classes))))
+        pictures.append((caption, panels(found_on_images(hardest, classes))))
     return pictures
 
 
 def learning_curves(lines: Sequence[dict]) -> Figure:
     """Training loss, learning rate and validation mAP over steps."""
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 3.9), layout="constrained")
-        loss_axes, rate_axes, map_axes = figure.subplots(1, 3)
+        figure, (loss_axes, rate_axes, map_axes) = charts.side_by_side(3, 3.9)
         charts.loss_panel(loss_axes, *series(lines, "loss"))
         panel: dict[str, Any] = dict(colour=GREEN, title="Learning rate", label="learning rate")
         charts.line_panel(rate_axes, *series(lines, "learning_rate"), **panel)
@@ -126,14 +126,14 @@ def learning_curves(lines: Sequence[dict]) -> Figure:
 
 def mining_curves(lines: Sequence[dict]) -> Figure:
     """Shares over steps: RoIs kept, their part of all the loss, and the foreground among them."""
-    panels = (
+    kinds = (
         ("fraction_kept", "RoIs kept", BLUE),
         ("loss_captured", "Loss captured", ORANGE),
         ("foreground_share", "Foreground among the kept", GREEN),
     )
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        for axes, (key, title, colour) in zip(figure.subplots(1, 3), panels, strict=True):
+        figure, row = charts.side_by_side(3, 3.6)
+        for axes, (key, title, colour) in zip(row, kinds, strict=True):
             charts.line_panel(axes, *series(lines, key), colour=colour, title=title, label="share")
             axes.set_ylim(0, 1.03)
         return figure
@@ -153,7 +153,9 @@ def precision_recall(
     """
     names = sorted(curves, key=lambda name: -(per_class[name].get("count") or 0))[:_MOST_CURVES]
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        # As much room for the lines whatever the number of names below them.
+        height = 4.6 + 0.24 * -(-len(names) // 2)
+        figure = Figure(figsize=(charts.WIDTH, height), layout="constrained")
         axes = figure.subplots()
         for name in names:
             place = classes.index(name)
@@ -163,7 +165,7 @@ def precision_recall(
             style = _LINES[place // len(COLOURS) % len(_LINES)]
             axes.plot(*envelope(*curves[name]), color=colour, linestyle=style, linewidth=2.4, label=label)
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
-        figure.legend(loc="outside right upper", ncols=1 if len(names) <= 12 else 2)
+        figure.legend(loc="outside lower left", ncols=2)
         return figure
 
 

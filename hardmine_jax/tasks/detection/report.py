@@ -23,7 +23,7 @@ def write_report(
     title: str,
     config: Mapping,
     result: Mapping,
-    pictures: Iterable[tuple[str, bytes]] = (),
+    pictures: Iterable[tuple[str, bytes | page.Panels]] = (),
     notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
 ) -> pathlib.Path:

@@ -1,8 +1,8 @@
 """Pictures of a pose training: curves, mined joints, per-joint accuracy, skeletons on photographs.
 
 Images are u8 `[H, W, 3]` RGB, keypoints `[K, 2]` are `(x, y)` pixels of that image, the centre of its first
-pixel at 0. Every plot is a function of plain numbers and returns a `matplotlib.figure.Figure`; `png(figure)`
-gives its bytes. Nothing here touches pyplot, so no window, backend or figure outlives a call. Colours follow
+pixel at 0. Every plot is a function of plain numbers and returns a `matplotlib.figure.Figure`, as in
+`charts.py`. Nothing here touches pyplot, so no window, backend or figure outlives a call. Colours follow
 Okabe and Ito (2008), which stay apart for colour-blind readers: left orange, right blue, middle yellow.
 """
 
@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from hardmine_jax.errors import UserError
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks import charts
-from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, png, series
+from hardmine_jax.tasks.charts import BLUE, GREEN, INK, ORANGE, panels, series
+from hardmine_jax.tasks.page import Panels
 
 LEFT, RIGHT, MIDDLE = (230, 120, 0), (0, 130, 215), (240, 228, 66)
 _MAX_COLUMNS = 60
@@ -40,8 +41,8 @@ def report_pictures(
     skeleton: Skeleton,
     hardest: Sequence[Example],
     typical: Sequence[Example] = (),
-) -> list[tuple[str, bytes]]:
-    """What `report.write_report` shows, as (caption, PNG); what a run does not have is left out.
+) -> list[tuple[str, Panels]]:
+    """What `report.write_report` shows, as (caption, panels); what a run does not have is left out.
 
     Args:
       lines: the lines of `metrics.jsonl`.
@@ -51,25 +52,27 @@ def report_pictures(
       typical: validation examples that nobody picked; may be empty.
     """
     curves = learning_curves(lines, baseline=result.get("mean_pose_pck"))
-    pictures = [("Learning curves", png(curves))]
+    pictures: list[tuple[str, Panels]] = [("Learning curves", panels(curves))]
     if any(line.get("unit_rate") is not None for line in lines):
         caption = (
             "What mining kept: the share of the labelled joints, the share of their loss (far larger where "
             "few joints are hard), and how many different joints these are in effect"
         )
-        pictures.append((caption, png(mining_curves(lines, num_keypoints=skeleton.num_keypoints))))
-        mined = png(mined_over_training(lines, skeleton.names))
+        pictures.append((caption, panels(mining_curves(lines, num_keypoints=skeleton.num_keypoints))))
+        mined = panels(mined_over_training(lines, skeleton.names))
         pictures.append(("Which joints were mined, and how often, as training went on", mined))
-    pictures.append(("How many joints are right, joint by joint", png(per_joint_bars(result["per_joint"]))))
+    pictures.append(
+        ("How many joints are right, joint by joint", panels(per_joint_bars(result["per_joint"])))
+    )
     if typical:
         caption = f"Predictions on images taken at equal distances{_sides(skeleton)}"
-        pictures.append((caption, png(predicted_images(typical, skeleton))))
+        pictures.append((caption, panels(predicted_images(typical, skeleton))))
     if hardest:
         caption = (
             f"The hardest images{_sides(skeleton)}. Each true skeleton, and beside it the predicted one: "
             "occluded joints are hollow, a red line leads from a wrong joint to its true place"
         )
-        pictures.append((caption, png(hardest_images(hardest, skeleton))))
+        pictures.append((caption, panels(hardest_images(hardest, skeleton))))
     return pictures
 
 
@@ -93,8 +96,7 @@ def learning_curves(
       baseline: PCK of predicting the mean pose, drawn as a dashed line.
     """
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 3.9), layout="constrained")
-        loss_axes, rate_axes, pck_axes = figure.subplots(1, 3)
+        figure, (loss_axes, rate_axes, pck_axes) = charts.side_by_side(3, 3.9)
         charts.loss_panel(loss_axes, *series(lines, "loss"))
         steps, rates = series(lines, "learning_rate")
         charts.line_panel(rate_axes, steps, rates, colour=GREEN, title="Learning rate", label="learning rate")
@@ -130,8 +132,7 @@ def mining_curves(lines: Sequence[dict], *, num_keypoints: int) -> Figure:
       num_keypoints: K, the number that exp(entropy) reaches where all are kept equally often.
     """
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 3.9), layout="constrained")
-        share_axes, number_axes = figure.subplots(1, 2)
+        figure, (share_axes, number_axes) = charts.side_by_side(2, 3.9)
         panel: dict[str, Any] = dict(title="Kept by mining", label="share")
         kinds = [("loss_captured", "of the loss", ORANGE), ("fraction_kept", "of the labelled joints", BLUE)]
         for key, name, colour in kinds:
@@ -169,7 +170,7 @@ def mined_over_training(lines: Sequence[dict], names: Sequence[str]) -> Figure:
     table = np.stack([shares[group].mean(axis=0) for group in groups], axis=1)
     edges = np.array([0.0, *(steps[group[-1]] for group in groups)])
     with rc_context(charts.STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(12, 1.6 + 0.3 * len(names)), layout="constrained")
+        figure = Figure(figsize=(charts.WIDTH, 1.6 + 0.3 * len(names)), layout="constrained")
         axes = figure.subplots()
         mesh = axes.pcolormesh(
             edges, np.arange(len(names) + 1), 100 * table, cmap="cividis", vmin=0, vmax=100
@@ -198,7 +199,9 @@ def per_joint_bars(per_joint: dict[str, dict]) -> Figure:
     kinds = [kind for kind in kinds if any(row.get(kind[0]) is not None for row in per_joint.values())]
     height = 0.8 / max(len(kinds), 1)
     with rc_context(charts.STYLE):
-        figure = Figure(figsize=(12, 1.5 + (0.16 + 0.13 * len(kinds)) * len(per_joint)), layout="constrained")
+        figure = Figure(
+            figsize=(charts.WIDTH, 1.5 + (0.16 + 0.13 * len(kinds)) * len(per_joint)), layout="constrained"
+        )
         axes = figure.subplots()
         for shift, (key, label, colour) in enumerate(kinds):
             rows = [

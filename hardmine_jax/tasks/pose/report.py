@@ -28,7 +28,7 @@ def write_report(
     title: str,
     config: Mapping,
     result: Mapping,
-    pictures: Iterable[tuple[str, bytes]] = (),
+    pictures: Iterable[tuple[str, bytes | page.Panels]] = (),
     notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
 ) -> pathlib.Path:
@@ -39,7 +39,7 @@ def write_report(
       title: the page's heading.
       config: whatever made the run; shown as JSON at the end.
       result: what `result.json` holds.
-      pictures: `(caption, PNG bytes)` in the order to show them; the caption is also the alternative text.
+      pictures: `(caption, PNG bytes or rows of them)` in the order to show them; see `page.figures`.
       notes: sentences for a list below the table, for example how many records were skipped and why.
       facts: what `facts.run_facts` gives.
 

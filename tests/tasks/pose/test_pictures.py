@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from hardmine_jax.pose import Skeleton
-from hardmine_jax.tasks.charts import montage, png, series
+from hardmine_jax.tasks.charts import montage, panels, png, series
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 
 SKELETON = Skeleton(
@@ -195,7 +195,8 @@ def test_montage_needs_an_image_and_a_caption_each():
     with pytest.raises(ValueError, match="1 captions for 2 images"):
         montage([_grey(), _grey()], captions=["a"])
     figure = montage([_grey()] * 5, columns=3)
-    assert len(figure.axes) == 6 and sum(bool(axes.images) for axes in figure.axes) == 5
+    assert len(figure.axes) == 5 and all(axes.images for axes in figure.axes)
+    assert [len(row) for row in panels(figure)] == [3, 2]
 
 
 def test_report_pictures_leave_out_what_was_not_recorded():
@@ -207,8 +208,22 @@ def test_report_pictures_leave_out_what_was_not_recorded():
     lines.append({"step": 2, **kept})
     full = pose_pictures.report_pictures(lines, {"per_joint": rows}, SKELETON, [_example()])
     assert len(full) == 5
-    for caption, picture in full:
-        assert caption and _pixels(picture).shape[1] > 1200
+    assert all(caption for caption, _ in full)
+    assert [[len(row) for row in rows] for _, rows in full] == [[3], [2], [1], [1], [2]]
+    for _, (row, *_) in full:
+        assert sum(_pixels(panel).shape[1] for panel in row) == pytest.approx(
+            936 if len(row) == 1 else 1540, abs=8
+        )
+
+
+def test_panels_are_the_figure_cut_where_nothing_is_drawn():
+    lines = [{"step": step, "loss": 1 / step, "learning_rate": 1e-7 * step} for step in range(1, 60)]
+    (row,) = panels(pose_pictures.learning_curves(lines, baseline=0.06))
+    whole = _pixels(png(pose_pictures.learning_curves(lines, baseline=0.06)))
+    parts = [_pixels(panel) for panel in row]
+    assert sum((part < 255).sum() for part in parts) == (whole < 255).sum()
+    for part in parts:
+        assert all(edge.min() == 255 for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
 
 
 @pytest.mark.parametrize("num_joints", [1, 3, 17])

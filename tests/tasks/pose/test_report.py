@@ -102,7 +102,16 @@ def test_pictures_are_embedded_whole_with_their_size_and_alternative_text(tmp_pa
     images = [values for tag, values in page.tags if tag == "img"]
     assert [values["alt"] for values in images] == ["Curves", "Bars"]
     assert base64.b64decode(images[0]["src"].removeprefix("data:image/png;base64,")) == picture
-    assert int(images[0]["width"]) == 480
+    assert int(images[0]["width"]) == 288
+
+
+@pytest.mark.parametrize("in_a_row, narrow", [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3)])
+def test_panels_stand_side_by_side_and_half_as_many_where_the_page_is_narrow(
+    tmp_path, picture, in_a_row, narrow
+):
+    text, page = _write(tmp_path, pictures=[("Curves", [[picture] * in_a_row, [picture]])])
+    assert sum(tag == "img" for tag, _ in page.tags) == in_a_row + 1
+    assert f"--wide: {in_a_row}; --narrow: {narrow}" in text and "var(--narrow)" in text
 
 
 def test_a_picture_that_is_no_png_is_named(tmp_path):
@@ -212,7 +221,7 @@ def test_facts_stand_below_the_table_and_warnings_above_it(tmp_path):
 
 def test_words_fit_animals(tmp_path, picture, monkeypatch):
     """No limbs, people or persons of a mouse."""
-    monkeypatch.setattr(pose_pictures, "png", lambda figure: picture)
+    monkeypatch.setattr(pose_pictures, "panels", lambda figure: [[picture]])
     mouse = Skeleton(("snout", "left_ear", "right_ear", "tail"), ((1, 2),), (0.05,) * 4, ((0, 3),))
     points = np.full((4, 2), 20.0)
     example = pose_pictures.Example(
@@ -228,7 +237,7 @@ def test_words_fit_animals(tmp_path, picture, monkeypatch):
 
 
 def test_a_skeleton_without_sides_has_none_in_its_captions(monkeypatch):
-    monkeypatch.setattr(pose_pictures, "png", lambda figure: b"")
+    monkeypatch.setattr(pose_pictures, "panels", lambda figure: [])
     fish = Skeleton(("head", "tail"), (), (0.05,) * 2, ((0, 1),))
     example = pose_pictures.Example(
         np.zeros((48, 48, 3), np.uint8),
