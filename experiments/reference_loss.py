@@ -1,7 +1,7 @@
 """When labels are wrong, the hardest examples are the wrong ones: ways to choose, on handwritten digits.
 
     python experiments/reference_loss.py                           # two minutes on 2 CPU cores
-    python experiments/reference_loss.py --wrong 0.2 --seeds 30 --steps 4000
+    python experiments/reference_loss.py --wrong 0.2 --seeds 30 --steps 2000
 
 A part of the labels says one of the nine other digits. Each step looks at `--candidates` examples and learns
 from `--kept` of them: drawn evenly (uniform), the hardest (OHEM, 1604.03540), those whose loss exceeds a
@@ -59,7 +59,7 @@ class Config:
     methods: tuple[ways.Method, ...] = ways.METHODS
     seeds: int = 10
     first_seed: int = 0
-    steps: int = 1500
+    steps: int = 600
     candidates: int = 128
     kept: int = 32
     evaluate_every: int = 25
