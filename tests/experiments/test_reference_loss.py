@@ -50,7 +50,7 @@ def test_runs_learn_and_the_hardest_are_the_wrong_ones(tmp_path, monkeypatch, ca
         assert line["kept_a_step"] == 16 or (method == "prune" and 10 < line["kept_a_step"] < 24)
         uniform = found[wrong, "uniform", seed]
         if wrong and method in ("ohem", "rank", "prune"):
-            assert line["wrong_kept"] > uniform["wrong_kept"]  + 0.005
+            assert line["wrong_kept"] > uniform["wrong_kept"] + 0.005
         if wrong and method == "rho":
             assert line["wrong_kept"] < uniform["wrong_kept"]
     assert "40% of the labels wrong" in capsys.readouterr().out

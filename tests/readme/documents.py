@@ -43,6 +43,7 @@ PARSERS: Mapping[str, Parse] = {
     "experiments/pose_ohkm.py": _of("hardmine_jax.tasks.pose.train"),
     "experiments/detection_ohem.py": _of("hardmine_jax.tasks.detection.train"),
     "experiments/compare.py": _of("hardmine_jax.tasks.compare"),
+    "experiments/reference_loss.py": _of("experiments.reference_loss"),
     "experiments/studies/ohkm.py": _of("experiments.studies.ohkm"),
     "experiments/benchmarks/detection.py": _of("experiments.benchmarks.detection"),
     "experiments/benchmarks/input_pipeline.py": _of("experiments.benchmarks.input_pipeline"),

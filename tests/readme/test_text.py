@@ -46,7 +46,7 @@ def test_paths_in_the_text_exist(path):
     named = {span for span in spans if re.fullmatch(from_root, span)}
     if path == "experiments/README.md":
         scripts = {f"experiments/{span}" for span in spans if re.fullmatch(r"\w+\.py", span)}
-        assert len(scripts) == 6
+        assert len(scripts) == 7
         named |= scripts
     for name in named:
         assert (ROOT / name).exists(), name
