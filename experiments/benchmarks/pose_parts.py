@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from hardmine_jax.data.stream import TrainBatches
+from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose.loss import mined_loss
+from hardmine_jax.tasks.pose.mining import mining_of
 
 # Untimed at the head of a segment: what the segment before left in the buffers is used up by then.
 LEAD_IN = 6
@@ -40,14 +42,13 @@ class Loop:
         return (time.perf_counter() - started) / steps, waited / steps
 
 
-def mining_alone(config: pose_config.Config, batch: dict, rows: int):
+def mining_alone(config: pose_config.Config, skeleton: Skeleton, batch: dict, rows: int):
     """A call of encoding, losses, choice, metrics and the gradient to the heatmaps, for a device's rows."""
     part = {name: jnp.asarray(value[:rows]) for name, value in batch.items()}
     # Heatmaps of the laptop preset.
     height, width = (side // 4 for side in config.image_size)
-    num_keypoints = batch["visibility"].shape[-1]
-    heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, num_keypoints))
-    mining, supervision = pose_config.mining_of(config, num_keypoints), pose_config.supervision_of(config)
+    heatmaps = jax.random.normal(jax.random.key(0), (rows, height, width, skeleton.num_keypoints))
+    mining, supervision = mining_of(config, skeleton), pose_config.supervision_of(config)
 
     def loss(heatmaps, batch, key):
         return mined_loss(heatmaps, batch, key, jnp.int32(0), mining, supervision)

@@ -47,7 +47,7 @@ def measure(config: pose_config.Config, dataset, steps: int) -> tuple[dict[str, 
     parallel, state = make_trainer(config.run, pose_config.build(config, dataset.skeleton))
     batches = pose_train.make_batches(config, dataset)
     loop, constant = Loop(parallel, state), next(batches)
-    mining = mining_alone(config, constant, config.run.batch_size // parallel.num_devices)
+    mining = mining_alone(config, dataset.skeleton, constant, config.run.batch_size // parallel.num_devices)
     mining()
     loop.run(lambda: constant, 1)
     compilations = []

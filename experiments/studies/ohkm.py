@@ -4,7 +4,7 @@
     python experiments/studies/ohkm.py --data-dir DIR --jobs 12    # 12 runs at once, on a GPU
     python experiments/studies/ohkm.py --quick                     # does it work: two minutes on 2 CPU cores
 
-Every run is one of pose_ohkm.py at its laptop preset; on 2 CPU cores each takes 20 minutes, and there are 30.
+Every run is one of pose_ohkm.py at its laptop preset; on 2 CPU cores each takes 20 minutes, and there are 35.
 What came of it is a line of experiments/studies/results/ohkm.jsonl as soon as it ends; the same command
 goes on where it was stopped. The table has the mean over the seeds with its 95 % interval, and the difference
 to `none` at the same seed: the same initial weights, order of photographs and augmentation.
@@ -30,7 +30,7 @@ from hardmine_jax.tasks.seeds import table
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "pose_ohkm.py"
-Variant = Literal["none", "ohkm", "linear", "additive", "cosine", "random"]
+Variant = Literal["none", "ohkm", "linear", "additive", "cosine", "random", "sleap"]
 VARIANTS: dict[Variant, tuple[str, ...]] = {
     "none": ("--mining", "none"),
     "ohkm": ("--mining", "ohkm"),
@@ -38,11 +38,11 @@ VARIANTS: dict[Variant, tuple[str, ...]] = {
     "additive": ("--mining", "ohkm", "--easy-weight", "1.0"),
     "cosine": ("--mining", "ohkm", "--k-schedule", "cosine"),
     "random": ("--mining", "random"),
+    "sleap": ("--mining", "sleap"),
 }
 # All seeds of these come before the first of the others.
 MAIN = ("none", "ohkm", "linear", "additive")
 SCORES = {"pck": "PCK@0.1", "pck@0.2": "PCK@0.2"}
-# They change nothing of what is learned.
 _SILENT = ("--evaluate-every", "0", "--checkpoint-every", "1000", "--log-every", "100")
 _QUICK = ("--steps", "3", "--batch-size", "8", "--evaluate-people", "8", "--no-flip-test")
 
@@ -141,8 +141,7 @@ def study(config: Config) -> int:
         print(f"{run.name}: {took:.0f} s", flush=True)
     flags = {run.variant: list(run.flags) for run in wanted}
     lines = [at for at in grid.read_lines(path) if at["flags"] == flags.get(at["variant"])]
-    variants = list(dict.fromkeys(run.variant for run in wanted))
-    rich.print(table(lines, variants, SCORES, reference="none", title="validation"))
+    rich.print(table(lines, list(flags), SCORES, reference="none", title="validation"))
     return int(bool(failed))
 
 

@@ -20,13 +20,13 @@ from hardmine_jax.data.pose.augment import AugmentConfig
 from hardmine_jax.data.pose.sided_names import unpaired_names
 from hardmine_jax.data.problems import DataError
 from hardmine_jax.errors import UserError
-from hardmine_jax.mining import schedule
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.tasks.config_json import find_workdir, names_of_donor, plain, read_config, write_json
 from hardmine_jax.tasks.flags import check_counts, check_numbers, flag
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose.donor import match_outputs
-from hardmine_jax.tasks.pose.loss import Head, Mining, MiningName, Supervision, make_loss
+from hardmine_jax.tasks.pose.loss import Head, MiningName, Over, Supervision, make_loss
+from hardmine_jax.tasks.pose.mining import check_mining, mining_of
 from hardmine_jax.tasks.pose.networks import OWN_INPUTS, HRNetConfig, Inputs
 from hardmine_jax.tasks.pose.predict import make_predict
 from hardmine_jax.tasks.run_config import RunConfig, check_devices, check_run_config, check_saved
@@ -75,6 +75,12 @@ class Config:
       easy_weight: of the loss over all labelled keypoints, added to the mined one: easy keypoints keep a
         gradient. By default it is not added.
       min_loss: of threshold mining, as a share of what an empty heatmap costs.
+      mining_over: image, --k of each image; or batch, as many times the images, wherever they are hard (ohkm,
+        threshold; of a part of the batch with --accumulate). By default image; sleap is over the batch.
+      hard_weight: of the mined loss, beside --easy-weight. By default 1; sleap adds 5 times the mined loss
+        to the whole one, as SLEAP does: --hard-weight 5 --easy-weight 1.
+      keypoint_weights: NAME=WEIGHT of keypoints whose loss counts more or less than 1, in the choice too, as
+        left_wrist=1.5 right_wrist=1.5.
       mined_heads: of a network with several heatmaps, those that --mining is for: refine are CPN's RefineNet
         or the last hourglass, global the heatmaps before.
       supervised_heads: those that are in the loss; refine always is.
@@ -117,6 +123,9 @@ class Config:
     k_steps: float = 0.5
     easy_weight: float | None = None
     min_loss: float = 0.25
+    mining_over: Over | None = None
+    hard_weight: float | None = None
+    keypoint_weights: tuple[str, ...] | None = None
     mined_heads: tuple[Head, ...] = ("refine",)
     supervised_heads: tuple[Head, ...] = ("global", "refine")
     heatmap_sigma: float = 1.5
@@ -157,7 +166,7 @@ def build(config: Config, skeleton: Skeleton, *, with_second: bool = False) -> F
 
     def loss_for(axis_name: str | None) -> LossFunction:
         synchronised = model_for(axis_name if config.run.sync_batch_norm else None)
-        mining, supervision = mining_of(config, skeleton.num_keypoints), supervision_of(config)
+        mining, supervision = mining_of(config, skeleton), supervision_of(config)
         return make_loss(synchronised, mining, supervision, inputs=config.inputs, axis_name=axis_name)
 
     model = model_for()
@@ -189,19 +198,6 @@ def build(config: Config, skeleton: Skeleton, *, with_second: bool = False) -> F
     )
 
 
-def mining_of(config: Config, num_keypoints: int) -> Mining:
-    """What --mining and the flags beside it ask for."""
-    steps, k = max(1, round(config.k_steps * config.run.length)), config.k
-    assert k is not None, "no k: `settle` fills it in"
-
-    def k_at(step: jax.Array) -> int | jax.Array:
-        if config.k_schedule == "constant":
-            return k
-        return schedule(step, start=num_keypoints, k=k, steps=steps, shape=config.k_schedule)
-
-    return Mining(config.mining, k_at, config.min_loss, config.easy_weight or 0.0)
-
-
 def supervision_of(config: Config) -> Supervision:
     """What the heatmaps are to be, as the flags ask for."""
     early = networks.NETWORKS[config.model].early(config.heatmap_sigma)
@@ -230,16 +226,7 @@ def check_config(config: Config, skeleton: Skeleton) -> Config:
     config = dataclasses.replace(config, k=k)
     if not 1 <= k <= num_keypoints:
         raise UserError(f"--k {k} must lie in 1 .. {num_keypoints}, the number of keypoints: lower --k")
-    if config.mining == "none" and config.k_schedule != "constant":
-        raise UserError(
-            f"--k-schedule {config.k_schedule} means nothing to --mining none, which keeps all: drop one"
-        )
-    if config.easy_weight is not None and not 0 <= config.easy_weight < math.inf:
-        raise UserError(f"--easy-weight {config.easy_weight} must be at least 0 and finite")
-    if config.mining == "none" and config.easy_weight:
-        raise UserError(
-            f"--easy-weight {config.easy_weight} means nothing to --mining none, which keeps all: drop one"
-        )
+    check_mining(config, skeleton)
     if not 0 < config.k_steps <= 1:
         raise UserError(f"--k-steps {config.k_steps} is a share of the run: it must lie in (0, 1]")
     check_run_config(config.run)

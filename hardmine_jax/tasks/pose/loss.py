@@ -1,6 +1,7 @@
 """The mined heatmap loss: targets, losses a keypoint, choice, mean."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,12 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.mining import masked_mean, random_k, stats, threshold, top_k
+from hardmine_jax.mining import (
+    harder_than_easiest,
+    masked_mean,
+    over_batch,
+    random_k,
+    stats,
+    threshold,
+    top_k,
+)
 from hardmine_jax.pose import encode_heatmaps, heatmap_mse, image_to_heatmap
 from hardmine_jax.tasks.pose.networks import NO_EARLY, OWN_INPUTS, Early, Inputs, to_network
 from hardmine_jax.training import LossFunction
 
-MiningName = Literal["none", "ohkm", "random", "threshold"]
+MiningName = Literal["none", "ohkm", "random", "threshold", "sleap"]
+Over = Literal["image", "batch"]
 Head = Literal["global", "refine"]
 
 
@@ -24,17 +34,25 @@ class Mining:
 
     Attributes:
       kind: "ohkm" the k hardest, "random" k of them, "threshold" those above `min_loss` and at least the k
-        hardest, "none" all. Every sum is over a denominator that no label changes (k an image; K for "none"
-        and "threshold"), so that devices average exactly.
+        hardest, "sleap" the joints that are at least twice as hard as the easiest one over the batch, at
+        least two (`harder_than_easiest`), "none" all. Every sum is over a denominator that no label changes
+        (k an image; the number of hard joints for "sleap"; K for "none" and "threshold"), so that devices
+        average exactly.
       k_at: step, int32 [] -> k, a Python int or int32 [] that may be traced.
       min_loss: share of what an empty heatmap costs.
       easy_weight: of the loss over all labelled keypoints, added to the mined one: sum / (K * images).
+      over: "image" k of each image; "batch" k times the images, of all devices' images together.
+      hard_weight: of the mined loss.
+      weights: one a keypoint, of its loss everywhere, in the choice too; None is 1.
     """
 
     kind: MiningName = "none"
     k_at: Callable[[jax.Array], int | jax.Array] = lambda step: 1
     min_loss: float = 0.25
     easy_weight: float = 0.0
+    over: Over = "image"
+    hard_weight: float = 1.0
+    weights: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +169,16 @@ def _mined_mean(
     num_images, num_keypoints = losses.shape
     # One key an image, from its index: the same draw however the batch is split over devices.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index) if mining.kind == "random" else None
-    k, min_loss = mining.k_at(step), mining.min_loss * empty
-    keep, count = _choose(losses, labelled, keys, mining.kind, k=k, min_loss=min_loss)
-    loss = masked_mean(losses, where=keep, denominator=count * num_images)
     mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
     metrics = {"mse": jax.lax.stop_gradient(mse)}
+    if mining.weights is not None:
+        losses = losses * np.asarray(mining.weights, losses.dtype)[None]
+        mse = masked_mean(losses, where=labelled, denominator=num_keypoints * num_images)
+    keep, count = _choose(losses, labelled, keys, mining, mining.k_at(step), empty, axis_name)
+    loss = masked_mean(losses, where=keep, denominator=count * num_images)
     if mining.kind != "none":
+        if mining.hard_weight != 1:
+            loss *= mining.hard_weight
         if mining.easy_weight:
             loss += mining.easy_weight * mse
         metrics |= stats(losses, keep, labelled, axis_name=axis_name)._asdict()
@@ -167,16 +189,53 @@ def _choose(
     losses: jax.Array,
     labelled: jax.Array,
     keys: jax.Array | None,
-    kind: MiningName,
-    *,
+    mining: Mining,
     k: int | jax.Array,
-    min_loss: float,
+    empty: float,
+    axis_name: str | None,
 ) -> tuple[jax.Array, int | jax.Array]:
     """What is kept [B, K], and how many keypoints of an image its loss is divided by."""
-    if kind == "ohkm":
-        return top_k(losses, k=k, where=labelled), k
-    if kind == "random":
+    if mining.kind == "sleap":
+        return _hard_joints(losses, labelled, axis_name)
+    if mining.kind == "random":
         return jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
-    if kind == "threshold":
-        return threshold(losses, min_loss=min_loss, min_kept=k, where=labelled), losses.shape[-1]
-    return labelled, losses.shape[-1]
+    if mining.kind == "none":
+        return labelled, losses.shape[-1]
+    select: functools.partial[jax.Array] = functools.partial(top_k, k=k)
+    count: int | jax.Array = k
+    if mining.kind == "threshold":
+        select, count = (
+            functools.partial(threshold, min_loss=mining.min_loss * empty, min_kept=k),
+            losses.shape[-1],
+        )
+    if mining.over == "image":
+        return select(losses, where=labelled), count
+    return _choose_of_all(select, losses, labelled, axis_name), count
+
+
+def _choose_of_all(
+    select: functools.partial[jax.Array], losses: jax.Array, labelled: jax.Array, axis_name: str | None
+) -> jax.Array:
+    """By the images of all devices together, each image's number times as many."""
+    every = [losses, labelled]
+    if axis_name is not None:
+        every = [jax.lax.all_gather(array, axis_name, axis=0, tiled=True) for array in every]
+    number = "k" if "k" in select.keywords else "min_kept"
+    wanted = select.keywords[number] * every[0].shape[0]
+    keep = over_batch(select.func)(every[0], where=every[1], **{**select.keywords, number: wanted})
+    if axis_name is None:
+        return keep
+    first = jax.lax.axis_index(axis_name) * losses.shape[0]
+    return jax.lax.dynamic_slice_in_dim(keep, first, losses.shape[0])
+
+
+def _hard_joints(
+    losses: jax.Array, labelled: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """The labelled ones of joints that are hard on average over the batch, and how many joints these are."""
+    known = jax.lax.stop_gradient(jnp.where(labelled, losses, 0))
+    sums, counts = known.sum(axis=0), labelled.sum(axis=0, dtype=losses.dtype)
+    if axis_name is not None:
+        sums, counts = jax.lax.psum((sums, counts), axis_name)
+    hard = harder_than_easiest(sums / jnp.maximum(counts, 1), where=counts > 0)
+    return labelled & hard[None], jnp.maximum(hard.sum(dtype=jnp.int32), 1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import hardmine_jax.pose
 from hardmine_jax.data import coco_json
@@ -204,6 +205,86 @@ def test_random_mining_does_not_depend_on_how_the_batch_is_split():
     assert float(other) != pytest.approx(float(whole), rel=1e-6)
 
 
+@pytest.mark.parametrize("mining", ["ohkm", "threshold"])
+def test_over_the_batch_the_hardest_may_all_lie_in_one_image(mining):
+    heatmaps, batch = _heatmaps(), _batch()
+    heatmaps[:2] *= 3
+    errors = _errors(heatmaps, batch)
+    hardest = np.argsort(-np.nan_to_num(errors, nan=-1).ravel())[: K * len(errors)]
+    keep = np.zeros(errors.shape, bool)
+    keep.ravel()[hardest] = True
+    keep &= ~np.isnan(errors)
+    if mining == "threshold":
+        keep |= np.nan_to_num(errors) > 0.8 * np.pi * SIGMA**2 / SIDE**2
+    denominator = (K if mining == "ohkm" else JOINTS) * len(errors)
+    more = {"mining": mining, "min_loss": 0.8, "over": "batch"}
+    for k in (K, jnp.int32(K)):
+        loss, metrics = _mined_loss(heatmaps, batch, k=k, **more)
+        assert float(loss) == pytest.approx(errors[keep].sum() / denominator, rel=1e-5)
+        np.testing.assert_allclose(metrics["unit_rate"], keep.sum(0) / (~np.isnan(errors)).sum(0), rtol=1e-6)
+    of_images = float(_mined_loss(heatmaps, batch, mining=mining, min_loss=0.8)[0])
+    assert float(loss) > of_images if mining == "ohkm" else float(loss) != of_images
+
+
+@pytest.mark.parametrize("more", [{"mining": "ohkm", "over": "batch"}, {"mining": "sleap"}], ids=str)
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_the_batch_is_that_of_all_devices(more, parallel):
+    heatmaps, batch = _heatmaps(), _batch()
+    heatmaps[:2] *= 3
+    whole, told = _mined_loss(heatmaps, batch, **more)
+
+    def device(heatmaps, batch):
+        loss, metrics = _mined_loss(heatmaps, batch, **more, axis_name="d")
+        return jax.lax.pmean(loss, "d"), metrics["unit_rate"]
+
+    if parallel == "pmap":
+        split = jax.tree.map(lambda x: jnp.reshape(x, (4, 2, *x.shape[1:])), (jnp.asarray(heatmaps), batch))
+        loss, rates = (found[0] for found in jax.pmap(device, axis_name="d")(*split))
+    else:
+        mesh, cut = Mesh(np.array(jax.devices()[:4]), ("d",)), PartitionSpec("d")
+        mapped = jax.shard_map(device, mesh=mesh, in_specs=cut, out_specs=PartitionSpec())
+        loss, rates = jax.jit(mapped)(heatmaps, batch)
+    assert float(loss) == pytest.approx(float(whole), rel=1e-6)
+    np.testing.assert_allclose(rates, told["unit_rate"], rtol=1e-6)
+
+
+def test_sleap_adds_five_times_the_joints_that_are_hard_over_the_batch():
+    heatmaps, batch = _heatmaps(), _batch()
+    heatmaps[..., :2] *= 4
+    heatmaps[..., 2] = 0
+    errors = _errors(heatmaps, batch)
+    of_joint = np.nanmean(errors, axis=0)
+    hard = of_joint >= 2 * of_joint.min()
+    assert 2 <= hard.sum() < JOINTS
+    loss, metrics = _mined_loss(heatmaps, batch, mining="sleap", hard_weight=5.0, easy_weight=1.0)
+    mean = np.nansum(errors) / errors.size
+    expected = mean + 5 * np.nansum(errors[:, hard]) / (hard.sum() * len(errors))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["mse"]) == pytest.approx(mean, rel=1e-5)
+    np.testing.assert_array_equal(metrics["unit_rate"], hard)
+
+
+@pytest.mark.parametrize("mining", ["none", "ohkm", "sleap"])
+def test_weights_count_in_loss_and_choice_and_not_in_the_metric(mining):
+    heatmaps, batch = _heatmaps(), _batch()
+    weights = (0.0, 1.0, 4.0, 1.0, 0.25, 1.0)
+    loss, metrics = _mined_loss(heatmaps, batch, mining=mining, weights=weights, easy_weight=0.5)
+    errors = _errors(heatmaps, batch)
+    weighted = np.nan_to_num(errors) * weights
+    everything = weighted.sum() / errors.size
+    if mining == "none":
+        expected = everything
+    elif mining == "ohkm":
+        expected = np.sort(weighted)[:, ::-1][:, :K].sum() / (K * len(errors)) + 0.5 * everything
+    else:
+        of_joint = weighted.sum(0) / (~np.isnan(errors)).sum(0)
+        # The easiest weighs nothing, and every joint is twice that.
+        expected = weighted.sum() / errors.size + 0.5 * everything
+        assert (of_joint >= 0).all() and of_joint.min() == 0
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["mse"]) == pytest.approx(np.nansum(errors) / errors.size, rel=1e-5)
+
+
 @pytest.mark.parametrize("mining", ["ohkm", "random", "threshold"])
 def test_what_was_mined_is_reported_of_all_devices_together(mining):
     """Labels are uneven, so that the mean of what each device would tell is another number."""
@@ -231,7 +312,7 @@ def test_k_may_be_traced_and_is_the_denominator(mining):
     assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold"])
+@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold", "sleap"])
 def test_images_of_padding_take_no_part(mining):
     heatmaps, batch = _heatmaps(), _batch()
     batch["where"][5:] = False
@@ -246,7 +327,7 @@ def test_images_of_padding_take_no_part(mining):
         np.testing.assert_array_equal(after[name], value)
 
 
-@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold"])
+@pytest.mark.parametrize("mining", ["none", "ohkm", "random", "threshold", "sleap"])
 def test_nobody_labelled_is_no_loss_and_no_gradient(mining):
     batch = _batch()
     batch["visibility"][:] = 0
