@@ -58,11 +58,13 @@ _SELECTORS = (
     "global_top_k hard_negatives harder_than_easiest non_max quota_top_k random_k rank_sample threshold"
     " top_fraction top_k"
 ).split()
+# What they do on a mesh.
+_EVERYWHERE_TOO = ("importance_weights", "roi_align", "roi_pool")
 _WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
     "mining/fit.py": ["mining/test_mine.py"],
     "mining/focal_weights.py": [_TYPES, _WEIGHTS],
     "mining/ghm_weights.py": [_TYPES, _WEIGHTS],
-    "mining/importance_weights.py": [_TYPES, _WEIGHTS, _EVERYWHERE],
+    "mining/importance_weights.py": [_TYPES, _WEIGHTS],
     "mining/masked_mean.py": [_TYPES, "mining/test_algebra.py"],
     "mining/order.py": ["mining/test_top_k.py", _CONTRACT],
     "mining/positions.py": ["mining/test_mine_transformations.py"],
@@ -70,7 +72,7 @@ _WIDER = {f"mining/{name}.py": [_TYPES, _CONTRACT] for name in _SELECTORS} | {
     "mining/stats.py": [_TYPES],
     "mining/types.py": [_WEIGHTS, "mining/test_masked_mean.py", "mining/test_top_k.py"],
     "mining/unit_axes.py": ["mining/test_mine_transformations.py"],
-    "detection/nms.py": ["detection/test_ohem.py"],
+    "detection/nms.py": ["detection/test_ohem.py", "detection/test_soft_nms.py"],
     "detection/ohem.py": [_CONTRACT],
     "training/step.py": ["training/test_sharding.py"],
 }

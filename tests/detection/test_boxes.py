@@ -225,3 +225,13 @@ def test_refusals():
         area(np.float32(4))
     with pytest.raises(ValueError, match=r"a of shape \(4,\) has no axis of boxes"):
         iou(np.zeros(4, np.float32), np.zeros((1, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0, 1.0), (1.0, -1.0, 1.0, 1.0), (1.0, 1.0, np.inf, 1.0), (0.0,) * 4]
+)
+def test_weights_that_are_none_are_refused(weights):
+    boxes = np.array([[0, 0, 4, 4]], np.float32)
+    for call in (encode_boxes, decode_boxes):
+        with pytest.raises(ValueError, match="weights"):
+            call(boxes, boxes, weights=weights)

@@ -54,6 +54,7 @@ FUNCTIONS = {
     "nms": lambda cast, x: detection.nms(
         cast(x["boxes"]), np.float32(np.arange(N)), threshold=0.3, max_kept=N
     ),
+    "soft_nms": lambda cast, x: detection.soft_nms(cast(x["boxes"]), np.float32(np.arange(N)), max_kept=N),
     "ohem": _ohem,
     "roi_align": lambda cast, x: detection.roi_align(
         x["map"], cast(x["boxes"]), size=(2, 2), stride=x["stride"]
@@ -289,6 +290,7 @@ WITH_WHERE = {
     "nms": lambda where, boxes, scores: detection.nms(boxes, scores, threshold=0.3, max_kept=N, where=where)[
         1
     ],
+    "soft_nms": lambda where, boxes, scores: detection.soft_nms(boxes, scores, max_kept=N, where=where)[1],
     "ohem": lambda where, boxes, scores: detection.ohem(scores, boxes, k=3, where=where),
     "ohem labels": lambda where, boxes, scores: detection.ohem(
         scores, boxes, k=3, labels=LABELS, where=where

@@ -119,6 +119,8 @@ def test_classes_and_rows_are_suppressed_on_their_own(heaps):
     for row in range(2):
         kept = [i for label in range(3) for i in _by_loop(boxes[row], scores[row], 0.4, labels[row] == label)]
         assert indices[row, where[row]].tolist() == sorted(kept, key=lambda i: -scores[row, i])
+    by_list = nms(boxes, scores, threshold=0.4, max_kept=90, labels=labels.tolist())
+    np.testing.assert_array_equal(by_list[0], indices)
     for error, match, wrong in (
         (TypeError, "labels of float", scores),
         (ValueError, "one for each box", labels[0]),

@@ -103,6 +103,12 @@ def test_memory_is_in_proportion_to_n():
     assert lowered.compile().memory_analysis().temp_size_in_bytes <= 100 * 8192
 
 
+def test_plain_lists_do(heaps):
+    boxes, losses, labels = heaps(9), _losses(9), np.arange(9) % 2
+    by_list = ohem(losses.tolist(), boxes.tolist(), k=3, labels=labels.tolist())
+    np.testing.assert_array_equal(by_list, ohem(losses, boxes, k=3, labels=labels))
+
+
 def test_refusals(heaps):
     boxes, losses = heaps(5), _losses(5)
     with pytest.raises(ValueError, match="k=6 > N=5"):

@@ -289,3 +289,28 @@ def test_score_table_averages_what_it_has_seen():
             wrong(np.array([0.5]))
     with pytest.raises(ValueError, match=r"one of each an example, \[B\]"):
         score_table.update(table, [0, 1], [2.0])
+
+
+def test_joint_sample_takes_a_list_has_no_gradient_and_refuses():
+    key, scores = jax.random.key(0), np.random.default_rng(1).normal(size=(5, 5)).astype(np.float32)
+    keep = mining.joint_sample(key, scores, k=3, chunks=1)
+    chex.assert_trees_all_equal(mining.joint_sample(key, scores.tolist(), k=3, chunks=1), keep)
+    gradient = jax.grad(lambda x: jnp.where(mining.joint_sample(key, x, k=3, chunks=3), x[0], 0.0).sum())
+    np.testing.assert_array_equal(gradient(scores)[1:], 0)
+    for match, given, chunks in (
+        (r"scores of shape \(5, 4\)", scores[:, :4], 1),
+        ("chunks=0 < 1", scores, 0),
+        ("chunks=4 > N=3", scores, 4),
+    ):
+        with pytest.raises(ValueError, match=match):
+            mining.joint_sample(key, given, k=3, chunks=chunks)
+
+
+def test_kept_indices_of_one_slot_and_what_is_refused():
+    losses = np.array([1.0, 3.0, 2.0], np.float32)
+    indices, where = mining.kept_indices(losses, [True, False, True], capacity=1)
+    assert indices.tolist() == [2] and where.tolist() == [True]
+    with pytest.raises(ValueError, match="capacity=0 < 1"):
+        mining.kept_indices(losses, losses > 1, capacity=0)
+    with pytest.raises(ValueError, match="keep must be bool"):
+        mining.kept_indices(losses, losses, capacity=1)

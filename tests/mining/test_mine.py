@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardmine_jax.mining.jaxprs import primitive_names
 from hardmine_jax.mining.masked_mean import masked_mean
 from hardmine_jax.mining.mine import Mined, mine
 from hardmine_jax.mining.reuse import Residuals
@@ -271,6 +272,13 @@ def test_reuse_is_the_masked_path_however_rows_are_numbered(name, monkeypatch):
     leasts = _between(jax.jit(loss_fn)(*args))[[3]]
     _check(loss_fn, args, leasts, capacity=3, in_axes=(None, 0, 0), way={"reuse": True})
     assert set(known) == {name in PROVEN}
+
+
+def test_a_jaxpr_is_read_down_to_the_branches_of_a_condition():
+    def function(x):
+        return jax.lax.cond(x > 0, jnp.sin, lambda x: jax.lax.fori_loop(0, 2, lambda _, x: jnp.cos(x), x), x)
+
+    assert {"cond", "sin", "cos"} <= set(primitive_names(jax.make_jaxpr(function)(1.0).jaxpr))
 
 
 @every_way
