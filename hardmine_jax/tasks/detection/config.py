@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -68,6 +69,9 @@ class Config:
       k: how many (ohem, masked, random, bootstrap); B/N of the paper.
       min_negatives: of hard_negatives, so many background regions at least of each image, 0 by default: from
         an image without objects nothing is learned then.
+      ratio: of hard_negatives, background regions for each one with an object, 3 by default as published.
+      foreground_quota: of ohem and masked, so many regions with an object at most, the rest of --k is hard
+        background; by default whatever is hard.
       background_overlap: of random, what a background region must overlap an object by, 0.1 by default as
         published: from an image without objects nothing is learned then; 0 takes any.
       nms: of the suppression among hard regions: more overlap than this and only the harder one stays.
@@ -98,6 +102,8 @@ class Config:
     mining: MiningName = "ohem"
     k: int = 32
     min_negatives: int | None = None
+    ratio: float | None = None
+    foreground_quota: int | None = None
     background_overlap: float | None = None
     nms: float = 0.7
     rounds: int = 4
@@ -145,7 +151,7 @@ def make_model(config: Config, num_classes: int, axis_name: str | None = None) -
 
 def make_mining(config: Config) -> Mining:
     """What the config says of mining; what it does not say is as published."""
-    given = {name: getattr(config, name) for name in _OF_ONE_MINING}
+    given = {name: getattr(config, name) for name in _OF_SOME_MINING}
     chosen = {name: value for name, value in given.items() if value is not None}
     return Mining(config.mining, config.k, config.nms, **chosen)
 
@@ -190,8 +196,13 @@ def build(
     )
 
 
-# Flags that one kind of mining reads.
-_OF_ONE_MINING: Mapping[str, MiningName] = {"min_negatives": "hard_negatives", "background_overlap": "random"}
+# Flags that some kinds of mining read.
+_OF_SOME_MINING: Mapping[str, tuple[MiningName, ...]] = {
+    "min_negatives": ("hard_negatives",),
+    "ratio": ("hard_negatives",),
+    "foreground_quota": ("ohem", "masked"),
+    "background_overlap": ("random",),
+}
 
 
 def settle(config: Config) -> Config:
@@ -224,11 +235,14 @@ def check_config(config: Config) -> None:
 
 def check_mining(config: Config) -> None:
     """Raises UserError for a flag that this mining does not read, or out of its range."""
-    for name, mining in _OF_ONE_MINING.items():
-        if getattr(config, name) is not None and config.mining != mining:
-            raise UserError(
-                f"{flag(name)} means nothing to --mining {config.mining}: drop it, or use {mining}"
-            )
+    for name, kinds in _OF_SOME_MINING.items():
+        if getattr(config, name) is not None and config.mining not in kinds:
+            use = " or ".join(kinds)
+            raise UserError(f"{flag(name)} means nothing to --mining {config.mining}: drop it, or use {use}")
+    if config.ratio is not None and not 0 <= config.ratio < math.inf:
+        raise UserError(f"--ratio {config.ratio} must be at least 0 and finite")
+    if config.foreground_quota is not None and not 0 <= config.foreground_quota <= config.k:
+        raise UserError(f"--foreground-quota {config.foreground_quota} must lie in 0 .. {config.k}, --k")
     most, negatives, overlap = config.search.max_proposals, config.min_negatives, config.background_overlap
     if not 0 <= (negatives or 0) <= most:
         raise UserError(f"--min-negatives {negatives} must lie in 0 .. {most}, --search.max-proposals")

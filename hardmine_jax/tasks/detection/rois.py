@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.detection import area, encode_boxes, iou, match, ohem, sample_rois
 from hardmine_jax.detection.match import part_inside
-from hardmine_jax.mining import hard_negatives
+from hardmine_jax.mining import hard_negatives, quota_top_k
 
 MiningName = Literal["ohem", "random", "all", "masked", "focal", "hard_negatives", "bootstrap"]
 FOREGROUND = 0.5
@@ -46,14 +46,17 @@ class Mining:
       kind: "ohem" the k hardest RoIs of each image that do not overlap one another, found without gradient
         and run again; "masked" the same ones, but the gradient is taken through all and zeroed; "random"
         Fast R-CNN's draw (a quarter foreground, background with IoU in [background_overlap, 0.5)); "all"
-        every RoI; "focal" every RoI, with focal losses; "hard_negatives" the foreground and three times as
-        many of the hardest background (SSD); "bootstrap" Fast R-CNN's draw with background from the pool of
-        false positives.
+        every RoI; "focal" every RoI, with focal losses; "hard_negatives" the foreground and `ratio` times as
+        many of the hardest background (SSD: 3); "bootstrap" Fast R-CNN's draw with background from the pool
+        of false positives.
       k: RoIs an image, B/N of the OHEM paper; also the fixed denominator an image, except of "all".
       iou_threshold: of the non-maximum suppression on losses.
       min_negatives: of "hard_negatives", background at least, also of an image without objects.
       background_overlap: of "random", what background's IoU with the nearest object must reach; 0 takes any,
         and so that of images without objects.
+      ratio: of "hard_negatives", background for each RoI with an object.
+      foreground_quota: of "ohem" and "masked", so many RoIs with an object at most, the hardest, filled up
+        with the hardest background to k; both among the 4 k hardest that do not overlap. None: what is hard.
     """
 
     kind: MiningName
@@ -61,6 +64,8 @@ class Mining:
     iou_threshold: float = 0.7
     min_negatives: int = 0
     background_overlap: float = 0.1
+    ratio: float = 3.0
+    foreground_quota: int | None = None
 
 
 def make_rois(batch: dict) -> Rois:
@@ -95,14 +100,29 @@ def make_rois(batch: dict) -> Rois:
 def choose_rois(losses: jax.Array, rois: Rois, mining: Mining) -> jax.Array:
     """keep [N] of one image, by the losses of all its RoIs."""
     if mining.kind in ("ohem", "masked"):
-        return ohem(losses, rois.boxes, k=mining.k, iou_threshold=mining.iou_threshold, where=rois.where)
+        return _hardest(losses, rois, mining)
     if mining.kind == "hard_negatives":
         positive = rois.where & (rois.labels > 0)
         negative = hard_negatives(
-            losses, positive=positive, min_negatives=mining.min_negatives, where=rois.where
+            losses,
+            positive=positive,
+            ratio=mining.ratio,
+            min_negatives=mining.min_negatives,
+            where=rois.where,
         )
         return positive | negative
     return rois.where
+
+
+def _hardest(losses: jax.Array, rois: Rois, mining: Mining) -> jax.Array:
+    k, quota = mining.k, mining.foreground_quota
+    most = k if quota is None else min(4 * k, len(losses))
+    keep = ohem(losses, rois.boxes, k=most, iou_threshold=mining.iou_threshold, where=rois.where)
+    if quota is None:
+        return keep
+    foreground = rois.labels > 0
+    count = jnp.minimum((keep & foreground).sum(dtype=jnp.int32), quota)
+    return quota_top_k(losses, foreground, k=jnp.stack([k - count, count]), where=keep)
 
 
 def draw_rois(key: jax.Array, rois: Rois, mining: Mining) -> jax.Array:

@@ -170,6 +170,34 @@ def test_pictures_without_objects_teach_something_where_asked_for():
     assert (np.asarray(rois.overlaps)[4:][anywhere[0][4:]] < 0.1).any()
 
 
+def test_quotas_and_ratios_are_kept():
+    rois = _make_rois(_batch(num_images=6))
+    losses = np.random.default_rng(1).random(rois.where.shape, np.float32)
+    where, foreground = np.asarray(rois.where), np.asarray(rois.labels) > 0
+
+    def kept(mining: Mining) -> np.ndarray:
+        return np.asarray(jax.vmap(lambda x, one: choose_rois(x, one, mining))(losses, rois))
+
+    free, many = kept(Mining("ohem", K, 1.0)), kept(Mining("masked", K, 1.0, foreground_quota=K))
+    # With room for all of them, the objects' regions come first.
+    np.testing.assert_array_equal((many & foreground).sum(1), np.minimum((where & foreground).sum(1), K))
+    for quota in (0, 1, 2):
+        keep = kept(Mining("ohem", K, 1.0, foreground_quota=quota))
+        assert (keep.sum(1) == K).all() and ((keep & foreground).sum(1) <= quota).all()
+        for image in range(6):
+            hardest = sorted(
+                np.flatnonzero(foreground[image] & where[image]), key=lambda n: -losses[image, n]
+            )
+            assert keep[image][hardest[: (keep & foreground)[image].sum()]].all()
+    assert ((free & foreground).sum(1) > 2).any()
+    for ratio in (0.0, 1.0, 2.5):
+        keep = kept(Mining("hard_negatives", K, ratio=ratio))
+        wanted = np.floor(ratio * (keep & foreground).sum(1))
+        np.testing.assert_array_equal(
+            (keep & ~foreground).sum(1), np.minimum(wanted, (where & ~foreground).sum(1))
+        )
+
+
 @functools.cache
 def _run_all(focal: bool):
     model, variables = _model(), _variables()
