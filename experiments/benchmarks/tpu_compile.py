@@ -91,10 +91,10 @@ def compiled_step(step: Any, devices: list[jax.Device], images: int) -> Row:
     import tpu_steps
 
     made = tpu_steps.make(step, devices, images)
+    peak, flops = peak_flops(devices[0].device_kind, "bfloat16"), made.flops()
     row = tpu_chips.compiled(made.lower, devices[0])
     if not row["compiles"]:
         return row
-    peak, flops = peak_flops(devices[0].device_kind, "bfloat16"), made.flops()
     # Collectives are reckoned apart, in scaling_model.
     seconds = (row["cycles"] - row["cycles_collectives"]) / tpu_chips.clock(devices[0].device_kind)
     return row | {"flops": flops, "share_of_peak": flops / (peak * seconds)}

@@ -7,7 +7,6 @@ the places where their numbers would lie: parameters and optimizer on every devi
 import contextlib
 import dataclasses
 import io
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,33 +35,35 @@ class Step:
     """A training step.
 
     Attributes:
-      name: of the row.
-      preset: of pose training, or the model of detection training.
+      task: "pose" or "detection".
+      preset: of pose training; of detection training the network.
       images: on each device, as published.
       changes: of the preset's config.
     """
 
-    name: str
+    task: str
     preset: str
     images: int
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def is_pose(self) -> bool:
-        return self.preset in PRESETS
+    def name(self) -> str:
+        own = "" if self.changes.get("sync_batch_norm", True) else ", own batch norm"
+        return f"{self.task} {self.preset}{own}"
 
 
 # As published: HRNet and SimpleBaseline on four devices, CPN and Fast R-CNN on one. All mine.
 _OHKM = {"mining": "ohkm"}
+_OWN = {"sync_batch_norm": False}
 STEPS = (
-    Step("pose laptop", "laptop", 32),
-    Step("pose simple_baseline_50", "simple_baseline_50", 32, _OHKM),
-    Step("pose cpn_50", "cpn_50", 32),
-    Step("detection resnet50", "resnet50", 2),
-    Step("detection vgg16", "vgg16", 2),
-    Step("pose laptop, own batch norm", "laptop", 32, {"sync_batch_norm": False}),
-    Step("pose hrnet_w32", "hrnet_w32", 32, _OHKM),
-    Step("pose hrnet_w32, own batch norm", "hrnet_w32", 32, _OHKM | {"sync_batch_norm": False}),
+    Step("pose", "laptop", 32),
+    Step("pose", "simple_baseline_50", 32, _OHKM),
+    Step("pose", "cpn_50", 32),
+    Step("detection", "resnet50", 2),
+    Step("detection", "vgg16", 2),
+    Step("pose", "laptop", 32, _OWN),
+    Step("pose", "hrnet_w32", 32, _OHKM),
+    Step("pose", "hrnet_w32", 32, _OHKM | _OWN),
 )
 
 
@@ -85,7 +86,8 @@ def make(step: Step, devices: Sequence[jax.Device], images: int | None = None) -
     """The step on these devices; `images` on each where it is not as published."""
     count = len(devices) * (step.images if images is None else images)
     changes = step.changes | {"batch_size": count, "steps": 100_000, "workdir": ""}
-    run, functions, batch = (_pose if step.is_pose else _detection)(step.preset, changes)
+    build = _pose if step.task == "pose" else _detection
+    run, functions, batch = build(step.preset, changes)
     parallels = []
 
     def begin() -> training.TrainState:
@@ -121,8 +123,8 @@ def _pose(preset: str, changes: dict[str, Any]) -> tuple[Any, Functions, dict[st
 
 
 def _detection(model: str, changes: dict[str, Any]) -> tuple[Any, Functions, dict[str, Shape]]:
-    preset = "laptop" if model == "laptop" else "vgg16"
-    config = change(defaults(preset, "voc"), model=model, max_boxes=MOST_OBJECTS, **changes)
+    config = defaults("laptop" if model == "laptop" else "vgg16", "voc")
+    config = change(config, model=model, max_boxes=MOST_OBJECTS, **changes)
     detection_config.check_config(config)
     count = config.run.batch_size
     objects, proposals = (count, MOST_OBJECTS), (count, config.search.max_proposals)
@@ -138,8 +140,3 @@ def _detection(model: str, changes: dict[str, Any]) -> tuple[Any, Functions, dic
         "where": Shape((count,), jnp.bool_),
     }
     return config.run, detection_config.build(config, NUM_CLASSES).of_run, batch
-
-
-def parameters(made: Made) -> int:
-    """Numbers that are trained."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made.state.params))
