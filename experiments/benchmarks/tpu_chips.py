@@ -85,8 +85,10 @@ def clock(kind: str) -> float:
     return peak / (2 * CHIPS[kind].cells)
 
 
-def compiled(lower: Callable[[], jax.stages.Lowered], device: jax.Device) -> Row:
-    """A row of what the compiler says, or of why it refuses."""
+def compiled(
+    lower: Callable[[], jax.stages.Lowered], device: jax.Device, read: Callable[[str], Row] = lambda text: {}
+) -> Row:
+    """A row of what the compiler says and what `read` finds in its text, or of why it refuses."""
     start = time.perf_counter()
     try:
         lowered = lower()
@@ -96,7 +98,8 @@ def compiled(lower: Callable[[], jax.stages.Lowered], device: jax.Device) -> Row
     except Exception as error:  # Whether it compiles is the question.
         return {"compiles": False, "error": f"{type(error).__name__}: {_first_line(error)}"}
     row |= {"compiles": True, "compile_s": round(time.perf_counter() - start, 1)}
-    return row | memory(program, device) | costs(program.as_text(), device)
+    text = program.as_text()
+    return row | memory(program, device) | costs(text, device) | read(text)
 
 
 def _first_line(error: Exception) -> str:

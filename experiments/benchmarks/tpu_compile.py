@@ -2,8 +2,8 @@
 
     pip install 'jax[tpu]'                                             # brings libtpu, which is the compiler
     python experiments/benchmarks/tpu_compile.py --parts kernels       # 10 minutes on 2 cores
-    python experiments/benchmarks/tpu_compile.py --topology v5p:2x2x1 --json v5p.json
-    python experiments/benchmarks/tpu_compile.py --parts steps --only laptop cpn_50 --json v5e.json
+    python experiments/benchmarks/tpu_compile.py --topology v5p:2x2x1 --json tpu.jsonl
+    python experiments/benchmarks/tpu_compile.py --parts steps --only laptop cpn_50 --json tpu.jsonl
 
 Whether each compiles and fits, what memory and collectives it takes, the compiler's own estimate of cycles
 summed over loops, what has none, and what dominates. Estimates are no times: they rank ways to one answer.
@@ -38,7 +38,8 @@ class Rows:
 
     def __init__(self, path: pathlib.Path | None):
         self.path, self.about = path, tpu_chips.about()
-        self.all: list[Row] = json.loads(path.read_text())["rows"] if path and path.exists() else []
+        text = path.read_text() if path and path.exists() else ""
+        self.all: list[Row] = [json.loads(line) for line in text.splitlines()]
 
     def get(self, names: Row, make: Callable[[], Row]) -> Row:
         """The row of these names and of these versions of the compiler, made where it is not there."""
@@ -49,7 +50,8 @@ class Rows:
         rich.print(f"[dim]{' | '.join(map(str, names.values()))}[/dim]", flush=True)
         self.all.append(names | make() | self.about)
         if self.path:
-            self.path.write_text(json.dumps({"rows": self.all}, indent=1) + "\n")
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.all[-1]) + "\n")
         return self.all[-1]
 
 
@@ -92,7 +94,7 @@ def compiled_step(step: Any, devices: list[jax.Device], images: int) -> Row:
 
     made = tpu_steps.make(step, devices, images)
     peak, flops = peak_flops(devices[0].device_kind, "bfloat16"), made.flops()
-    row = tpu_chips.compiled(made.lower, devices[0])
+    row = tpu_chips.compiled(made.lower, devices[0], made.moved)
     if not row["compiles"]:
         return row
     # Collectives are reckoned apart, in scaling_model.
@@ -138,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--images", type=int, default=0, help="on each device in a step; by default as published"
     )
-    made.add_argument("--json", type=pathlib.Path, help="where rows go, and come from")
+    made.add_argument("--json", type=pathlib.Path, help="where rows go and come from, one a line")
     return made
 
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import collectives
 import jax
 import jax.numpy as jnp
 import network_cost
@@ -80,6 +81,18 @@ class Made(NamedTuple):
     def flops(self) -> float:
         """Floating-point operations of the products of one device."""
         return 2.0 * network_cost.multiply_adds(self.parallel.train_step, self.state, self.batch)
+
+    def moved(self, text: str) -> dict[str, dict[str, list[int]]]:
+        """What the collectives in the compiled text are for: of each purpose how many, and bytes sent."""
+        metrics = jax.eval_shape(self.parallel.train_step, self.state, self.batch)[1]
+        gradient = (self.state.params, self.state.batch_stats)
+        sizes = {"gradient": gradient, "metrics": metrics}
+        shares = collectives.purposes(
+            collectives.parse(text),
+            **{name: [leaf.size for leaf in jax.tree.leaves(tree)] for name, tree in sizes.items()},
+        )
+        found = {name: [share.collectives, share.sent] for name, share in shares.items() if share.collectives}
+        return {"purposes": found}
 
 
 def make(step: Step, devices: Sequence[jax.Device], images: int | None = None) -> Made:

@@ -76,9 +76,9 @@ def _step_cells(row: Row) -> list[str]:
 
 
 def moved(row: Row) -> str:
-    """Collectives by kind: how many, and bytes."""
-    found = row["collectives"].items()
-    return ", ".join(f"{number} {kind} {size / 1e6:,.2f} MB" for kind, (number, size) in found) or "none"
+    """Collectives by kind and by purpose: how many, and bytes."""
+    named = [*row["collectives"].items(), *row.get("purposes", {}).items()]
+    return "\n".join(f"{number} {name} {size / 1e6:,.2f} MB" for name, (number, size) in named) or "none"
 
 
 def without_estimate(row: Row) -> str:

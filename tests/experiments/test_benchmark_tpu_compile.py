@@ -143,7 +143,7 @@ def test_a_row_of_costs():
 
 def test_what_is_there_is_not_compiled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(chips, "about", lambda: {"date": "2026-11-28", "jax": "1", "libtpu": "2"})
-    path, made = tmp_path / "rows.json", []
+    path, made = tmp_path / "rows.jsonl", []
 
     def make():
         made.append(1)
@@ -154,7 +154,7 @@ def test_what_is_there_is_not_compiled_again(tmp_path, monkeypatch):
     benchmark.Rows(path).get({"topology": "v5p:2x2x1", "question": "a"}, make)
     monkeypatch.setattr(chips, "about", lambda: {"date": "2026-11-28", "jax": "1", "libtpu": "3"})
     benchmark.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make)
-    assert len(made) == 3 == len(json.loads(path.read_text())["rows"])
+    assert len(made) == 3 == len(path.read_text().splitlines())
 
 
 def test_a_program_that_does_not_compile_is_a_row():
@@ -223,10 +223,10 @@ def _run(*flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @needs_libtpu
 def test_kernels_and_a_step_compile_for_tpu(tmp_path):
-    path = tmp_path / "rows.json"
+    path = tmp_path / "rows.jsonl"
     run = _run("--quick", "--json", str(path))
     assert run.returncode == 0, run.stderr
-    rows = json.loads(path.read_text())["rows"]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["compiles"] and row["cycles"] > 0 and row["memory_share"] < 1 for row in rows)
     step = rows[-1]
     assert step["question"] == "pose laptop" and 0 < step["share_of_peak"] < 1
