@@ -45,6 +45,13 @@ def of_module(module: Any) -> Callable:
     return lambda images, kernel: module.apply({"params": {"kernel": kernel}}, images)
 
 
+def yardsticks() -> Iterator[Kernel]:
+    """What a chip's peak and its memory's rate say of: how far the compiler's estimates are from these."""
+    square, long = half(8192, 8192), floats(8192, 8192)
+    yield Kernel("product of 8192 x 8192, bfloat16", {"a @ b": jnp.matmul}, (square, square))
+    yield Kernel("sum of 8192 x 8192, float32", {"a + b": jnp.add}, (long, long))
+
+
 def networks() -> Iterator[Kernel]:
     """Layers, and how one would otherwise write them."""
     for side, inputs in (((32, 24), 256), ((8, 6), 2048)):
@@ -100,6 +107,7 @@ def over_devices(devices: Sequence[jax.Device]) -> Iterator[Kernel]:
 
 def kernels(devices: Sequence[jax.Device]) -> Iterator[Kernel]:
     """All of this file."""
+    yield from yardsticks()
     yield from networks()
     yield from heads()
     yield from over_devices(devices)

@@ -49,7 +49,7 @@ def steps_table(title: str, rows: list[Row]) -> rich.table.Table:
         "of the chip's",
         "padding",
         "lower s",
-        "compile s",
+        "compile s (CPU)",
     )
     for name in ("step", *columns, "collectives", "without estimate", "dominant"):
         made.add_column(name, justify="right" if name in columns else "left")
@@ -68,7 +68,7 @@ def _step_cells(row: Row) -> list[str]:
         f"{100 * row['memory_share']:.0f} %",
         f"{row['padding']:.2f}",
         f"{row['lower_s']:,.0f}",
-        f"{row['compile_s']:,.0f}",
+        f"{row['compile_s']:,.0f} ({row['compile_cpu_s']:,.0f})",
         moved(row),
         without_estimate(row),
         dominant(row, 5),
