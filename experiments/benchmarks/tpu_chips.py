@@ -7,7 +7,9 @@ a cycle is one multiply-add of every cell of the matrix units.
 import datetime
 import importlib.metadata
 import importlib.util
+import json
 import os
+import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import collectives
 import jax
 import jax.experimental.topologies
+import rich
 import tpu_hlo
 
 from hardmine_jax.training.peak_flops import peak_flops
@@ -49,7 +52,7 @@ def topology(name: str) -> list[jax.Device]:
     """The devices of a topology, "v5e:2x2" or "v5p:2x2x1".
 
     Raises:
-      ValueError: libtpu is not installed, or knows no such topology.
+      ValueError: libtpu is not installed, or knows no such topology, or CHIPS not its chip.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
@@ -65,6 +68,9 @@ def topology(name: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0]
         raise ValueError(f"--topology {name}: {said}: give one as v5e:2x2, v5p:2x2x1, v6e:2x2") from error
+    kind = found.devices[0].device_kind
+    if kind not in CHIPS:
+        raise ValueError(f"--topology {name}: {kind} is none of {', '.join(CHIPS)}: add its figures to CHIPS")
     return list(found.devices)
 
 
@@ -171,3 +177,28 @@ def about() -> dict[str, str]:
     """Date, and versions of what compiled."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {"date": datetime.date.today().isoformat(), **versions}
+
+
+class Rows:
+    """What was compiled, in memory and where asked for in a file."""
+
+    def __init__(self, path: pathlib.Path | None):
+        self.path, self.about = path, about()
+        try:
+            text = path.read_text() if path and path.exists() else ""
+            self.all: list[Row] = [json.loads(line) for line in text.splitlines()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--json {path}: no file of rows, one a line ({error})") from error
+
+    def get(self, names: Row, make: Callable[[], Row]) -> Row:
+        """The row of these names and of these versions of the compiler, made where it is not there."""
+        wanted = names | {name: self.about[name] for name in ("jax", "libtpu")}
+        for row in self.all:
+            if wanted.items() <= row.items():
+                return row
+        rich.print(f"[dim]{' | '.join(map(str, names.values()))}[/dim]", flush=True)
+        self.all.append(names | make() | self.about)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.all[-1]) + "\n")
+        return self.all[-1]

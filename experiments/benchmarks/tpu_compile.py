@@ -15,14 +15,12 @@ all that training needs.
 
 import argparse
 import functools
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import rich
 import rich.console
 import tpu_chips
 import tpu_kernels
@@ -33,29 +31,7 @@ from tpu_chips import Row
 from hardmine_jax.training.peak_flops import peak_flops
 
 
-class Rows:
-    """What was compiled, in memory and where asked for in a file."""
-
-    def __init__(self, path: pathlib.Path | None):
-        self.path, self.about = path, tpu_chips.about()
-        text = path.read_text() if path and path.exists() else ""
-        self.all: list[Row] = [json.loads(line) for line in text.splitlines()]
-
-    def get(self, names: Row, make: Callable[[], Row]) -> Row:
-        """The row of these names and of these versions of the compiler, made where it is not there."""
-        wanted = names | {name: self.about[name] for name in ("jax", "libtpu")}
-        for row in self.all:
-            if wanted.items() <= row.items():
-                return row
-        rich.print(f"[dim]{' | '.join(map(str, names.values()))}[/dim]", flush=True)
-        self.all.append(names | make() | self.about)
-        if self.path:
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.all[-1]) + "\n")
-        return self.all[-1]
-
-
-def kernel_rows(args: argparse.Namespace, rows: Rows, devices: list[jax.Device]) -> Iterator[Row]:
+def kernel_rows(args: argparse.Namespace, rows: tpu_chips.Rows, devices: list[jax.Device]) -> Iterator[Row]:
     """Each way to each question; ours also by its branch for XLA:CPU where it has one."""
     found = [*tpu_kernels.kernels(), *tpu_layers.kernels(devices)]
     for kernel in found:
@@ -75,7 +51,7 @@ def kernel_rows(args: argparse.Namespace, rows: Rows, devices: list[jax.Device])
             yield rows.get(names, lambda lower=lower: tpu_chips.compiled(lower, devices[0]))
 
 
-def step_rows(args: argparse.Namespace, rows: Rows, devices: list[jax.Device]) -> Iterator[Row]:
+def step_rows(args: argparse.Namespace, rows: tpu_chips.Rows, devices: list[jax.Device]) -> Iterator[Row]:
     """Each training step; one that does not fit with half the images, and so on."""
     import tpu_steps
 
@@ -108,23 +84,30 @@ def is_wanted(name: str, only: list[str]) -> bool:
 
 def main(args: argparse.Namespace) -> int:
     """Prints a table of each part; 1 where something does not compile as asked for."""
+    if args.images < 0:
+        raise ValueError(f"--images {args.images} must be 1 or more")
     # Before anything asks for a device: that would take a TPU that is there.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     devices = tpu_chips.topology(args.topology)
-    rows, console = Rows(args.json), rich.console.Console()
+    rows, console = tpu_chips.Rows(args.json), rich.console.Console()
     if not console.is_terminal:
         console = rich.console.Console(width=200)
     parts = {"kernels": (kernel_rows, tpu_tables.kernels_table), "steps": (step_rows, tpu_tables.steps_table)}
     about = f"{len(devices)} x {devices[0].device_kind} ({args.topology})"
-    refused = []
+    versions = f"jax {rows.about['jax']}, libtpu {rows.about['libtpu']}"
+    everything: list[Row] = []
     for part in args.parts:
         find, table = parts[part]
         found = list(find(args, rows, devices))
-        console.print(
-            table(f"{part}, {about}, jax {rows.about['jax']}, libtpu {rows.about['libtpu']}", found)
-        )
-        refused += [row["question"] for row in found if not row["compiles"]]
+        if found:
+            console.print(table(f"{part}, {about}, {versions}", found))
+        everything += found
+    if not everything:
+        raise ValueError(f"--only {' '.join(args.only)}: nothing in {' and '.join(args.parts)} is named so")
+    # A step that does not fit was tried with fewer images.
+    done = {(row["question"], row.get("way")) for row in everything if row["compiles"]}
+    refused = {row["question"] for row in everything if (row["question"], row.get("way")) not in done}
     if refused:
         print(f"error: {len(refused)} do not compile: {', '.join(refused)}", file=sys.stderr)
     return 1 if refused else 0

@@ -149,11 +149,11 @@ def test_what_is_there_is_not_compiled_again(tmp_path, monkeypatch):
         made.append(1)
         return {"compiles": True}
 
-    first = benchmark.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make)
-    assert benchmark.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make) == first
-    benchmark.Rows(path).get({"topology": "v5p:2x2x1", "question": "a"}, make)
+    first = chips.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make)
+    assert chips.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make) == first
+    chips.Rows(path).get({"topology": "v5p:2x2x1", "question": "a"}, make)
     monkeypatch.setattr(chips, "about", lambda: {"date": "2026-11-28", "jax": "1", "libtpu": "3"})
-    benchmark.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make)
+    chips.Rows(path).get({"topology": "v5e:2x2", "question": "a"}, make)
     assert len(made) == 3 == len(path.read_text().splitlines())
 
 
@@ -237,7 +237,7 @@ def test_kernels_and_a_step_compile_for_tpu(tmp_path):
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v9z:2x2", "v5e:3x3", "nonsense"])
+@pytest.mark.parametrize("topology", ["v9z:2x2", "v5e:3x3", "v3:2x2", "nonsense"])
 def test_an_unknown_topology_is_one_line(topology):
     run = _run("--topology", topology)
     assert run.returncode == 2 and run.stderr.splitlines()[-1].startswith(f"error: --topology {topology}: ")
