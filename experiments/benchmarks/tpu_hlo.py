@@ -16,6 +16,8 @@ _FREE = {
     "opt-barrier", "partition-id", "replica-id", "copy-start", "copy-done", "slice-start", "slice-done",
     "async-start", "async-update", "async-done",
 }  # fmt: skip
+# Custom calls that only name memory.
+_NAMES_MEMORY = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 # What a launch is named after, where it holds several.
 _NAMED = (
     "sort", "scatter", "gather", "select-and-scatter", "convolution", "dot", "reduce-window", "custom-call",
@@ -107,11 +109,11 @@ def _walk(
             branches = [list(_walk(computations, branch, times, unknown)) for branch in _branches(one)]
             yield from max(branches, key=cycles, default=[])
         elif one.opcode not in _FREE and not one.opcode.endswith("-done"):
+            opcode = _does(one, computations)
             estimate = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
-            if estimate or math.prod(_sides(one.shape)) > 1:
+            if opcode not in _NAMES_MEMORY and (estimate or math.prod(_sides(one.shape)) > 1):
                 source = re.search(r'op_name="([^"]*)"', one.rest)
                 number = int(estimate[1]) if estimate else None
-                opcode = _does(one, computations)
                 yield Launch(one.name, opcode, times, number, one.shape, source[1] if source else "")
 
 
