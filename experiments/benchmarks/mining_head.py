@@ -6,7 +6,7 @@ gradient that to its parameters and to the features.
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def head_losses(params, features, labels):
     return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-def jax_ways(config: Head, k: int, problem) -> dict[str, Way]:
-    """Masked, and `mine` with each of its options."""
+def functions(config: Head, k: int) -> dict[str, Callable]:
+    """Masked, and `mine` with each of its options; of parameters, features and labels."""
 
     def select(losses, *_):
         return top_k(losses, k=k)
@@ -97,7 +97,7 @@ def jax_ways(config: Head, k: int, problem) -> dict[str, Way]:
 
         return run
 
-    functions = {
+    return {
         MASKED: jax.value_and_grad(masked, argnums=(0, 1)),
         "mine": with_options()[1],
         "mine, gradient to features as rows": rows(),
@@ -106,8 +106,13 @@ def jax_ways(config: Head, k: int, problem) -> dict[str, Way]:
         "mine, score_dtype=bfloat16, rows": rows(score_dtype=jnp.bfloat16),
         "mine, reuse=True": with_options(reuse=True)[1],
     }
+
+
+def jax_ways(config: Head, k: int, problem) -> dict[str, Way]:
+    """Those of `functions`."""
     operands = jax.device_put(problem)
-    return {name: _jax_way(function, operands, "chunk" in name) for name, function in functions.items()}
+    ways = functions(config, k).items()
+    return {name: _jax_way(function, operands, "chunk" in name) for name, function in ways}
 
 
 def _jax_way(function, operands, has_loop: bool) -> Way:

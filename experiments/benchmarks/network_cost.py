@@ -55,7 +55,8 @@ def _of_equation(equation: jax.extend.core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-        return outputs * (kernel.size // features)
+        # The gradient of a stride puts zeros between the pixels: no work where they are known to be zero.
+        return outputs * (kernel.size // features) // math.prod(parameters["lhs_dilation"])
     inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(parameters)]
     if name == "while" and any(inner):
         raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")

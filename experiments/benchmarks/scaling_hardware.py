@@ -9,7 +9,13 @@ With n devices, i = min(n, group) of them in a group that is joined by fast link
 """
 
 import dataclasses
+import functools
+import json
 import math
+import pathlib
+
+# What tpu_compile.py wrote, and what is taken where it says nothing.
+ESTIMATES, ASSUMED = pathlib.Path(__file__).with_name("tpu_compile.jsonl"), 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,8 @@ class Hardware:
     Attributes:
       name: for the tables.
       peak: 10^12 floating-point operations a second, bfloat16 without sparsity.
-      utilisation: the share of it that training reaches.
+      utilisation: the share of it that training reaches; None: what the TPU compiler's estimate of that step
+        comes to, see `share_of_peak`.
       memory: GB/s of the device's own memory.
       group: devices that fast links join.
       fast: GB/s out of a device over all of its fast links.
@@ -33,7 +40,7 @@ class Hardware:
 
     name: str
     peak: float
-    utilisation: float
+    utilisation: float | None
     memory: float
     group: int
     fast: float
@@ -49,8 +56,8 @@ class Hardware:
 # 1,200 GB/s both ways), 3D torus, 8,960 chips, 50 Gbit/s a chip to other pods. jax-ml/scaling-book,
 # sharding.md: about 1 us a hop, and 8 us measured where 3 hops would take 3, which leaves 5 to start.
 TPU_V5P = Hardware(
-    name="TPU v5p", peak=459.0, utilisation=0.3, memory=2765.0, group=8960, fast=600.0, slow=6.25, torus=True,
-    wraps_from=64, fast_hop=1.0, slow_hop=10.0, start=5.0,
+    name="TPU v5p", peak=459.0, utilisation=None, memory=2765.0, group=8960, fast=600.0, slow=6.25,
+    torus=True, wraps_from=64, fast_hop=1.0, slow_hop=10.0, start=5.0,
 )  # fmt: skip
 # H100 SXM: 989 TFLOPS dense, 3,350 GB/s, NVLink 900 GB/s both ways among the 8 of a DGX, a ConnectX-7 of
 # 400 Gbit/s each (DGX H100 user guide, tables of network modules). NVIDIA/nccl, src/graph/tuning.cc: a small
@@ -59,6 +66,33 @@ H100 = Hardware(
     name="H100", peak=989.0, utilisation=0.3, memory=3350.0, group=8, fast=450.0, slow=50.0, torus=False,
     wraps_from=0, fast_hop=0.52, slow_hop=5.0, start=4.4,
 )  # fmt: skip
+
+
+def share_of_peak(hardware: Hardware, step: str) -> float:
+    """What training reaches of the peak.
+
+    Where no share is given, it is that of a training step in `ESTIMATES`, compiled for this generation of
+    TPU: its products over the compiler's cycles, collectives aside. What has no estimate is left out, and
+    input is.
+
+    Args:
+      step: a row's name there.
+    """
+    if hardware.utilisation is not None:
+        return hardware.utilisation
+    generation = hardware.name.removeprefix("TPU ")
+    return _estimates().get((generation, step), ASSUMED)
+
+
+@functools.cache
+def _estimates() -> dict[tuple[str, str], float]:
+    """By generation and step; the last of each."""
+    rows = [json.loads(line) for line in ESTIMATES.read_text().splitlines()]
+    return {
+        (row["topology"].partition(":")[0], row["question"]): row["share_of_peak"]
+        for row in rows
+        if "share_of_peak" in row
+    }
 
 
 def sides(num_devices: int) -> tuple[int, int, int]:

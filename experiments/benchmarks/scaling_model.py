@@ -2,6 +2,7 @@
 
     all-reduce, all-gather   see scaling_hardware.py
     compute                  2 flops x multiply-adds / (peak x utilisation); training is 3 forward passes
+    utilisation              given, or of the step as compiled for TPU: see scaling_hardware.share_of_peak
     top-k of K keys          64 K bytes through the device's memory: see TOP_K_BYTES
     efficiency               compute / (compute + everything that is not hidden behind it)
 
@@ -16,7 +17,7 @@ import math
 
 import jax
 import network_cost
-from scaling_hardware import Hardware, all_gather, all_reduce, split
+from scaling_hardware import Hardware, all_gather, all_reduce, share_of_peak, split
 
 from hardmine_jax.models import HRNet
 from hardmine_jax.tasks.detection import config as detection_config
@@ -61,6 +62,7 @@ class Work:
 
     Attributes:
       name: of the network.
+      step: of its training, as tpu_compile.py names it.
       multiply_adds: of the whole step.
       gradient: bytes, batch statistics included.
       norms: bytes that a synchronised batch norm reduces in each direction, one a layer.
@@ -70,6 +72,7 @@ class Work:
     """
 
     name: str
+    step: str
     multiply_adds: int
     gradient: int
     norms: tuple[int, ...]
@@ -126,7 +129,7 @@ def costs(work: Work, num_devices: int, fixed_k: int, hardware: Hardware) -> Cos
     # A whole batch may have fewer units than the fixed k.
     fixed = min(fixed_k, work.units * num_devices)
     return Costs(
-        compute=2 * work.multiply_adds / (1e12 * hardware.peak * hardware.utilisation),
+        compute=2 * work.multiply_adds / (1e12 * hardware.peak * share_of_peak(hardware, work.step)),
         gradient=reduce(work.gradient),
         metrics=sum(reduce(nbytes) for nbytes in work.metrics),
         norms=2 * sum(reduce(nbytes) for nbytes in work.norms),
@@ -146,6 +149,7 @@ def pose(paper: Paper) -> Work:
     sums, means = 2 * NUM_KEYPOINTS + 2, NUM_KEYPOINTS + 5
     return Work(
         name="HRNet-W32 256x192",
+        step="pose hrnet_w32, own batch norm",
         multiply_adds=3 * paper.pose_images * network_cost.forward_multiply_adds(model, size),
         gradient=4 * numbers,
         norms=norms,
@@ -169,6 +173,7 @@ def detection(paper: Paper) -> Work:
     units, hard = paper.detection_images * paper.proposals, paper.detection_images * paper.detection_k
     return Work(
         name=f"Fast R-CNN VGG16 {size[0]}x{size[1]}",
+        step="detection vgg16",
         multiply_adds=3 * paper.detection_images * trunk + (units + 3 * hard) * head,
         gradient=4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         norms=(),
@@ -192,13 +197,14 @@ def check(paper: Paper, machines: dict[str, Hardware]) -> None:
         raise ValueError(f"--paper.detection-k {paper.detection_k}: more than --paper.proposals")
     for name, hardware in machines.items():
         for key in ("peak", "utilisation", "memory", "group", "fast", "slow"):
-            if not 0 < getattr(hardware, key) < math.inf:
-                raise ValueError(f"--{name}.{key} {getattr(hardware, key)} must be above 0")
+            value = getattr(hardware, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name}.{key} {value} must be above 0")
         for key in ("wraps_from", "fast_hop", "slow_hop", "start"):
             if not 0 <= getattr(hardware, key) < math.inf:
                 flag = f"--{name}.{key.replace('_', '-')}"
                 raise ValueError(f"{flag} {getattr(hardware, key)} must be at least 0")
-        if hardware.utilisation > 1:
+        if hardware.utilisation is not None and hardware.utilisation > 1:
             raise ValueError(f"--{name}.utilisation {hardware.utilisation} is a share: at most 1")
         for num_devices in paper.devices:
             split(num_devices, hardware)

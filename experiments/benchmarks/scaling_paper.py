@@ -1,7 +1,7 @@
 """The tables of what a step costs on paper, and everything that they rest on."""
 
 import rich.table
-from scaling_hardware import Hardware
+from scaling_hardware import ASSUMED, Hardware, share_of_peak
 from scaling_model import Costs, Paper, Work, costs, detection, pose
 
 
@@ -12,7 +12,10 @@ def tables(paper: Paper, machines: dict[str, Hardware]) -> list[rich.table.Table
     for hardware in machines.values():
         for work in works:
             rows = {count: costs(work, count, paper.fixed_k, hardware) for count in paper.devices}
-            made.append(_parts(f"On paper: {work.name} on {hardware.name}", work, rows))
+            share = _percent(share_of_peak(hardware, work.step))
+            made.append(
+                _parts(f"On paper: {work.name} on {hardware.name}, at {share} of its peak", work, rows)
+            )
             made.append(
                 _mining(f"Its mining, {work.units:,} units on each device", work, rows, paper.fixed_k)
             )
@@ -79,6 +82,8 @@ def assumptions(paper: Paper, machines: dict[str, Hardware]) -> str:
         "Units: peak TFLOP/s, memory and links GB/s one way of one device, hops and start in microseconds.",
         f"Weak scaling, on each device: {paper.pose_images} crops of 256x192, or {paper.detection_images} "
         f"pictures of {paper.detection_size[0]}x{paper.detection_size[1]} with {paper.proposals:,} regions.",
+        "Without a given utilisation it is that of the step as compiled for that TPU, by the compiler's own "
+        f"cycles and without collectives (tpu_compile.jsonl); {ASSUMED} where it was not.",
         "Compute is multiply-adds of convolutions and matrix products in bfloat16 alone; RoI pooling, "
         "optimizer, input and the gradient to the image are left out. Training is 3 forward passes; of Fast "
         "R-CNN's head one over all regions and 3 over the hard ones.",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -37,8 +37,10 @@ class Functions(NamedTuple):
     find_outputs: FindOutputs = lambda path: None
 
 
-def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Parallel, training.TrainState]:
-    """The compiled step on the devices, and the state it starts from."""
+def make_trainer(
+    run: RunConfig, functions: Functions, *, devices: Sequence[jax.Device] | None = None
+) -> tuple[training.Parallel, training.TrainState]:
+    """The compiled step on the devices, all of them by default, and the state it starts from."""
     ema_decay = run.ema_decay or None
 
     def make_step(axis_name: str | None) -> training.Step:
@@ -49,7 +51,7 @@ def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Paralle
             ema_decay=ema_decay,
         )
 
-    parallel = training.parallelise(make_step, kind=run.parallel)
+    parallel = training.parallelise(make_step, kind=run.parallel, devices=devices)
     weights_key, run_key = jax.random.split(jax.random.key(run.seed))
     with phase("building the network", "built the network"):
         state = training.create_state(

@@ -66,6 +66,16 @@ def test_multiply_adds_inside_other_functions():
     assert cost.multiply_adds(remade, square) == 4 * product
 
 
+def test_zeros_that_a_stride_brings_into_its_gradient_are_no_work():
+    images, kernel, forward = _shape(1, 8, 8, 3), _shape(3, 3, 3, 5), 4 * 4 * 5 * 27
+
+    def loss(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, (2, 2), "SAME", dimension_numbers=numbers).sum()
+
+    assert cost.multiply_adds(jax.value_and_grad(loss), images, kernel) == 2 * forward
+
+
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="write a scan"):
         cost.multiply_adds(

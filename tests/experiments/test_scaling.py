@@ -287,6 +287,24 @@ def test_a_torus_by_hand():
     assert hardware.all_reduce(64e6, 64, TORUS) == pytest.approx(3e-6 + 12e-6 + 2 * 63e6 / 1e9)
 
 
+def test_share_of_the_peak_is_the_compiled_steps_where_none_is_given(tmp_path, monkeypatch):
+    rows = [
+        {"topology": "v5p:2x2x1", "question": "a step", "share_of_peak": 0.25},
+        {"topology": "v5e:2x2", "question": "a step", "share_of_peak": 0.5},
+        {"topology": "v5p:2x2x1", "question": "top_k", "compiles": True},
+        {"topology": "v5p:2x2x1", "question": "a step", "share_of_peak": 0.125},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(hardware, "ESTIMATES", tmp_path / "rows.jsonl")
+    hardware._estimates.cache_clear()
+    tpu = dataclasses.replace(TORUS, name="TPU v5p", utilisation=None)
+    # The last of its generation; where there is none, what is assumed.
+    assert hardware.share_of_peak(tpu, "a step") == 0.125
+    assert hardware.share_of_peak(tpu, "another") == hardware.ASSUMED
+    assert hardware.share_of_peak(FAST, "a step") == 0.5
+    hardware._estimates.cache_clear()
+
+
 def test_mining_by_hand():
     small = model.mine(3, 10, 4, FAST)
     assert (small.sent, small.received) == (12, 48)
@@ -298,7 +316,7 @@ def test_mining_by_hand():
 
 
 def test_costs_by_hand():
-    work = model.Work("small", 10**9, 4000, (8, 16), (4, 8), units=10, hard=2)
+    work = model.Work("small", "a step", 10**9, 4000, (8, 16), (4, 8), units=10, hard=2)
     cost = model.costs(work, 4, 3, FAST)
     assert cost.compute == pytest.approx(2e9 / 1e12)
     assert cost.gradient == hardware.all_reduce(4000, 4, FAST)
