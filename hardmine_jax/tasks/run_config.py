@@ -13,6 +13,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.training import OptimizerConfig
+from hardmine_jax.training.profile import StepRange, parse_step_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RunConfig:
         first and the last step; 0 only those.
       checkpoint_every: steps between checkpoints; 0 with evaluations only.
       log_every: steps between log lines.
+      profile_steps: FROM:TO, steps of which a trace by jax.profiler is written to profile/ in --workdir.
       keep_last: latest checkpoints kept, beside the best.
       optimizer: optimizer and learning rate.
     """
@@ -77,6 +79,7 @@ class RunConfig:
     evaluate_every: int = 200
     checkpoint_every: int = 200
     log_every: int = 20
+    profile_steps: str | None = None
     keep_last: int = 2
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -122,6 +125,26 @@ def check_run_config(run: RunConfig) -> None:
     check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
     if not 0 <= run.ema_decay < 1:
         raise UserError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+    profiled_steps(run)
+
+
+def profiled_steps(run: RunConfig) -> StepRange | None:
+    """What --profile-steps asks for.
+
+    Raises:
+      UserError: no range of steps of this run.
+    """
+    if run.profile_steps is None:
+        return None
+    try:
+        steps = parse_step_range(run.profile_steps)
+    except UserError as error:
+        raise UserError(f"--profile-steps {error}") from error
+    if steps.last > run.length:
+        raise UserError(
+            f"--profile-steps {run.profile_steps} ends beyond --steps {run.steps}: end it earlier"
+        )
+    return steps
 
 
 def check_devices(run: RunConfig) -> None:

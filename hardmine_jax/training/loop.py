@@ -60,6 +60,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     learning_rate: Callable[[int], Any] | None = None,
+    speed: Callable[[float], dict[str, float]] | None = None,
     log_every: int = 50,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
@@ -84,6 +85,7 @@ def fit(
         every `evaluate_every` steps and at the end. Logged as `validation/<name>`; `checkpoints` picks the
         best by them.
       learning_rate: schedule to log.
+      speed: images a second -> what else is to be logged of the speed.
       log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
       must_save: whether it is an error when the state after `steps` cannot be saved; False where training
         goes on from it. After a signal it always is.
@@ -95,7 +97,7 @@ def fit(
     """
     step, stopped, compiled = int(state.step), False, False
     scores: dict[str, float] = {}
-    state, window = parallel.put_state(state), Window(batch_size, parallel.get)
+    state, window = parallel.put_state(state), Window(batch_size, parallel.get, speed)
     with contextlib.ExitStack() as holding, stop_requests() as stop:
         asked_to_stop = StopVotes(stop, parallel.mesh)
         try:
