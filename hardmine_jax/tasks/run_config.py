@@ -32,6 +32,10 @@ class RunConfig:
         tenth of it.
       seed: of weights, order and augmentation.
       dtype: of the computation; weights stay float32.
+      remat: blocks computes the inside of the network's blocks again for their gradient, instead of keeping
+        it: less memory, a longer step, the same numbers.
+      gradient_dtype: bfloat16 halves what devices exchange in a step: each rounds its gradients before the
+        mean over devices is taken. float32 by default; on one device nothing is exchanged.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
       sync_batch_norm: batch statistics over all devices (jit always does).
       parallel: how the step runs on the devices.
@@ -65,6 +69,8 @@ class RunConfig:
     steps: int | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "blocks"] = "none"
+    gradient_dtype: Literal["bfloat16"] | None = None
     ema_decay: float = 0.998
     sync_batch_norm: bool = True
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
@@ -148,13 +154,18 @@ def profiled_steps(run: RunConfig) -> StepRange | None:
 
 
 def check_devices(run: RunConfig) -> None:
-    """Raises UserError for a batch that the devices that are there cannot share."""
+    """Raises UserError for what the devices that are there cannot do: share the batch, round gradients."""
     num_devices = jax.device_count()
     parts = num_devices * run.accumulate
     if run.batch_size % parts:
         raise UserError(
             f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
             f"--accumulate {run.accumulate}: use a multiple of {parts}"
+        )
+    if run.gradient_dtype is not None and run.parallel == "jit" and num_devices > 1:
+        raise UserError(
+            f"--gradient-dtype {run.gradient_dtype} means nothing to --parallel jit, where the compiler "
+            "exchanges gradients as it sees fit: use shard_map or pmap"
         )
 
 

@@ -51,6 +51,7 @@ def make_trainer(run: RunConfig, functions: Functions) -> tuple[training.Paralle
             axis_name=axis_name,
             accumulate=run.accumulate,
             ema_decay=ema_decay,
+            gradient_dtype=run.gradient_dtype,
         )
 
     parallel = training.parallelise(make_step, kind=run.parallel)

@@ -7,7 +7,7 @@ compiler's own count has the body of a loop once, however often it turns.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.extend
@@ -103,15 +103,16 @@ def _of_jaxpr(jaxpr: jax.extend.core.Jaxpr, platform: str) -> int:
 
 def _of_equation(equation: jax.extend.core.JaxprEqn, platform: str) -> int:
     name, parameters = equation.primitive.name, equation.params
+    # jax's own annotation does not say that an array's type has a shape.
+    arrays = [cast(Any, variable.aval) for variable in (*equation.invars, *equation.outvars)]
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        return int(arrays[-1].size * math.prod(arrays[0].shape[axis] for axis in contracted))
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
+        kernel = arrays[1]
         features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-        products = equation.outvars[0].aval.size * (kernel.size // features)
-        return products // math.prod(parameters["lhs_dilation"])
+        products = arrays[-1].size * (kernel.size // features)
+        return int(products // math.prod(parameters["lhs_dilation"]))
     inner = [_of_jaxpr(jaxpr, platform) for jaxpr in _jaxprs(parameters)]
     if name == "while" and any(inner):
         raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")
