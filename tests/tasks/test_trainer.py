@@ -3,17 +3,22 @@
 import functools
 import signal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hardmine_jax import training
+from hardmine_jax.models.layers import Conv, ConvNorm
+from hardmine_jax.models.resnet import BasicBlock
 from hardmine_jax.tasks.detection import train as detection_train
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.loss import Mining, Supervision, make_loss
 from hardmine_jax.tasks.run_config import RunConfig
 from hardmine_jax.tasks.trainer import Functions, fit, make_trainer
 from hardmine_jax.training import flops
+from tests.tasks import guarded
 
 TASKS = pytest.mark.parametrize("task", [pose_train, detection_train], ids=["pose", "detection"])
 
@@ -121,3 +126,75 @@ def test_the_share_of_the_peak_is_in_the_log(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     _train(_run(tmp_path / "unknown"))
     assert "MFU" not in capsys.readouterr().out + (tmp_path / "unknown" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["jit", "shard_map", "pmap"])
+def test_a_guarded_step_refuses_what_is_on_the_host(kind):
+    """So the tasks' tests, which train by `guarded.parallelise`, would show one that waits for the host."""
+
+    def make_step(axis):
+        return lambda state, batch: (state + batch.mean(), {})
+
+    parallel = guarded.parallelise(make_step, kind=kind, devices=jax.devices()[:2])
+    rows = np.ones((4, 3), np.float32)
+    state, _ = parallel.train_step(parallel.put_state(jnp.float32(1)), parallel.put_batch(rows))
+    assert float(parallel.get(state)) == 2
+    on_host = rows.reshape(2, 2, 3) if kind == "pmap" else rows
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        parallel.train_step(state, on_host)
+
+
+class SmallNetwork(nn.Module):
+    """Heatmaps by two strided blocks and a residual one, as the published networks compute."""
+
+    dtype: jax.typing.DTypeLike
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        common = {"train": train, "dtype": self.dtype, "axis_name": self.axis_name}
+        features = ConvNorm(8, stride=2, **common, name="stem1")(images)
+        features = ConvNorm(16, stride=2, **common, name="stem2")(features)
+        features = BasicBlock(16, **common, name="block")(features)
+        return Conv(5, 1, use_bias=True, dtype=self.dtype, name="head")(features).astype(jnp.float32)
+
+
+def _short_training(dtype, steps=30):
+    """Losses of OHKM on the same crops, batch statistics and Adam included."""
+    model, supervision = SmallNetwork(jnp.dtype(dtype)), Supervision(1.5)
+    functions = FUNCTIONS._replace(
+        init=lambda key: model.init(key, jnp.zeros((1, 32, 32, 3))),
+        loss_for=lambda axis: make_loss(model, Mining("ohkm", lambda step: 3), supervision, axis_name=axis),
+    )
+    optimizer = training.OptimizerConfig(name="adamw", learning_rate=5e-3, clip_norm=1.0, schedule="constant")
+    run = RunConfig(batch_size=8, steps=steps, dtype=dtype, optimizer=optimizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training, "parallelise", functools.partial(training.parallelise, devices=jax.devices()[:1])
+        )
+        parallel, state = make_trainer(run, functions)
+    rng = np.random.default_rng(0)
+    batch = parallel.put_batch(
+        {
+            "image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+            "keypoints": rng.uniform(0, 32, (8, 5, 2)).astype(np.float32),
+            "visibility": np.full((8, 5), 2, np.int32),
+            "where": np.ones(8, bool),
+            "index": np.arange(8, dtype=np.int32),
+        }
+    )
+    state, losses = parallel.put_state(state), []
+    for _ in range(steps):
+        state, metrics = parallel.train_step(state, batch)
+        losses.append(metrics["loss"])
+    return np.array(losses, np.float32), state.params
+
+
+def test_bfloat16_lands_where_float32_does():
+    """Same seeds, same crops: the loss comes down as far, within a twentieth, and weights stay float32."""
+    (exact, _), (rounded, params) = _short_training("float32"), _short_training("bfloat16")
+    print(exact[[0, -1]], rounded[[0, -1]], np.abs(rounded / exact - 1).max())
+    assert exact[-1] < 0.75 * exact[0]
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)
+    assert not np.array_equal(rounded, exact)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
