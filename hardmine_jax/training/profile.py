@@ -99,8 +99,8 @@ class Profiled:
             _warn(f"the trace of steps {first} to {self._at} could not be written ({_reason(error)})")
             return
         print(
-            f"a trace of steps {first} to {self._at} is in {self._folder}: pip install xprof, then "
-            f"xprof --logdir {self._folder} (or TensorBoard with its profile plugin, on the same folder)",
+            f"a trace of steps {first} to {self._at} is in {self._folder}: pip install xprof, then xprof "
+            f"{self._folder} (or TensorBoard with its profile plugin, on the same folder)",
             flush=True,
         )
 

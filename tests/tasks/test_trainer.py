@@ -1,5 +1,6 @@
 """From flags to steps: what --profile-steps traces, what is said of the chip, what a step moves."""
 
+import dataclasses
 import functools
 import signal
 
@@ -10,12 +11,18 @@ import numpy as np
 import pytest
 
 from hardmine_jax import training
+from hardmine_jax.errors import UserError
 from hardmine_jax.models.layers import Conv, ConvNorm
 from hardmine_jax.models.resnet import BasicBlock
+from hardmine_jax.tasks.compare import _SILENT as SILENT
+from hardmine_jax.tasks.compare import flatten
+from hardmine_jax.tasks.config_json import change, from_plain, plain
+from hardmine_jax.tasks.detection import config as detection_config
 from hardmine_jax.tasks.detection import train as detection_train
+from hardmine_jax.tasks.pose import config as pose_config
 from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.loss import Mining, Supervision, make_loss
-from hardmine_jax.tasks.run_config import RunConfig
+from hardmine_jax.tasks.run_config import RunConfig, check_devices
 from hardmine_jax.tasks.trainer import Functions, fit, make_trainer
 from hardmine_jax.training import flops
 from tests.tasks import guarded
@@ -198,3 +205,26 @@ def test_bfloat16_lands_where_float32_does():
     np.testing.assert_allclose(rounded, exact, rtol=0.05)
     assert not np.array_equal(rounded, exact)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("kind", [pose_config.Config, detection_config.Config], ids=["pose", "detection"])
+def test_runs_of_before_these_flags_go_on_and_stay_in_one_row(kind):
+    """What they wrote means what it meant, and `hardmine compare` sees no setting that is new."""
+    new = ("profile_steps", "remat", "gradient_dtype")
+    written = plain(change(kind(), steps=9, profile_steps="2:3", remat="blocks"))
+    before = {name: value for name, value in written.items() if name not in new}
+    config = from_plain(kind, before)
+    assert [getattr(config.run, name) for name in new] == [None, "none", None]
+    shown = [
+        {n for n, v in flatten(c).items() if n not in SILENT and v is not None} for c in (before, written)
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_gradients_that_the_compiler_exchanges_are_not_promised_in_bfloat16(tmp_path):
+    assert jax.device_count() > 1
+    run = _run(tmp_path, gradient_dtype="bfloat16")
+    for parallel in ("auto", "shard_map", "pmap"):
+        check_devices(dataclasses.replace(run, parallel=parallel))
+    with pytest.raises(UserError, match="--gradient-dtype bfloat16 means nothing to --parallel jit"):
+        check_devices(dataclasses.replace(run, parallel="jit"))

@@ -64,7 +64,7 @@ def test_the_trace_has_the_steps_that_were_asked_for(tmp_path, capsys):
     assert _steps_in(tmp_path / "profile") == [2, 3]
     said = capsys.readouterr().out
     assert said.startswith(f"a trace of steps 2 to 3 is in {tmp_path / 'profile'}") and said.count("\n") == 1
-    assert f"xprof --logdir {tmp_path / 'profile'}" in said
+    assert f"then xprof {tmp_path / 'profile'} " in said
 
 
 def test_a_run_that_goes_on_within_them_traces_what_is_left(tmp_path, capsys):
