@@ -8,8 +8,8 @@
 #
 # Flags: --type v5litepod-8 (the default; v5litepod-16 and more are slices of several machines), --spot (cheaper, may
 #   be taken away), --project ID, --version RUNTIME, --retries N; --dry-run prints the commands and runs none.
-# Needs: gcloud, logged in, a project with the TPU API and quota for the type in the zone, and a bucket with
-#   hierarchical namespace, since only there a folder is renamed at once, as a checkpoint's must (README.md says how).
+# Needs: gcloud, logged in, a project with the TPU API and quota for the type in the zone, and a bucket (README.md
+#   says how).
 # Costs: from READY until `delete`, by the second and chip, whether it trains or not: prices at
 #   https://cloud.google.com/tpu/pricing. A try of v5litepod-8 (8 chips) takes about a quarter of an hour.
 # Resume: run the same `start` again. It makes the VM anew where it was preempted, and the run, which lies in the

@@ -5,17 +5,16 @@ from shapes, or from the compiled program; sizes are (height, width).
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from hardmine_jax.models.layers import Conv, DoubleConvTranspose
+from hardmine_jax.training.flops import multiply_adds
 
 
 def parameters(model: nn.Module, size: tuple[int, int]) -> int:
@@ -26,50 +25,6 @@ def parameters(model: nn.Module, size: tuple[int, int]) -> int:
 def forward_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of `size` (height, width)."""
     return multiply_adds(lambda v, images: model.apply(v, images), _variables(model, size), _images(1, size))
-
-
-def multiply_adds(function: Callable, *operands: Any) -> int:
-    """Multiply-adds of the convolutions and matrix products that `function` does on such operands.
-
-    Read from its jaxpr; a product with padding counts. `operands` may be shapes only.
-
-    Raises:
-      ValueError: for a loop whose length is not known.
-
-    >>> multiply_adds(lambda a, b: a @ b, jax.ShapeDtypeStruct((2, 3), "float32"), jnp.ones((3, 5)))
-    30
-    """
-    return _of_jaxpr(jax.make_jaxpr(function)(*operands).jaxpr)
-
-
-def _of_jaxpr(jaxpr: jax.extend.core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
-
-
-def _of_equation(equation: jax.extend.core.JaxprEqn) -> int:
-    name, parameters = equation.primitive.name, equation.params
-    outputs = sum(variable.aval.size for variable in equation.outvars)
-    if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        return outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-        # The gradient of a stride puts zeros between the pixels: no work where they are known to be zero.
-        return outputs * (kernel.size // features) // math.prod(parameters["lhs_dilation"])
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(parameters)]
-    if name == "while" and any(inner):
-        raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * parameters.get("length", 1)
-
-
-def _jaxprs(parameters: dict[str, Any]) -> list[jax.extend.core.Jaxpr]:
-    """Those that an equation holds: bodies of loops, branches, functions called."""
-    values = [v for value in parameters.values() for v in (value if isinstance(value, tuple) else (value,))]
-    jaxprs = [getattr(value, "jaxpr", value) for value in values]
-    return [jaxpr for jaxpr in jaxprs if isinstance(jaxpr, jax.extend.core.Jaxpr)]
 
 
 def published_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.models.layers import Conv, ConvNorm, upsample_bilinear
+from hardmine_jax.models.layers import Conv, ConvNorm, rematerialised, upsample_bilinear
 from hardmine_jax.models.resnet import ResNet, torch_name
 from hardmine_jax.models.torch_weights import WarmStart, fill_what_fits
 
@@ -95,25 +95,27 @@ class RefineNet(nn.Module):
       features: channels of each level's bottlenecks and of the last one.
       dtype: type of the computation; parameters and heatmaps stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: as of a `ResNet`.
     """
 
     num_keypoints: int = 17
     features: int = 256
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, merged: Sequence[jax.Array], train: bool = False) -> jax.Array:
         """Levels, coarsest first, each half the size of the next -> heatmaps."""
         common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
-        parts = []
+        parts, bottleneck = [], rematerialised(RefineBottleneck, self.remat)
         for above, features in zip(reversed(range(len(merged))), merged, strict=True):
             for index in range(above):
                 name = f"level{above + 2}_{index}"
-                features = RefineBottleneck(self.features, **common, name=name)(features)
+                features = bottleneck(self.features, **common, name=name)(features)
             parts.append(upsample_bilinear(features, 2**above))
         features = jnp.concatenate(parts, axis=-1)
-        features = RefineBottleneck(self.features, **common, name="bottleneck")(features)
+        features = bottleneck(self.features, **common, name="bottleneck")(features)
         return _heatmaps(features, self.num_keypoints, common, "head")
 
 
@@ -136,6 +138,7 @@ class CPN(nn.Module):
       features: channels of GlobalNet's and RefineNet's levels; 256 as published.
       dtype: type of the computation; parameters and heatmaps stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: residual blocks keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     depth: int = 50
@@ -144,16 +147,18 @@ class CPN(nn.Module):
     features: int = 256
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> CPNHeatmaps:
         if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"CPN wants images [B, H, W, 3] with sides a multiple of 32, got {images.shape}")
         common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
-        levels = ResNet(self.depth, self.width, **common, name="trunk")(images, train)
+        levels = ResNet(self.depth, self.width, remat=self.remat, **common, name="trunk")(images, train)
         head: dict[str, Any] = dict(num_keypoints=self.num_keypoints, features=self.features, **common)
         merged, heatmaps = GlobalNet(**head, name="global")(levels, train)
-        return CPNHeatmaps(heatmaps, RefineNet(**head, name="refine")(merged, train))
+        refine = RefineNet(remat=self.remat, **head, name="refine")
+        return CPNHeatmaps(heatmaps, refine(merged, train))
 
 
 def target_sigmas(kernels: Sequence[int] = (15, 11, 9, 7)) -> tuple[float, ...]:

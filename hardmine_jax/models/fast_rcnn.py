@@ -33,6 +33,7 @@ class ResNetTrunk(nn.Module):
         before, with the one or two images a step of the paper.
       dtype: type of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: residual blocks keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     depth: int = 50
@@ -40,12 +41,13 @@ class ResNetTrunk(nn.Module):
     frozen_norm: bool = False
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
     stride = 16
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
-        resnet = ResNet(self.depth, self.width, stages=3, **common, name="resnet")
+        resnet = ResNet(self.depth, self.width, stages=3, remat=self.remat, **common, name="resnet")
         return resnet(images, train and not self.frozen_norm)[-1]
 
 

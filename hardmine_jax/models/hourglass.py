@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.models.layers import BatchNorm, Conv, ConvNorm, upsample_nearest
+from hardmine_jax.models.layers import BatchNorm, Conv, ConvNorm, rematerialised, upsample_nearest
 from hardmine_jax.models.vgg import max_pool
 
 
@@ -50,6 +50,7 @@ class Hourglass(nn.Module):
       blocks: residual modules in each place of an hourglass.
       dtype: type of the computation; parameters and heatmaps stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: residual blocks keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     stacks: int = 8
@@ -59,6 +60,7 @@ class Hourglass(nn.Module):
     blocks: int = 1
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
@@ -82,9 +84,10 @@ class Hourglass(nn.Module):
     def _stem(self, images: jax.Array, common: dict[str, Any]) -> jax.Array:
         quarter, half = max(self.features // 4, 1), max(self.features // 2, 1)
         features = ConvNorm(quarter, 7, 2, **common, name="stem")(images)
-        features = max_pool(Residual(half, **common, name="stem_residual1")(features))
-        features = Residual(half, **common, name="stem_residual2")(features)
-        return Residual(self.features, **common, name="stem_residual3")(features)
+        residual = rematerialised(Residual, self.remat)
+        features = max_pool(residual(half, **common, name="stem_residual1")(features))
+        features = residual(half, **common, name="stem_residual2")(features)
+        return residual(self.features, **common, name="stem_residual3")(features)
 
     def _hourglass(self, features: jax.Array, depth: int, name: str, common: dict[str, Any]) -> jax.Array:
         skipped = self._residuals(features, f"{name}_skip{depth}", common)
@@ -96,8 +99,9 @@ class Hourglass(nn.Module):
         return skipped + upsample_nearest(self._residuals(inner, f"{name}_up{depth}", common), 2)
 
     def _residuals(self, features: jax.Array, name: str, common: dict[str, Any]) -> jax.Array:
+        residual = rematerialised(Residual, self.remat)
         for index in range(self.blocks):
-            features = Residual(self.features, **common, name=f"{name}_{index}")(features)
+            features = residual(self.features, **common, name=f"{name}_{index}")(features)
         return features
 
     def _heatmaps(self, features: jax.Array, name: str) -> jax.Array:

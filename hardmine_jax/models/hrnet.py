@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.models.layers import Conv, ConvNorm, upsample_nearest
+from hardmine_jax.models.layers import Conv, ConvNorm, rematerialised, upsample_nearest
 from hardmine_jax.models.resnet import BasicBlock, Bottleneck
 from hardmine_jax.models.resnet import torch_name as resnet_name
 from hardmine_jax.models.torch_weights import (
@@ -78,6 +78,7 @@ class HRNet(nn.Module):
       heatmap_branch: the branch that heatmaps are read from; they are `2**heatmap_branch` times smaller.
       dtype: type of the computation; parameters and heatmaps stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: blocks and exchanges keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     width: int = 32
@@ -91,6 +92,7 @@ class HRNet(nn.Module):
     heatmap_branch: int = 0
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -98,8 +100,9 @@ class HRNet(nn.Module):
         common: dict[str, Any] = dict(train=train, dtype=self.dtype, axis_name=self.axis_name)
         features = ConvNorm(self.stem_features, stride=2, **common, name="stem1")(images)
         features = ConvNorm(self.stem_features, stride=2, **common, name="stem2")(features)
+        bottleneck = rematerialised(Bottleneck, self.remat)
         for index in range(self.stem_blocks):
-            features = Bottleneck(self.stem_features, **common, name=f"layer1_{index}")(features)
+            features = bottleneck(self.stem_features, **common, name=f"layer1_{index}")(features)
         branches, coarsest = [ConvNorm(self.width, **common, name="transition1_0")(features)], features
         for stage, count in enumerate(self.modules, start=2):
             branches = self._add_branches(branches, coarsest, stage, common)
@@ -131,10 +134,10 @@ class HRNet(nn.Module):
         self, branches: Sequence[jax.Array], stage: int, module: int, common: dict[str, Any]
     ) -> list[jax.Array]:
         name = f"stage{stage}_{module}"
-        outputs = []
+        outputs, basic_block = [], rematerialised(BasicBlock, self.remat)
         for index, branch in enumerate(branches):
             for block in range(self.blocks):
-                branch = BasicBlock(branch.shape[-1], **common, name=f"{name}_branch{index}_{block}")(branch)
+                branch = basic_block(branch.shape[-1], **common, name=f"{name}_branch{index}_{block}")(branch)
             outputs.append(branch)
         last_of_stage = module == self.modules[stage - 2] - 1
         last = last_of_stage and stage == len(self.modules) + 1
@@ -142,7 +145,8 @@ class HRNet(nn.Module):
             return outputs
         # Nothing reads the other branches after the very last exchange.
         targets = (self.heatmap_branch,) if last else tuple(range(len(branches)))
-        return list(Exchange(targets, **common, name=f"{name}_exchange")(outputs))
+        exchange = rematerialised(Exchange, self.remat)
+        return list(exchange(targets, **common, name=f"{name}_exchange")(outputs))
 
     def _check(self, images: jax.Array) -> None:
         stride = 4 * 2 ** len(self.modules)

@@ -4,9 +4,13 @@ Layout NHWC, kernels HWIO, parameters float32; `dtype` is the type of the comput
 (`k // 2` on both sides), which for an even side and stride 2 is not XLA's "SAME".
 """
 
+from typing import TypeVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+_Block = TypeVar("_Block", bound=nn.Module)
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -109,6 +113,16 @@ class BatchNorm(nn.Module):
         # flax's own takes float32 statistics from bfloat16 images, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             return norm(images)
+
+
+def rematerialised(block: type[_Block], remat: bool) -> type[_Block]:
+    """The block, or one whose inner activations are not kept but computed again for its gradient.
+
+    Parameters have the same names. The memory of what lies between two blocks' inputs is given back, for the
+    time of a second forward pass (Chen et al., arXiv 1604.06174).
+    """
+    again: type[_Block] = nn.remat(block) if remat else block
+    return again
 
 
 class ConvNorm(nn.Module):

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hardmine_jax.models.layers import BatchNorm, Conv
+from hardmine_jax.models.layers import BatchNorm, Conv, rematerialised
 from hardmine_jax.models.torch_weights import (
     WeightsError,
     count_children,
@@ -84,6 +84,7 @@ class ResNet(nn.Module):
       stages: how many of the four there are; with 3 the levels end at c4.
       dtype: type of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: residual blocks keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     depth: int = 50
@@ -91,6 +92,7 @@ class ResNet(nn.Module):
     stages: int = 4
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Sequence[jax.Array]:
@@ -100,7 +102,7 @@ class ResNet(nn.Module):
         features = Conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
         features = nn.relu(BatchNorm(**common, name="bn1")(features))
         features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        block = BasicBlock if self.depth < 50 else Bottleneck
+        block: Any = rematerialised(BasicBlock if self.depth < 50 else Bottleneck, self.remat)
         levels = []
         for stage, count in enumerate(STAGES[self.depth][: self.stages]):
             for index in range(count):

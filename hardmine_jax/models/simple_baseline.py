@@ -38,6 +38,7 @@ class SimpleBaseline(nn.Module):
       deconvolution_features: channels of each transposed convolution; 256 as published.
       dtype: type of the computation; parameters and heatmaps stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: residual blocks keep nothing for their gradient but their inputs (`rematerialised`).
     """
 
     depth: int = 50
@@ -46,6 +47,7 @@ class SimpleBaseline(nn.Module):
     deconvolution_features: int = 256
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -54,7 +56,8 @@ class SimpleBaseline(nn.Module):
                 f"SimpleBaseline wants images [B, H, W, 3] with sides a multiple of 32, got {images.shape}"
             )
         common: dict[str, Any] = dict(dtype=self.dtype, axis_name=self.axis_name)
-        features = ResNet(self.depth, self.width, **common, name="trunk")(images, train)[-1]
+        trunk = ResNet(self.depth, self.width, remat=self.remat, **common, name="trunk")
+        features = trunk(images, train)[-1]
         for name in _DECONVOLUTIONS:
             features = DoubleConvTranspose(self.deconvolution_features, dtype=self.dtype, name=name)(features)
             features = nn.relu(BatchNorm(train=train, **common, name=f"{name}_bn")(features))

@@ -4,6 +4,7 @@ Images are `[B, H, W, 3]`, float, normalised; features are NHWC. `convB_I` is co
 counted from 1.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -32,12 +33,14 @@ class VGGTrunk(nn.Module):
         hardly learns.
       dtype: type of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are synchronised, or None.
+      remat: a block keeps nothing for its gradient but its input; it is computed a second time.
     """
 
     widths: tuple[tuple[int, ...], ...] = VGG16_WIDTHS
     norm: Literal["none", "batch", "group"] = "none"
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @property
     def stride(self) -> int:
@@ -51,10 +54,15 @@ class VGGTrunk(nn.Module):
         for block, widths in enumerate(self.widths, start=1):
             if block > 1:
                 features = max_pool(features)
-            for index, width in enumerate(widths, start=1):
-                name = f"conv{block}_{index}"
-                conv = Conv(width, use_bias=self.norm == "none", dtype=self.dtype, name=name)
-                features = nn.relu(self._normalise(conv(features), name, train))
+            whole = functools.partial(VGGTrunk._block, block=block, widths=widths, train=train)
+            features = (nn.remat(whole) if self.remat else whole)(self, features)
+        return features
+
+    def _block(self, features: jax.Array, *, block: int, widths: tuple[int, ...], train: bool) -> jax.Array:
+        for index, width in enumerate(widths, start=1):
+            name = f"conv{block}_{index}"
+            conv = Conv(width, use_bias=self.norm == "none", dtype=self.dtype, name=name)
+            features = nn.relu(self._normalise(conv(features), name, train))
         return features
 
     def _normalise(self, features: jax.Array, name: str, train: bool) -> jax.Array:

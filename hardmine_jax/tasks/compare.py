@@ -56,6 +56,7 @@ SCORES = (
     Score(("detections", "ap"), "AP on boxes"),
     Score(("map",), "mAP@0.5"), Score(("map_11_point",), "11-point"), Score(("coco", "AP"), "COCO AP"),
     Score(("seconds",), "seconds", False), Score(("images_per_second",), "images/s", False),
+    Score(("mfu",), "MFU"),
     Score(("peak_memory_mb",), "peak MB", False),
 )  # fmt: skip
 

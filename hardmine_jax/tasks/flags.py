@@ -154,6 +154,7 @@ def flag(name: str) -> str:
 FREE = (
     "resume", "eval_only", "parallel", "num_workers", "workdir", "cache_dir", "log_every", "distributed",
     "coordinator", "num_processes", "process_id", "patience", "compilation_cache", "download",
+    "profile_steps", "remat",
 )  # fmt: skip
 
 

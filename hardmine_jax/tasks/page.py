@@ -188,7 +188,18 @@ def table_title(result: Mapping) -> str:
 def speed_line(result: Mapping) -> str:
     """How fast a training went, and for how long."""
     speed, steps = number(result.get("images_per_second"), "{:,.1f}"), number(result.get("steps"), "{:,}")
-    return f"{speed} images/s over {steps} steps"
+    return f"{speed} images/s{chip_share(result, ', ')} over {steps} steps"
+
+
+def chip_share(result: Mapping, before: str) -> str:
+    """What that was of the chips' peak, where that is known: else empty.
+
+    >>> chip_share({"tflops_per_device": 93.25, "mfu": 0.0943}, "; ")
+    '; 93.2 TFLOP/s a chip, MFU 9.4 %'
+    """
+    if not (exists(result.get("mfu")) and exists(result.get("tflops_per_device"))):
+        return ""
+    return f"{before}{result['tflops_per_device']:,.3g} TFLOP/s a chip, MFU {percent(result['mfu'])}"
 
 
 def number(value: float | None, form: str = "{:.3f}") -> str:

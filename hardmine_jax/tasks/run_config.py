@@ -13,6 +13,7 @@ from hardmine_jax.errors import UserError
 from hardmine_jax.job.distributed import PATIENCE_SECONDS
 from hardmine_jax.tasks.flags import check_counts, flag
 from hardmine_jax.training import OptimizerConfig
+from hardmine_jax.training.profile import StepRange, parse_step_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,10 @@ class RunConfig:
         tenth of it.
       seed: of weights, order and augmentation.
       dtype: of the computation; weights stay float32.
+      remat: blocks computes the inside of the network's blocks again for their gradient, instead of keeping
+        it: less memory, a longer step, the same numbers.
+      gradient_dtype: bfloat16 halves what devices exchange in a step: each rounds its gradients before the
+        mean over devices is taken. float32 by default; on one device nothing is exchanged.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last ones.
       sync_batch_norm: batch statistics over all devices (jit always does).
       parallel: how the step runs on the devices.
@@ -50,6 +55,7 @@ class RunConfig:
         first and the last step; 0 only those.
       checkpoint_every: steps between checkpoints; 0 with evaluations only.
       log_every: steps between log lines.
+      profile_steps: FROM:TO, steps of which a trace by jax.profiler is written to profile/ in --workdir.
       keep_last: latest checkpoints kept, beside the best.
       optimizer: optimizer and learning rate.
     """
@@ -63,6 +69,8 @@ class RunConfig:
     steps: int | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "blocks"] = "none"
+    gradient_dtype: Literal["bfloat16"] | None = None
     ema_decay: float = 0.998
     sync_batch_norm: bool = True
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
@@ -77,6 +85,7 @@ class RunConfig:
     evaluate_every: int = 200
     checkpoint_every: int = 200
     log_every: int = 20
+    profile_steps: str | None = None
     keep_last: int = 2
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -122,16 +131,41 @@ def check_run_config(run: RunConfig) -> None:
     check_counts(run, least | {"evaluate_every": 0, "checkpoint_every": 0, "num_workers": 0})
     if not 0 <= run.ema_decay < 1:
         raise UserError(f"--ema-decay {run.ema_decay} must lie in [0, 1)")
+    profiled_steps(run)
+
+
+def profiled_steps(run: RunConfig) -> StepRange | None:
+    """What --profile-steps asks for.
+
+    Raises:
+      UserError: no range of steps of this run.
+    """
+    if run.profile_steps is None:
+        return None
+    try:
+        steps = parse_step_range(run.profile_steps)
+    except UserError as error:
+        raise UserError(f"--profile-steps {error}") from error
+    if steps.last > run.length:
+        raise UserError(
+            f"--profile-steps {run.profile_steps} ends beyond --steps {run.steps}: end it earlier"
+        )
+    return steps
 
 
 def check_devices(run: RunConfig) -> None:
-    """Raises UserError for a batch that the devices that are there cannot share."""
+    """Raises UserError for what the devices that are there cannot do: share the batch, round gradients."""
     num_devices = jax.device_count()
     parts = num_devices * run.accumulate
     if run.batch_size % parts:
         raise UserError(
             f"--batch-size {run.batch_size} does not split over {num_devices} devices and "
             f"--accumulate {run.accumulate}: use a multiple of {parts}"
+        )
+    if run.gradient_dtype is not None and run.parallel == "jit" and num_devices > 1:
+        raise UserError(
+            f"--gradient-dtype {run.gradient_dtype} means nothing to --parallel jit, where the compiler "
+            "exchanges gradients as it sees fit: use shard_map or pmap"
         )
 
 

@@ -1,19 +1,23 @@
 """From what a config comes to, to the compiled step, the state it starts from, and the whole training."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 
 from hardmine_jax import training
+from hardmine_jax.job.exchange import is_main
 from hardmine_jax.models.torch_weights import WarmStart
 from hardmine_jax.tasks.phases import first_in_phase, phase, tell_scores
-from hardmine_jax.tasks.run_config import RunConfig
+from hardmine_jax.tasks.run_config import RunConfig, profiled_steps
 from hardmine_jax.tasks.warm_start import FindOutputs, start_from
 from hardmine_jax.training import LossFunction
+from hardmine_jax.training.flops import Utilisation
 from hardmine_jax.training.loop import Batches
+from hardmine_jax.training.profile import profiled
 from hardmine_jax.training.sharding import CompiledStep
 
 
@@ -49,6 +53,7 @@ def make_trainer(
             axis_name=axis_name,
             accumulate=run.accumulate,
             ema_decay=ema_decay,
+            gradient_dtype=run.gradient_dtype,
         )
 
     parallel = training.parallelise(make_step, kind=run.parallel, devices=devices)
@@ -91,7 +96,8 @@ def fit(
     Only the run's last state has to be saved: a part before it is followed by another.
     """
     last = run.length if end is None else end
-    told = first_in_phase(parallel.train_step, "compiling the training step", "compiled it")
+    use = Utilisation(parallel, batch_size=run.batch_size, dtype=run.dtype)
+    told = first_in_phase(use.counted(parallel.train_step), "compiling the training step", "compiled it")
 
     def evaluate_and_tell(state: training.TrainState) -> dict[str, float]:
         started = time.perf_counter()
@@ -99,21 +105,36 @@ def fit(
         tell_scores(int(parallel.get(state.step)), scores, time.perf_counter() - started)
         return scores
 
-    return training.fit(
-        state,
-        parallel=dataclasses.replace(parallel, train_step=cast(CompiledStep, told)),
-        batches=batches,
-        batch_size=run.batch_size,
-        steps=last,
-        workdir=run.folder,
-        checkpoints=checkpoints,
-        evaluate=evaluate_and_tell,
-        learning_rate=training.make_schedule(run.optimizer, steps=run.length),
-        log_every=run.log_every,
-        evaluate_every=run.evaluate_every or None,
-        checkpoint_every=run.checkpoint_every or None,
-        must_save=last == run.length,
-    )
+    with _profiled(run, told, at=int(state.step)) as step:
+        return training.fit(
+            state,
+            parallel=dataclasses.replace(parallel, train_step=cast(CompiledStep, step)),
+            batches=batches,
+            batch_size=run.batch_size,
+            steps=last,
+            workdir=run.folder,
+            checkpoints=checkpoints,
+            evaluate=evaluate_and_tell,
+            learning_rate=training.make_schedule(run.optimizer, steps=run.length),
+            speed=use.speed,
+            log_every=run.log_every,
+            evaluate_every=run.evaluate_every or None,
+            checkpoint_every=run.checkpoint_every or None,
+            must_save=last == run.length,
+        )
+
+
+@contextlib.contextmanager
+def _profiled(run: RunConfig, step: training.Step, *, at: int) -> Iterator[training.Step]:
+    """Within it the step is traced as --profile-steps has it; after `at` steps were made."""
+    steps = profiled_steps(run)
+    if steps is None or at >= steps.last:
+        if steps is not None and at < run.length and is_main():
+            print(f"note: the run is at step {at}: nothing is left of --profile-steps {run.profile_steps}")
+        yield step
+        return
+    with profiled(step, at=at, steps=steps, folder=run.folder / "profile") as traced:
+        yield traced
 
 
 def step_memory(parallel: training.Parallel, state: training.TrainState, batches: Batches) -> float | None:

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from hardmine_jax.job.exchange import from_main, is_main
 from hardmine_jax.job.json_state import decode_json, encode_json
+from hardmine_jax.training.checkpoint_complete import complete_steps, remove_incomplete, renames_at_once
 from hardmine_jax.training.checkpoint_damage import is_damage, other_model, reason, say_damaged
 from hardmine_jax.training.checkpoint_folder import (
     FOLDER,
@@ -30,7 +31,6 @@ from hardmine_jax.training.checkpoint_folder import (
     CheckpointError,
     check_name,
     find_checkpoints,
-    is_step,
     remove_unfinished,
     set_damaged_aside,
 )
@@ -95,6 +95,7 @@ class Checkpoints:
         if self._opened is None:
             check_folder(self.directory)
             remove_unfinished(self.directory)
+            remove_incomplete(self.directory)
             mend_scores(self.directory)
             self._opened = _open(self.directory, keep_last=self._keep_last)
         return self._opened
@@ -131,6 +132,7 @@ class Checkpoints:
         with self._writes():
             # Threads of a writing that failed may have gone on for a while.
             remove_unfinished(self.directory)
+            remove_incomplete(self.directory)
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=parts, metrics=score, force=True)
@@ -166,6 +168,8 @@ class Checkpoints:
                 if self._opened is not None:
                     self._opened.close()
             remove_unfinished(self.directory)
+            with contextlib.suppress(OSError):
+                remove_incomplete(self.directory)
             path, self._opened, self._writing = self.directory / str(self._writing), None, None
             kept = f"the last one saved is of step {self._whole}"
             if self._whole is None:
@@ -299,7 +303,7 @@ def load_step(path: AnyPath, *, which: Literal["best", "latest"] = "best") -> tu
     check_folder(directory)
     reader = _open_to_read(directory)
     try:
-        steps = [int(path.name) for path in directory.iterdir() if is_step(path)]
+        steps = complete_steps(directory)
         if step is None and steps:
             scores = {n: x for n, x in read_scores(directory).items() if n in steps and which == "best"}
             step = max(scores, key=lambda n: (scores[n], n)) if scores else max(steps)
@@ -347,6 +351,10 @@ def _open(directory: pathlib.Path, keep_last: int) -> ocp.CheckpointManager:
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep_last), best]),
         # Where a folder cannot be made, threads would wait for it for minutes, and the process with them.
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        # By itself orbax takes a mounted bucket for a disk.
+        temporary_path_class=None
+        if renames_at_once(directory)
+        else ocp.path.atomicity.CommitFileTemporaryPath,
     )
     return ocp.CheckpointManager(directory, options=options)
 

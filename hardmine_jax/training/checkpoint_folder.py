@@ -1,5 +1,6 @@
 """The folder of a run's checkpoints, and how a new run starts without those of the last one."""
 
+import errno
 import os
 import pathlib
 import re
@@ -12,6 +13,8 @@ FOLDER = "checkpoints"
 AnyPath: TypeAlias = str | os.PathLike[str]
 # As orbax calls what it has not finished, and no more than that: the folder may hold what is not ours.
 _UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp(-[0-9]+)?")
+# gcsfuse counts what is in the folder, and says that too many files are open.
+_NO_RENAMING = (errno.EMFILE, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)
 _STEP = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -58,10 +61,10 @@ def set_aside(workdir: AnyPath) -> pathlib.Path | None:
         path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
     if len(ours) == len(list(directory.iterdir())) and not (previous.is_dir() and any(previous.iterdir())):
         # At once: killed here, the run is in one piece.
-        return directory.rename(previous)
+        return move(directory, previous)
     previous.mkdir(exist_ok=True)
     for path in ours:
-        path.rename(previous / path.name)
+        move(path, previous / path.name)
     return previous
 
 
@@ -74,7 +77,19 @@ def set_damaged_aside(path: pathlib.Path, directory: pathlib.Path, name: str) ->
     target = directory.with_name(f"{directory.name}.damaged") / name
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(exist_ok=True)
-    return path.rename(target)
+    return move(path, target)
+
+
+def move(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """Renames a folder; copies and removes it where that is refused, as in a mounted bucket."""
+    try:
+        return path.rename(target)
+    except OSError as error:
+        if error.errno not in _NO_RENAMING:
+            raise
+    shutil.copytree(path, target, dirs_exist_ok=True)
+    shutil.rmtree(path)
+    return target
 
 
 def find_checkpoints(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:

@@ -60,6 +60,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     learning_rate: Callable[[int], Any] | None = None,
+    speed: Callable[[float], dict[str, float]] | None = None,
     log_every: int = 50,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
@@ -84,6 +85,7 @@ def fit(
         every `evaluate_every` steps and at the end. Logged as `validation/<name>`; `checkpoints` picks the
         best by them.
       learning_rate: schedule to log.
+      speed: images a second -> what else is to be logged of the speed.
       log_every: steps; a log line holds the means since the line before. Step 1 is logged too.
       must_save: whether it is an error when the state after `steps` cannot be saved; False where training
         goes on from it. After a signal it always is.
@@ -98,7 +100,7 @@ def fit(
         step=int(state.step),
         parallel=parallel,
         batches=batches,
-        window=Window(batch_size, parallel.get),
+        window=Window(batch_size, parallel.get, speed),
         checkpoints=checkpoints,
         evaluate=evaluate,
         learning_rate=learning_rate,
@@ -121,8 +123,8 @@ def fit(
         checkpoints.check_saved()
         saved = f"interrupted: step {training.step} is saved, the same command goes on from there"
         interrupts.answer(saved, 0)
-    speed = training.window.images_per_second()
-    return FitResult(training.state, training.step, training.stopped, speed, training.scores)
+    rate = training.window.images_per_second()
+    return FitResult(training.state, training.step, training.stopped, rate, training.scores)
 
 
 class _Every(NamedTuple):

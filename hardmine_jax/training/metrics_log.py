@@ -236,10 +236,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < 2.0**1000
 
 
-def mean_speed(lines: list[dict]) -> float | None:
-    """Training images a second over the whole run, resumed or not; a log line speaks for its steps."""
+# What a log line may say of the speed. All but the first only where the chip's peak is known.
+_SPEEDS = ("images_per_second", "tflops_per_device", "mfu")
+
+
+def mean_speeds(lines: list[dict]) -> dict[str, float | None]:
+    """The speeds over the whole run, resumed or not.
+
+    Returns:
+      `images_per_second`, None where none was logged; where they were, `tflops_per_device` and `mfu`.
+    """
+    means = {name: _mean_speed(lines, name) for name in _SPEEDS}
+    return {name: mean for name, mean in means.items() if mean is not None or name == _SPEEDS[0]}
+
+
+def _mean_speed(lines: list[dict], name: str) -> float | None:
+    # A log line speaks for its steps; work over time, so that the mean is the harmonic one.
     steps = np.diff([0] + [line["step"] for line in lines])
-    speeds = [line.get("images_per_second") for line in lines]
+    speeds = [line.get(name) for line in lines]
     timed = [(step, speed) for step, speed in zip(steps, speeds, strict=True)
              if isinstance(speed, int | float) and speed > 0 and step > 0]  # fmt: skip
     if not timed:

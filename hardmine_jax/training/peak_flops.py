@@ -1,6 +1,8 @@
 """What a chip could compute at best, by its name: what a measured rate is a share of."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
+
+DTypeName: TypeAlias = Literal["float32", "bfloat16"]
 
 # 10^12 floating-point operations a second of what JAX counts as one device, dense: products in bfloat16, and
 # of float32 as JAX takes them by itself (TF32 on NVIDIA's; a TPU rounds float32 to bfloat16). By NVIDIA's
@@ -34,7 +36,7 @@ _PEAKS = {
 }
 
 
-def peak_flops(device_kind: str, dtype: Literal["float32", "bfloat16"]) -> float | None:
+def peak_flops(device_kind: str, dtype: DTypeName) -> float | None:
     """Floating-point operations a second of one device; None where the chip is not known.
 
     Args:

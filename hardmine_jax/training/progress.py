@@ -40,7 +40,12 @@ def _numbers(values: dict) -> str:
     if "images_per_second" not in values:
         return loss
     speed = float(values["images_per_second"])
-    return f"{loss}  {speed:,.{0 if speed >= 100 else 1}f} images/s"
+    share = (
+        f"  {values['tflops_per_device']:,.3g} TFLOP/s a chip, MFU {values['mfu']:.1%}"
+        if "mfu" in values
+        else ""
+    )
+    return f"{loss}  {speed:,.{0 if speed >= 100 else 1}f} images/s{share}"
 
 
 def _remaining(steps: int, batch_size: int, values: dict) -> str:

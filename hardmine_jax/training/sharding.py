@@ -199,9 +199,17 @@ def _shard_map(
 
 
 def _all_devices() -> list[jax.Device]:
-    # On a pod they may come in another order than by process, in which a global batch is put together.
-    devices = jax.devices()
-    return devices if jax.process_count() == 1 else sorted(devices, key=lambda d: (d.process_index, d.id))
+    return jax.devices() if jax.process_count() == 1 else by_process(jax.devices())
+
+
+def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """The devices process by process, the order in which a global batch is put together.
+
+    On a pod they may come in another one. On several slices it is slice by slice, as processes are numbered.
+    The reduction needs no more than that: XLA for TPU makes of a mean over one axis a reduce-scatter within
+    each slice, an exchange of these parts between slices and an all-gather, whatever the order.
+    """
+    return sorted(devices, key=lambda d: (d.process_index, d.id))
 
 
 def _first_copy(x: jax.Array) -> np.ndarray:

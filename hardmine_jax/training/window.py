@@ -18,10 +18,16 @@ class Window:
     Args:
       batch_size: examples in a step, over all devices and processes.
       get: takes metrics off the devices (`Parallel.get`).
+      speed: images a second -> what else is to be logged of the speed.
     """
 
-    def __init__(self, batch_size: int, get: Callable[[Any], Any]):
-        self._batch_size, self._get = batch_size, get
+    def __init__(
+        self,
+        batch_size: int,
+        get: Callable[[Any], Any],
+        speed: Callable[[float], dict[str, float]] | None = None,
+    ):
+        self._batch_size, self._get, self._speed = batch_size, get, speed
         self._metrics: list[tuple[int, dict]] = []
         self._timed, self._compiled = 0, False
         self._total_steps, self._total_seconds = 0, 0.0
@@ -57,7 +63,10 @@ class Window:
         means = {name: np.mean([values[name] for values in fetched], axis=0) for name in fetched[0]}
         self._metrics = []
         if self._timed:
-            means["images_per_second"] = np.asarray(self._timed * self._batch_size / seconds)
+            images_per_second = self._timed * self._batch_size / seconds
+            more = {} if self._speed is None else self._speed(images_per_second)
+            means |= {"images_per_second": np.asarray(images_per_second)}
+            means |= {name: np.asarray(value) for name, value in more.items()}
             self._total_steps += self._timed
             self._total_seconds += seconds
         return means

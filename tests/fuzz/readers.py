@@ -51,7 +51,7 @@ from hardmine_jax.tasks.photos import InputError  # noqa: E402
 from hardmine_jax.tasks.pose import config as pose_config  # noqa: E402
 from hardmine_jax.tasks.pose import photo_boxes, predict_photos  # noqa: E402
 from hardmine_jax.tasks.pose.protocol import score_heads  # noqa: E402
-from hardmine_jax.training.metrics_log import mean_speed  # noqa: E402
+from hardmine_jax.training.metrics_log import mean_speeds  # noqa: E402
 
 TIME_LIMIT = 10
 HEIGHT, WIDTH = 40, 60
@@ -379,7 +379,7 @@ def make_metrics(folder: pathlib.Path) -> pathlib.Path:
 
 def read_metrics(folder: pathlib.Path) -> Skipped | None:
     lines = training.read_metrics(folder / "metrics.jsonl")
-    mean_speed(lines)
+    mean_speeds(lines)
     for key in ("loss", "images_per_second"):
         series(lines, key)
     training.MetricsLog(folder, after=2).__exit__()

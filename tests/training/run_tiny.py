@@ -65,7 +65,7 @@ def batch(index):
     return {"images": images, "targets": images.mean((1, 2))[:, :1] * 3 + 0.1 * noise}
 
 
-def make_step(axis_name, accumulate=1):
+def make_step(axis_name, accumulate=1, **more):
     net = Net(axis_name)
 
     def loss_fn(params, batch_stats, batch, key, step):
@@ -75,7 +75,7 @@ def make_step(axis_name, accumulate=1):
         losses = jnp.square(predicted - batch["targets"] - noise[None])
         return losses.mean(), (new["batch_stats"], {"per_output": losses.mean(0)})
 
-    return make_train_step(loss_fn, axis_name=axis_name, accumulate=accumulate, ema_decay=0.9)
+    return make_train_step(loss_fn, axis_name=axis_name, accumulate=accumulate, ema_decay=0.9, **more)
 
 
 def state(steps, width=8, config=CONFIG):

@@ -1,3 +1,6 @@
+import re
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,6 +8,7 @@ import numpy as np
 import pytest
 
 from hardmine_jax.training import evaluation_variables, make_train_step, parallelise
+from hardmine_jax.training.sharding import by_process
 
 KINDS = ["jit", "pmap", "shard_map"]
 # Sums over 8 parts are added in another order than over one: differences of the last bits of float32,
@@ -12,9 +16,11 @@ KINDS = ["jit", "pmap", "shard_map"]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def losses(tiny, kind, devices, accumulate=1, steps=20):
+def losses(tiny, kind, devices, accumulate=1, steps=20, **more):
     parallel = parallelise(
-        lambda axis_name: tiny.make_step(axis_name, accumulate), kind=kind, devices=jax.devices()[:devices]
+        lambda axis_name: tiny.make_step(axis_name, accumulate, **more),
+        kind=kind,
+        devices=jax.devices()[:devices],
     )
     state, metrics = parallel.put_state(tiny.state(steps)), []
     for i in range(steps):
@@ -129,3 +135,54 @@ def test_batch_that_does_not_split(tiny, kind):
 def test_unknown_kind(tiny):
     with pytest.raises(ValueError, match="kind='xmap'.*shard_map"):
         parallelise(tiny.make_step, kind="xmap")
+
+
+class FakeDevice(NamedTuple):
+    """As a device of a slice of a TPU pod tells where it is."""
+
+    id: int
+    process_index: int
+    slice_index: int
+
+
+def test_devices_of_several_slices_come_slice_by_slice_and_process_by_process():
+    """Two slices of two processes of four chips, in whatever order the runtime lists them."""
+    devices = [
+        FakeDevice(100_000 * (p // 2 + 1) + 4 * (p % 2) + n, p, p // 2) for p in range(4) for n in range(4)
+    ]
+    for seed in range(5):
+        shuffled = [devices[i] for i in np.random.default_rng(seed).permutation(len(devices))]
+        assert by_process(shuffled) == devices
+    assert [device.slice_index for device in devices] == [0] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize("kind", ["shard_map", "pmap"])
+def test_gradients_are_exchanged_as_asked_for(tiny, kind):
+    """In the program that is given to the compiler: bfloat16 for gradients, float32 for all else."""
+
+    def exchanged(dtype):
+        parallel = parallelise(lambda axis: tiny.make_step(axis, gradient_dtype=dtype), kind=kind)
+        text = parallel.train_step.lower(
+            parallel.put_state(tiny.state(5)), parallel.put_batch(tiny.batch(0))
+        ).as_text()
+        # An all-reduce ends with the types of what it reduces: weights of the convolution, of the last layer.
+        types = re.findall(r"\}\) : \(.*\) -> \(?(?:tensor<)(.*?)>", text)
+        return {kind for kind in types if kind.startswith(("3x3x3x8x", "8x4x"))}
+
+    assert exchanged(None) == {"3x3x3x8xf32", "8x4xf32"}
+    assert exchanged("bfloat16") == {"3x3x3x8xbf16", "8x4xbf16"}
+
+
+@pytest.mark.parametrize("kind", ["shard_map", "pmap"])
+def test_rounded_gradients_train_alike_and_replicas_stay_the_same(tiny, kind):
+    expected, _ = losses(tiny, kind, 4, steps=8)
+    rounded, state = losses(tiny, kind, 4, steps=8, gradient_dtype="bfloat16")
+    assert not np.array_equal(rounded, expected)
+    np.testing.assert_allclose(rounded, expected, rtol=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+def test_on_one_device_nothing_is_rounded(tiny):
+    expected, _ = losses(tiny, "jit", 1, steps=3)
+    found, _ = losses(tiny, "jit", 1, steps=3, gradient_dtype="bfloat16")
+    np.testing.assert_array_equal(found, expected)

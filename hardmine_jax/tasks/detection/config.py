@@ -146,6 +146,7 @@ def make_model(config: Config, num_classes: int, axis_name: str | None = None) -
         dtype=config.run.dtype,
         axis_name=axis_name,
         frozen_norm=config.run.init_from is not None,
+        remat=config.run.remat == "blocks",
     )
 
 

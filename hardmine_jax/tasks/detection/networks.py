@@ -15,22 +15,29 @@ ModelName = Literal["laptop", "vgg16", "resnet50"]
 
 
 def make_model(
-    name: ModelName, num_classes: int, *, dtype: str, axis_name: str | None, frozen_norm: bool
+    name: ModelName,
+    num_classes: int,
+    *,
+    dtype: str,
+    axis_name: str | None,
+    frozen_norm: bool,
+    remat: bool = False,
 ) -> fast_rcnn.FastRCNN:
     """The network of that name; `laptop` is small enough for two CPU cores.
 
     Args:
       frozen_norm: a resnet50 keeps its batch statistics, those that it starts from.
+      remat: the trunk's blocks are computed again for their gradient.
     """
     common: dict[str, Any] = dict(num_classes=num_classes, dtype=jnp.dtype(dtype))
-    size: dict[str, Any] = dict(dtype=jnp.dtype(dtype), axis_name=axis_name)
+    size: dict[str, Any] = dict(dtype=jnp.dtype(dtype), axis_name=axis_name, remat=remat)
     if name == "laptop":
         small = VGGTrunk(((16,), (32, 32), (64, 64)), norm="batch", **size)
         return fast_rcnn.FastRCNN(trunk=small, hidden=(256, 256), dropout=0.0, pooling="align", **common)
     if name == "resnet50":
         trunk = fast_rcnn.ResNetTrunk(50, frozen_norm=frozen_norm, **size)
         return fast_rcnn.FastRCNN(trunk=trunk, hidden=(1024, 1024), dropout=0.0, pooling="align", **common)
-    return fast_rcnn.FastRCNN(trunk=VGGTrunk(dtype=jnp.dtype(dtype)), **common)
+    return fast_rcnn.FastRCNN(trunk=VGGTrunk(dtype=jnp.dtype(dtype), remat=remat), **common)
 
 
 def init_variables(model: fast_rcnn.FastRCNN, size: tuple[int, int], key: jax.Array) -> Mapping[str, Any]:

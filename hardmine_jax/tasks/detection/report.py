@@ -117,7 +117,7 @@ def _tiles(result: Mapping) -> str:
             for key, shown in (("images_per_second", "{:,.1f}"), ("peak_memory_mb", "{:,.0f}"))
         )
         tiles += [
-            ("speed", speed, "images a second in training"),
+            ("speed", speed, f"images a second in training{page.chip_share(result, '; ')}"),
             ("memory", memory, "MB at the peak, the whole process"),
         ]
     return page.tiles(tiles)

@@ -50,7 +50,7 @@ from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
 from hardmine_jax.tasks.trainer import begin, fit, make_trainer, step_memory
-from hardmine_jax.training.metrics_log import mean_speed
+from hardmine_jax.training.metrics_log import mean_speeds
 
 
 def train(config: Config, dataset: DetectionDataset) -> dict | None:
@@ -179,7 +179,7 @@ def finish(
         "steps": step,
         "images": len(evaluated.rows),
         "seconds": lines[-1]["seconds"] if lines else None,
-        "images_per_second": mean_speed(lines),
+        **mean_speeds(lines),
         # Linux counts in KB. The largest that this process ever was, evaluation included.
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
         **memory,

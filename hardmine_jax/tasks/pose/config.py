@@ -156,6 +156,7 @@ def make_model(config: Config, num_keypoints: int, axis_name: str | None = None)
         dtype=config.run.dtype,
         axis_name=axis_name,
         ablations=config.hrnet,
+        remat=config.run.remat == "blocks",
     )
 
 

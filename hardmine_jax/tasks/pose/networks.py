@@ -63,7 +63,7 @@ class Network(NamedTuple):
     """A row of NETWORKS.
 
     Attributes:
-      make: the module, of `num_keypoints`, `dtype` and `axis_name`.
+      make: the module, of `num_keypoints`, `dtype`, `axis_name` and `remat`.
       early: sigma of the last heatmaps -> how those before it are supervised, as published.
       published: `(state_dict, variables) -> WarmStart` of published weights; None where there are none.
       side_multiple: what height and width of the crops must be multiples of.
@@ -127,12 +127,19 @@ NETWORKS: Mapping[ModelName, Network] = {
 
 
 def make_model(
-    name: ModelName, num_keypoints: int, *, dtype: str, axis_name: str | None, ablations: HRNetConfig
+    name: ModelName,
+    num_keypoints: int,
+    *,
+    dtype: str,
+    axis_name: str | None,
+    ablations: HRNetConfig,
+    remat: bool = False,
 ) -> nn.Module:
-    """The network of that name; `ablations` are for an HRNet."""
+    """The network of that name; `ablations` are for an HRNet; `remat` computes blocks again for gradients."""
     network = NETWORKS[name]
     more = dataclasses.asdict(ablations) if network.is_hrnet else {}
-    return network.make(num_keypoints=num_keypoints, dtype=jnp.dtype(dtype), axis_name=axis_name, **more)
+    common: dict[str, Any] = dict(dtype=jnp.dtype(dtype), axis_name=axis_name, remat=remat)
+    return network.make(num_keypoints=num_keypoints, **common, **more)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,8 @@ def _tiles(result: Mapping) -> str:
         tiles.append(("mean pose", percent(result["mean_pose_pck"]), "PCK@0.1 of guessing the average pose"))
     if "evaluation" not in result:
         speed = number(result.get("images_per_second"), "{:,.0f}")
-        tiles.append(("speed", speed, "images a second in training"))
+        words = f"images a second in training{page.chip_share(result, '; ')}"
+        tiles.append(("speed", speed, words))
     return page.tiles(tiles)
 
 

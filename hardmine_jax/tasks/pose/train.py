@@ -33,7 +33,7 @@ from hardmine_jax.tasks.rows import evenly_spaced
 from hardmine_jax.tasks.run import all_unreadable, check_data, check_run, keep_begun, open_run, run_training
 from hardmine_jax.tasks.run_config import fill_in, shard_of
 from hardmine_jax.tasks.trainer import begin, fit, make_trainer
-from hardmine_jax.training.metrics_log import mean_speed
+from hardmine_jax.training.metrics_log import mean_speeds
 
 
 def train(config: Config, dataset: PoseDataset) -> dict | None:
@@ -132,7 +132,7 @@ def finish(
     lines = training.read_metrics(config.run.folder / "metrics.jsonl")
     for name, rate in zip(skeleton.names, mean_unit_rates(lines, skeleton.num_keypoints), strict=True):
         result["per_joint"][name]["unit_rate"] = rate
-    result |= {"steps": step, "images_per_second": mean_speed(lines), "people": len(people.names)}
+    result |= {"steps": step, **mean_speeds(lines), "people": len(people.names)}
     write_json(config.run.folder / "result.json", result)
     hardest = np.argsort(mean_oks(keypoints, people, skeleton), kind="stable")[:8]
     typical = evenly_spaced(len(people.names), 12)

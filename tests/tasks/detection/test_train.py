@@ -20,6 +20,7 @@ from hardmine_jax.tasks.detection import networks
 from hardmine_jax.tasks.detection import pictures as detection_pictures
 from hardmine_jax.tasks.detection import predict_photos as detection_predict_photos
 from hardmine_jax.tasks.detection import train as detection_train
+from tests.tasks import guarded
 
 
 def _tiny_model(name, num_classes, *, axis_name, **_):
@@ -33,7 +34,7 @@ def _shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("hardmine_jax.tasks.run.keep_freed_memory", lambda: True)
     few = functools.partial(synthetic.load, num_train=12, num_validation=6)
     patch.setattr(synthetic, "load", few)
-    parallelise = functools.partial(training.parallelise, devices=jax.devices()[:1])
+    parallelise = functools.partial(guarded.parallelise, devices=jax.devices()[:1])
     patch.setattr(training, "parallelise", parallelise)
 
 

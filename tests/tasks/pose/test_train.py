@@ -31,6 +31,7 @@ from hardmine_jax.tasks.pose import train as pose_train
 from hardmine_jax.tasks.pose.evaluation import Evaluator
 from hardmine_jax.tasks.pose.presets import PRESETS
 from hardmine_jax.tasks.trainer import make_trainer
+from tests.tasks import guarded
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "experiments" / "pose_ohkm.py"
 MOUSE = ("nose", "left_ear", "right_ear", "spine", "tail")
@@ -62,7 +63,7 @@ def _shrink(patch: pytest.MonkeyPatch, *, devices: int) -> None:
     patch.setattr("hardmine_jax.tasks.run.keep_freed_memory", lambda: True)
     few = functools.partial(synthetic.load, num_train=24, num_validation=10)
     patch.setattr(synthetic, "load", few)
-    parallelise = functools.partial(training.parallelise, devices=jax.devices()[:devices])
+    parallelise = functools.partial(guarded.parallelise, devices=jax.devices()[:devices])
     patch.setattr(training, "parallelise", parallelise)
 
 
