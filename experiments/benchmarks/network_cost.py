@@ -55,12 +55,14 @@ def _of_equation(equation: jax.extend.core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-        return outputs * (kernel.size // features)
+        # Of an image with gaps only one in so many products is with a pixel.
+        return outputs * (kernel.size // features) // math.prod(parameters["lhs_dilation"])
     inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(parameters)]
     if name == "while" and any(inner):
         raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")
     if name == "cond":
-        return max(inner)
+        # What a platform does in more products than another it does for speed alone.
+        return min(inner) if parameters.get("branches_platforms") else max(inner)
     return sum(inner) * parameters.get("length", 1)
 
 

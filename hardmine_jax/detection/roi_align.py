@@ -6,14 +6,14 @@ two feature pixels.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.detection.box_runs import sum_over_boxes
+from hardmine_jax.detection.box_runs import TPU_RUN, map_in_runs, sum_in_runs, sum_over_boxes
 from hardmine_jax.detection.materialised import materialised
 from hardmine_jax.detection.roi_pool import check_rois
 from hardmine_jax.mining.layout import beside, varying_as
@@ -118,6 +118,11 @@ def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling
 
 @jax.custom_vjp
 def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
+    # 2,000 boxes of 38 x 50 x 512, v5e: 5.6 ms, 56 MB of temporaries; by gathers 7.1 and 16 gathers, 3,903 MB.
+    return jax.lax.platform_dependent(features, down, across, tpu=_align_by_products, default=_align_by_gathers)
+
+
+def _align_by_gathers(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
     rows = features.reshape(-1, features.shape[-1])
     read = (
         weights * beside(rows, index).at[index].get(mode="promise_in_bounds").astype(weights.dtype)
@@ -141,17 +146,96 @@ def _align_forward(features: jax.Array, down: _Taps, across: _Taps) -> tuple[jax
 
 def _align_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None, None]:
     features, down, across = residuals
+    total = jnp.zeros(features.shape, down.weights.dtype)
+    # The same: 5.2 ms, 184 MB; by scatters 12.7 ms and 16 scatters, 4,359 MB.
+    total = jax.lax.platform_dependent(
+        total, down, across, gradient, tpu=_pull_by_products, default=_pull_by_scatters
+    )
+    return total.astype(features.dtype), None, None
 
-    def add(total: jax.Array, rows: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
-        down, across, gradient = rows
-        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
-        for index, weights in _products(down, across, features.shape[1]):
-            total = total.at[index].add(weights * gradient, mode="promise_in_bounds")
-        return total
 
-    total = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), down.weights.dtype)
-    total = sum_over_boxes(add, total, (down, across, gradient), numbers_a_box=math.prod(gradient.shape[1:]))
-    return total.reshape(features.shape).astype(features.dtype), None, None
+def _pull_by_scatters(total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array) -> jax.Array:
+    def add(rows: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
+        down, across, gradient = run
+        gradient = jnp.where(fresh[:, None, None, None], gradient, 0)
+        return _scattered(rows, down, across, gradient, total.shape[1])
+
+    rows = total.reshape(-1, total.shape[-1])
+    numbers_a_box = math.prod(gradient.shape[1:])
+    rows = sum_over_boxes(add, rows, (down, across, gradient), numbers_a_box=numbers_a_box)
+    return rows.reshape(total.shape)
+
+
+def _scattered(
+    rows: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array, width: int
+) -> jax.Array:
+    """Rows of the flat map with the gradient of these boxes added."""
+    for index, weights in _products(down, across, width):
+        rows = rows.at[index].add(weights * gradient.astype(rows.dtype), mode="promise_in_bounds")
+    return rows
 
 
 _align.defvjp(_align_forward, _align_backward)
+
+# On TPU the taps are matrices of weights, one along each axis. Their zeros meet every pixel, and 0 * NaN is NaN:
+# a run of boxes that meets a number which is not finite is done once more by taps.
+
+
+def _align_by_products(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
+    def align(maps: tuple[jax.Array, jax.Array], run: tuple[_Taps, _Taps]) -> jax.Array:
+        (features, wide), (down, across) = maps, run
+        lines = _einsum("nqw,hwc->hnqc", _matrix(across, features.shape[1]), wide)
+        made = _einsum("nph,hnqc->npqc", _matrix(down, features.shape[0]), lines).astype(features.dtype)
+        return _unless_finite(features, made, lambda: _align_by_gathers(features, down, across))
+
+    maps = features, _finite(features).astype(down.weights.dtype)
+    run = TPU_RUN // _numbers_a_box(features, across)
+    return map_in_runs(align, maps, (down, across), run=run)
+
+
+def _pull_by_products(total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array) -> jax.Array:
+    def add(total: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
+        down, across, gradient = run
+        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
+        lines = _einsum("nph,npqc->hnqc", _matrix(down, total.shape[0]), _finite(gradient))
+        made = _einsum("nqw,hnqc->hwc", _matrix(across, total.shape[1]), lines)
+        rows = jnp.zeros_like(made).reshape(-1, made.shape[-1])
+
+        def scattered() -> jax.Array:
+            return _scattered(rows, down, across, gradient, total.shape[1]).reshape(made.shape)
+
+        return total + _unless_finite(gradient, made, scattered)
+
+    run = TPU_RUN // _numbers_a_box(total, across)
+    return sum_in_runs(add, total, (down, across, gradient), run=run)
+
+
+def _numbers_a_box(features: jax.Array, across: _Taps) -> int:
+    """Of what lies between the two products."""
+    return features.shape[0] * across.weights.shape[1] * features.shape[2]
+
+
+def _matrix(taps: _Taps, length: int) -> jax.Array:
+    """[N, P, length]: what each pixel along an axis weighs in each bin."""
+    places = jnp.arange(length, dtype=taps.indices.dtype).reshape(1, 1, 1, -1)
+    return jnp.where(taps.indices[..., None] == places, taps.weights[..., None], 0).sum(axis=2)
+
+
+def _einsum(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    # By default a TPU rounds the operands of float32 products to bfloat16.
+    return jnp.einsum(subscripts, one, other, precision=jax.lax.Precision.HIGHEST)
+
+
+def _finite(array: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(array), array, 0)
+
+
+def _unless_finite(array: jax.Array, made: jax.Array, instead: Callable[[], jax.Array]) -> jax.Array:
+    """`made`, or `instead()` where a number of the array is not finite."""
+    turns = (~jnp.isfinite(array)).any().astype(jnp.int32)
+
+    # A loop of one turn or none, since vmap makes of a branch both and a choice.
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return state[0] - 1, instead()
+
+    return jax.lax.while_loop(lambda state: state[0] > 0, turn, (turns, made))[1]
