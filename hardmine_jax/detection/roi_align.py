@@ -51,7 +51,7 @@ def roi_align(
     gets no gradient (undefined there).
 
     Sums are in float32 whatever the dtype. Memory beyond the result is a few numbers a bin, forward; backward
-    a few boxes at a time on CPU. Differentiable in reverse mode only. For a batch, `jax.vmap`.
+    a few boxes at a time on CPU; on TPU 64 MB or so either way. Differentiable in reverse mode only. For a batch, `jax.vmap`.
 
     Args:
       features: float [H, W, C].
@@ -157,8 +157,10 @@ def _align_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Arr
 def _pull_by_scatters(total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array) -> jax.Array:
     def add(rows: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
         down, across, gradient = run
-        gradient = jnp.where(fresh[:, None, None, None], gradient, 0)
-        return _scattered(rows, down, across, gradient, total.shape[1])
+        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(rows.dtype)
+        for index, weights in _products(down, across, total.shape[1]):
+            rows = rows.at[index].add(weights * gradient, mode="promise_in_bounds")
+        return rows
 
     rows = total.reshape(-1, total.shape[-1])
     numbers_a_box = math.prod(gradient.shape[1:])
@@ -166,19 +168,10 @@ def _pull_by_scatters(total: jax.Array, down: _Taps, across: _Taps, gradient: ja
     return rows.reshape(total.shape)
 
 
-def _scattered(
-    rows: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array, width: int
-) -> jax.Array:
-    """Rows of the flat map with the gradient of these boxes added."""
-    for index, weights in _products(down, across, width):
-        rows = rows.at[index].add(weights * gradient.astype(rows.dtype), mode="promise_in_bounds")
-    return rows
-
-
 _align.defvjp(_align_forward, _align_backward)
 
 # On TPU the taps are matrices of weights, one along each axis. Their zeros meet every pixel, and 0 * NaN is NaN:
-# a run of boxes that meets a number which is not finite is done once more by taps.
+# where a number is not finite, it is all done once more by taps.
 
 
 def _align_by_products(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
@@ -196,18 +189,13 @@ def _align_by_products(features: jax.Array, down: _Taps, across: _Taps) -> jax.A
 def _pull_by_products(total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array) -> jax.Array:
     def add(total: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
         down, across, gradient = run
-        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
-        lines = _einsum("nph,npqc->hnqc", _matrix(down, total.shape[0]), _finite(gradient))
-        made = _einsum("nqw,hnqc->hwc", _matrix(across, total.shape[1]), lines)
-        rows = jnp.zeros_like(made).reshape(-1, made.shape[-1])
-
-        def scattered() -> jax.Array:
-            return _scattered(rows, down, across, gradient, total.shape[1]).reshape(made.shape)
-
-        return total + _unless_finite(gradient, made, scattered)
+        gradient = _finite(jnp.where(fresh[:, None, None, None], gradient, 0)).astype(total.dtype)
+        lines = _einsum("nph,npqc->hnqc", _matrix(down, total.shape[0]), gradient)
+        return total + _einsum("nqw,hnqc->hwc", _matrix(across, total.shape[1]), lines)
 
     run = TPU_RUN // _numbers_a_box(total, across)
-    return sum_in_runs(add, total, (down, across, gradient), run=run)
+    made = sum_in_runs(add, total, (down, across, gradient), run=run)
+    return _unless_finite(gradient, made, lambda: _pull_by_scatters(total, down, across, gradient))
 
 
 def _numbers_a_box(features: jax.Array, across: _Taps) -> int:
