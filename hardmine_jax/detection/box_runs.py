@@ -15,27 +15,25 @@ TPU_RUN = 2**23
 def sum_over_boxes(
     add: Callable[[jax.Array, Any, jax.Array], jax.Array], total: jax.Array, per_box: Any, numbers_a_box: int
 ) -> jax.Array:
-    """`total` after `add` of every box: a run at a time on CPU and TPU, all at once on GPU.
+    """`total` after `add` of every box: a run at a time on CPU, all at once on accelerators.
 
     Args:
       add: (total, rows, fresh) -> total, where rows is `per_box` cut to [n, ...] and fresh bool [n] is False
         where a box was added before, which happens in the last run: it must add nothing there.
       total: what to begin with.
       per_box: pytree of arrays [N, ...].
-      numbers_a_box: size of what `add` makes of one box; RUN or TPU_RUN of them are made at once.
+      numbers_a_box: size of what `add` makes of one box; RUN of them are made at once.
     """
 
-    def in_runs(numbers: int) -> Callable[[jax.Array, Any], jax.Array]:
-        return lambda total, per_box: sum_in_runs(add, total, per_box, run=numbers // numbers_a_box)
+    def in_runs(total: jax.Array, per_box: Any) -> jax.Array:
+        return sum_in_runs(add, total, per_box, run=RUN // numbers_a_box)
 
     def at_once(total: jax.Array, per_box: Any) -> jax.Array:
         return add(total, per_box, jnp.ones(_count(per_box), bool))
 
     if not _count(per_box):
         return total
-    return jax.lax.platform_dependent(
-        total, per_box, cpu=in_runs(RUN), tpu=in_runs(TPU_RUN), default=at_once
-    )
+    return jax.lax.platform_dependent(total, per_box, cpu=in_runs, default=at_once)
 
 
 def sum_in_runs(

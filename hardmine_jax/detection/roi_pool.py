@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.detection.box_runs import TPU_RUN, map_in_runs, sum_over_boxes
+from hardmine_jax.detection.box_runs import TPU_RUN, map_in_runs, sum_in_runs, sum_over_boxes
 from hardmine_jax.mining.layout import beside, cut_axes, varying_as
 from hardmine_jax.mining.types import ArrayLike, at_least_single
 
@@ -171,7 +171,13 @@ def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Arra
         return total.at[index].add(gradient.astype(total.dtype).ravel(), mode="drop")
 
     total = jnp.zeros(features.size, at_least_single(features.dtype))
-    total = sum_over_boxes(add, total, (bins, maxima, gradient), numbers_a_box=math.prod(maxima.shape[1:]))
+    numbers_a_box = math.prod(maxima.shape[1:])
+    total = jax.lax.platform_dependent(
+        total,
+        (bins, maxima, gradient),
+        tpu=functools.partial(sum_in_runs, add, run=TPU_RUN // numbers_a_box),
+        default=functools.partial(sum_over_boxes, add, numbers_a_box=numbers_a_box),
+    )
     return total.reshape(features.shape).astype(features.dtype), None
 
 

@@ -38,8 +38,8 @@ def non_max(
     through similarity.
 
     One row of similarities is read for each unit kept, so that max_kept bounds the time: O(N * max_kept).
-    Memory is O(N) where a function gives the rows. On accelerators 256 units are settled at once, as many rows
-    are read (the function comes under `jax.vmap`), and max_kept ends it as early: a few times O(256 N) of both.
+    Memory is O(N) where a function gives the rows. Accelerators settle 256 units at once and read a row of
+    each, kept or not (the function comes under `jax.vmap`), until max_kept are kept: memory is O(256 N).
     OHEM: 1604.03540, section 4.1, with IoU at 0.7.
 
     Args:
@@ -116,7 +116,8 @@ def _in_blocks(cover: SimilarityRow, max_kept: int | None, keys: jax.Array) -> j
 
     def block(number: jax.Array, state: _State) -> _State:
         # The last block begins in the one before: units which are settled.
-        units = jax.lax.dynamic_slice_in_dim(order, jnp.minimum(number * size, num_units - size), size, axis=-1)
+        start = jnp.minimum(number * size, num_units - size)
+        units = jax.lax.dynamic_slice_in_dim(order, start, size, axis=-1)
         more = (state.open.any(axis=-1) & (_number(state.keep) < most)).any().astype(jnp.int32)
 
         # A loop of one turn or none, since vmap makes of a branch both and a choice.
@@ -139,7 +140,8 @@ class _State(NamedTuple):
 def _settle(cover: SimilarityRow, units: jax.Array, state: _State, most: int) -> _State:
     """After the units [..., B], hardest first; `most` are kept of all."""
     size, num_units = units.shape[-1], state.open.shape[-1]
-    here = units[..., None] == jax.lax.broadcasted_iota(jnp.int32, (1,) * units.ndim + (num_units,), units.ndim)
+    index = jax.lax.broadcasted_iota(jnp.int32, (1,) * units.ndim + (num_units,), units.ndim)
+    here = units[..., None] == index
     covers = jax.vmap(cover, in_axes=-1, out_axes=-2)(units)
     # covers[..., units] as a product with the places: a TPU gathers columns slowly.
     among = jnp.einsum("...in,...jn->...ij", covers.astype(jnp.bfloat16), here.astype(jnp.bfloat16)) > 0
@@ -152,10 +154,12 @@ def _settle(cover: SimilarityRow, units: jax.Array, state: _State, most: int) ->
 
 
 def _greedy(candidates: jax.Array, covers: jax.Array) -> jax.Array:
-    """bool [..., B]: candidates that no kept one covers, by covers [..., B, B] of which j covers i only if j < i.
+    """bool [..., B]: candidates that no kept one covers, by covers [..., B, B], False where i <= j.
 
-    keep_i = candidates_i and not any_j (keep_j and covers_ji), the only such choice: over and over from all
-    candidates, after n rounds right for the first n and much sooner for all.
+    keep_i = candidates_i and not any_j (keep_j and covers_ji)
+
+    There is one such choice. Begun with all candidates and done over and over, it is right for the first n
+    after n rounds at the latest, and for all where it changes no more.
     """
 
     def again(keep: jax.Array) -> jax.Array:
