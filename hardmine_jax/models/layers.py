@@ -14,7 +14,8 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Conv(nn.Module):
     """`[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]`, odd square kernel.
 
-    A 1x1 kernel is a matrix product: XLA:CPU trains that about 1.4 times faster than the convolution.
+    A 1x1 kernel is a matrix product: XLA:CPU trains that about 1.4 times faster than the convolution, and TPU
+    v5e needs 0.65 of its cycles (64 to 256 channels of 64 x 48 pixels, bfloat16).
     """
 
     features: int
