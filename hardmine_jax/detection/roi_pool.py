@@ -172,10 +172,11 @@ def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Arra
 
     total = jnp.zeros(features.size, at_least_single(features.dtype))
     numbers_a_box = math.prod(maxima.shape[1:])
+    # A dozen arrays of a run here, with places beside values: 884 MB on v5e at four times as many boxes.
     total = jax.lax.platform_dependent(
         total,
         (bins, maxima, gradient),
-        tpu=functools.partial(sum_in_runs, add, run=TPU_RUN // numbers_a_box),
+        tpu=functools.partial(sum_in_runs, add, run=TPU_RUN // (4 * numbers_a_box)),
         default=functools.partial(sum_over_boxes, add, numbers_a_box=numbers_a_box),
     )
     return total.reshape(features.shape).astype(features.dtype), None
