@@ -50,6 +50,22 @@ def bccd_dir() -> pathlib.Path:
     return _shared("bccd")
 
 
+@pytest.fixture
+def as_on(monkeypatch):
+    """After `as_on("tpu")` our functions take on CPU the formulation that they have for that platform."""
+
+    def choose(platform: str) -> None:
+        def take(*operands, default=None, **branches):
+            return branches.get(platform, default)(*operands)
+
+        monkeypatch.setattr(jax.lax, "platform_dependent", take)
+        jax.clear_caches()
+
+    yield choose
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The module `run_tiny.py`, which the tests run in this process and as one of its own."""

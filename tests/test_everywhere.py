@@ -359,6 +359,28 @@ def test_rows_over_the_devices_of_shard_map_with_its_default_checks(row):
     _same(jax.jit(mapped)(*row.args), jax.jit(gradient)(*row.args))
 
 
+NAMES = "mining.top_k mining.non_max detection.nms detection.roi_align detection.roi_pool".split()
+ELSEWHERE = [("tpu", row) for row in FUNCTIONS if row.name in NAMES]
+ELSEWHERE += [("cuda", row) for row in FUNCTIONS if row.name == "mining.top_k"]
+
+
+@pytest.mark.parametrize("platform, row", ELSEWHERE, ids=lambda it: getattr(it, "name", it))
+def test_formulations_for_accelerators(platform, row, as_on):
+    """As on CPU, value and gradient: on an Explicit axis, and over the devices of shard_map."""
+
+    def both(*args):
+        return _over_rows(row)(*args), _gradient(_over_rows(row), row.args)(*args)
+
+    expected, explicit = jax.jit(both)(*row.args), _explicit()
+    as_on(platform)
+    with jax.set_mesh(explicit):
+        placed = [jax.device_put(arg, NamedSharding(explicit, MESH)) for arg in row.args]
+        _same(jax.jit(both)(*placed), expected)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "other"))
+    mapped = jax.shard_map(both, mesh=mesh, in_specs=MESH, out_specs=MESH, axis_names={"data"})
+    _same(jax.jit(mapped)(*row.args), expected)
+
+
 @every
 def test_results_are_written_by_export(row):
     exported = jax.export.export(jax.jit(_over_rows(row)))(*row.args)

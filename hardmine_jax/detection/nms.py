@@ -23,7 +23,8 @@ def nms(
 
     A box goes when its overlap with a kept one is above the threshold; equal to it (in float32) it stays.
     Ties in score go to the lowest index; a NaN score that takes part counts as the best, as in `top_k`. No
-    gradient flows. Time is O(N * max_kept), memory O(N): max_kept is the number of boxes one wants, not N.
+    gradient flows. Time is O(N * max_kept), memory O(N), on accelerators O(256 N): max_kept is the number of
+    boxes one wants, not N.
 
     Args:
       boxes: [..., N, 4] pixels. A box without area overlaps nothing and so is never suppressed.

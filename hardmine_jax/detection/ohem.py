@@ -22,7 +22,8 @@ def ohem(
 
     Regions that overlap much have much the same loss, so that without suppression one object would be mined
     many times over. Non-maximum suppression with the loss for a score goes from the hardest down, so that the
-    k hardest of those it keeps are the first k it keeps, and there it stops: time O(N * k), memory O(N).
+    k hardest of those it keeps are the first k it keeps, and there it stops: time O(N * k), memory O(N) (on
+    accelerators a few times 256 N).
     Ties go to the lowest index, NaN losses count as the hardest, overlap equal to the threshold stays, and no
     gradient flows. OHEM, 1604.03540, section 4.1, where k is B/N, images in a batch N.
 

@@ -6,14 +6,14 @@ two feature pixels.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardmine_jax.detection.box_runs import sum_over_boxes
+from hardmine_jax.detection.box_runs import TPU_RUN, map_in_runs, sum_in_runs, sum_over_boxes
 from hardmine_jax.detection.materialised import materialised
 from hardmine_jax.detection.roi_pool import check_rois
 from hardmine_jax.mining.layout import beside, varying_as
@@ -51,7 +51,8 @@ def roi_align(
     gets no gradient (undefined there).
 
     Sums are in float32 whatever the dtype. Memory beyond the result is a few numbers a bin, forward; backward
-    a few boxes at a time on CPU. Differentiable in reverse mode only. For a batch, `jax.vmap`.
+    a few boxes at a time on CPU; on TPU a few hundred MB at most. Differentiable in reverse mode only. For a
+    batch, `jax.vmap`.
 
     Args:
       features: float [H, W, C].
@@ -118,6 +119,13 @@ def _taps(start: jax.Array, extent: jax.Array, count: int, length: int, sampling
 
 @jax.custom_vjp
 def _align(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
+    # 2,000 boxes of 38 x 50 x 512, v5e: 5.4 ms and 59 MB; by gathers 7.1, 3,903 MB, 16 gathers not counted.
+    return jax.lax.platform_dependent(
+        features, down, across, tpu=_align_by_products, default=_align_by_gathers
+    )
+
+
+def _align_by_gathers(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
     rows = features.reshape(-1, features.shape[-1])
     read = (
         _weighed(weights, beside(rows, index).at[index].get(mode="promise_in_bounds").astype(weights.dtype))
@@ -146,17 +154,91 @@ def _align_forward(features: jax.Array, down: _Taps, across: _Taps) -> tuple[jax
 
 def _align_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None, None]:
     features, down, across = residuals
+    total = jnp.zeros(features.shape, down.weights.dtype)
+    # The same: 6.4 ms and 303 MB; by scatters 12.7, 4,359 MB, and 32 fusions not counted.
+    total = jax.lax.platform_dependent(
+        total, down, across, gradient, tpu=_pull_by_products, default=_pull_by_scatters
+    )
+    return total.astype(features.dtype), None, None
 
-    def add(total: jax.Array, rows: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
-        down, across, gradient = rows
-        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(total.dtype)
-        for index, weights in _products(down, across, features.shape[1]):
-            total = total.at[index].add(_weighed(weights, gradient), mode="promise_in_bounds")
-        return total
 
-    total = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), down.weights.dtype)
-    total = sum_over_boxes(add, total, (down, across, gradient), numbers_a_box=math.prod(gradient.shape[1:]))
-    return total.reshape(features.shape).astype(features.dtype), None, None
+def _pull_by_scatters(
+    total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array, run: int | None = None
+) -> jax.Array:
+    """`run` boxes at a time, or what suits the platform."""
+
+    def add(rows: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
+        down, across, gradient = run
+        gradient = jnp.where(fresh[:, None, None, None], gradient, 0).astype(rows.dtype)
+        for index, weights in _products(down, across, total.shape[1]):
+            rows = rows.at[index].add(_weighed(weights, gradient), mode="promise_in_bounds")
+        return rows
+
+    rows = total.reshape(-1, total.shape[-1])
+    per_box = down, across, gradient
+    if run is None:
+        rows = sum_over_boxes(add, rows, per_box, numbers_a_box=math.prod(gradient.shape[1:]))
+    else:
+        rows = sum_in_runs(add, rows, per_box, run=run)
+    return rows.reshape(total.shape)
 
 
 _align.defvjp(_align_forward, _align_backward)
+
+# On TPU the taps are matrices of weights, one along each axis. Their zeros meet every pixel, and 0 * NaN is
+# NaN: where a number is not finite, it is all done once more by taps.
+
+
+def _align_by_products(features: jax.Array, down: _Taps, across: _Taps) -> jax.Array:
+    def align(maps: tuple[jax.Array, jax.Array], run: tuple[_Taps, _Taps]) -> jax.Array:
+        (features, wide), (down, across) = maps, run
+        lines = _einsum("nqw,hwc->hnqc", _matrix(across, features.shape[1]), wide)
+        made = _einsum("nph,hnqc->npqc", _matrix(down, features.shape[0]), lines).astype(features.dtype)
+        return _unless_finite(features, made, lambda: _align_by_gathers(features, down, across))
+
+    maps = features, _finite(features).astype(down.weights.dtype)
+    run = TPU_RUN // _numbers_a_box(features, across)
+    return map_in_runs(align, maps, (down, across), run=run)
+
+
+def _pull_by_products(total: jax.Array, down: _Taps, across: _Taps, gradient: jax.Array) -> jax.Array:
+    def add(total: jax.Array, run: tuple[_Taps, _Taps, jax.Array], fresh: jax.Array) -> jax.Array:
+        down, across, gradient = run
+        gradient = _finite(jnp.where(fresh[:, None, None, None], gradient, 0)).astype(total.dtype)
+        lines = _einsum("nph,npqc->hnqc", _matrix(down, total.shape[0]), gradient)
+        return total + _einsum("nqw,hnqc->hwc", _matrix(across, total.shape[1]), lines)
+
+    run = TPU_RUN // _numbers_a_box(total, across)
+    made = sum_in_runs(add, total, (down, across, gradient), run=run)
+    return _unless_finite(gradient, made, lambda: _pull_by_scatters(total, down, across, gradient, run))
+
+
+def _numbers_a_box(features: jax.Array, across: _Taps) -> int:
+    """Of what lies between the two products."""
+    return features.shape[0] * across.weights.shape[1] * features.shape[2]
+
+
+def _matrix(taps: _Taps, length: int) -> jax.Array:
+    """[N, P, length]: what each pixel along an axis weighs in each bin."""
+    places = jnp.arange(length, dtype=taps.indices.dtype).reshape(1, 1, 1, -1)
+    return jnp.where(taps.indices[..., None] == places, taps.weights[..., None], 0).sum(axis=2)
+
+
+def _einsum(subscripts: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    # By default a TPU rounds the operands of float32 products to bfloat16.
+    return jnp.einsum(subscripts, one, other, precision=jax.lax.Precision.HIGHEST)
+
+
+def _finite(array: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(array), array, 0)
+
+
+def _unless_finite(array: jax.Array, made: jax.Array, instead: Callable[[], jax.Array]) -> jax.Array:
+    """`made`, or `instead()` where a number of the array is not finite."""
+    turns = (~jnp.isfinite(array)).any().astype(jnp.int32)
+
+    # A loop of one turn or none, since vmap makes of a branch both and a choice.
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return state[0] - 1, instead()
+
+    return jax.lax.while_loop(lambda state: state[0] > 0, turn, (turns, made))[1]

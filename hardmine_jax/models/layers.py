@@ -18,7 +18,8 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Conv(nn.Module):
     """`[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]`, odd square kernel.
 
-    A 1x1 kernel is a matrix product: XLA:CPU trains that about 1.4 times faster than the convolution.
+    A 1x1 kernel is a matrix product: XLA:CPU trains that about 1.4 times faster than the convolution, and TPU
+    v5e needs 0.65 of its cycles (64 to 256 channels of 64 x 48 pixels, bfloat16).
     """
 
     features: int
@@ -50,10 +51,7 @@ class Conv(nn.Module):
 class DoubleConvTranspose(nn.Module):
     """`[B, H, W, C] -> [B, 2H, 2W, features]`: transposed convolution, 4x4 kernel, stride 2, padding 1.
 
-        out[2h + i - 1, 2w + j - 1] += in[h, w] @ kernel[i, j]
-
-    written as one matrix product and the overlap-add of its 16 maps, four to each parity of the output:
-    XLA:CPU's gradient of the transposed convolution is a naive loop, 5 to 7 times slower.
+    out[2h + i - 1, 2w + j - 1] += in[h, w] @ kernel[i, j]
     """
 
     features: int
@@ -62,15 +60,34 @@ class DoubleConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        batch, height, width, channels = images.shape
-        kernel = self.param("kernel", self.kernel_init, (4, 4, channels, self.features)).astype(self.dtype)
-        products = jnp.einsum("bhwc,ijcf->ijbhwf", images.astype(self.dtype), kernel)
-        # Along each axis an even output takes kernel row 1 here and row 3 of the pixel before; an odd one
-        # takes row 2 here and row 0 of the pixel after.
-        rows = [products[1] + _shift(products[3], 1, axis=2), products[2] + _shift(products[0], -1, axis=2)]
-        parts = [[r[1] + _shift(r[3], 1, axis=2), r[2] + _shift(r[0], -1, axis=2)] for r in rows]
-        outputs = jnp.stack([jnp.stack(row, axis=3) for row in parts], axis=2)
-        return outputs.reshape(batch, 2 * height, 2 * width, self.features)
+        shape = (4, 4, images.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        images = images.astype(self.dtype)
+        # v5e, value and gradient of [32, 32, 24, 256] in bfloat16: dilated 1,386 us, by overlap-add 5,395.
+        return jax.lax.platform_dependent(images, kernel, cpu=_by_overlap_add, default=_by_dilation)
+
+
+def _by_dilation(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The transposed convolution as the convolution, by the kernel turned round, of images with gaps."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        images, kernel[::-1, ::-1], (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=layout
+    )
+
+
+def _by_overlap_add(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product and the overlap-add of its 16 maps, four to each parity of the output.
+
+    XLA:CPU's gradient of the transposed convolution is a naive loop, 5 to 7 times slower.
+    """
+    batch, height, width, _ = images.shape
+    products = jnp.einsum("bhwc,ijcf->ijbhwf", images, kernel)
+    # Along each axis an even output takes kernel row 1 here and row 3 of the pixel before; an odd one
+    # takes row 2 here and row 0 of the pixel after.
+    rows = [products[1] + _shift(products[3], 1, axis=2), products[2] + _shift(products[0], -1, axis=2)]
+    parts = [[r[1] + _shift(r[3], 1, axis=2), r[2] + _shift(r[0], -1, axis=2)] for r in rows]
+    outputs = jnp.stack([jnp.stack(row, axis=3) for row in parts], axis=2)
+    return outputs.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 
 def _shift(maps: jax.Array, by: int, *, axis: int) -> jax.Array:

@@ -120,8 +120,8 @@ class VGG16(nn.Module):
 def max_pool(features: jax.Array) -> jax.Array:
     """2x2 max pooling, `[B, H, W, C] -> [B, H // 2, W // 2, C]`; an odd last row or column is left out.
 
-    XLA:CPU takes 10 to 15 times longer for the gradient of `nn.max_pool`. Where maxima tie, this gradient
-    goes to each alike.
+    XLA:CPU takes 10 to 15 times longer for the gradient of `nn.max_pool`, TPU v5e 2.6 times the cycles. Where
+    maxima tie, this gradient goes to each alike.
     """
     height, width = (side // 2 * 2 for side in features.shape[1:3])
     rows = jnp.maximum(features[:, 0:height:2, :width], features[:, 1:height:2, :width])

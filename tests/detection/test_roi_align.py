@@ -1,5 +1,7 @@
 """RoIAlign against a plain loop over samples, and against torch's own sampling."""
 
+import importlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,50 @@ def test_is_torchvisions_kernel(height, width, size, stride, sampling_ratio, ali
     pooled, pull = jax.vjp(lambda features: roi_align(features, boxes, **options), features)
     np.testing.assert_allclose(pooled, expected.detach().numpy().transpose(0, 2, 3, 1), atol=5e-5)
     np.testing.assert_allclose(pull(gradient)[0], tensor.grad[0].numpy().transpose(1, 2, 0), atol=5e-4)
+
+
+def _for_tpu(as_on, monkeypatch, run=400):
+    """The formulation for TPU, a few boxes at a time."""
+    as_on("tpu")
+    monkeypatch.setattr(importlib.import_module("hardmine_jax.detection.roi_align"), "TPU_RUN", run)
+
+
+@pytest.mark.parametrize("height, width, size, stride, sampling_ratio", CASES)
+def test_products_for_tpu_are_the_plain_loop(height, width, size, stride, sampling_ratio, as_on, monkeypatch):
+    _for_tpu(as_on, monkeypatch)
+    test_is_the_plain_loop_forward_and_backward(height, width, size, stride, sampling_ratio, True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_where_it_is_on_tpu_too(bad, as_on, monkeypatch):
+    features, boxes = np.stack([_features(9, 11), _features(9, 11)]), np.stack([_boxes(20, 9, 11, 8)] * 2)
+    features[1, 8, 10, 1] = bad
+
+    def run(features, boxes, gradient):
+        pooled, pull = jax.vjp(lambda features: roi_align(features, boxes, stride=8), features)
+        return pooled, pull(gradient)[0]
+
+    gradient = np.ones((2, 20, 7, 7, 3), np.float32)
+    gradient[0, 3, 2, 2, 0] = bad
+    pooled, pulled = expected = jax.jit(jax.vmap(run))(features, boxes, gradient)
+    assert 0 < (~np.isfinite(pooled)).sum() < 400 and 0 < (~np.isfinite(pulled)).sum() <= 16
+    _for_tpu(as_on, monkeypatch)
+    found = jax.jit(jax.vmap(run))(features, boxes, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+
+def test_tpu_multiplies_in_float32():
+    """By default it would round the operands of float32 products to bfloat16."""
+    shapes = jax.ShapeDtypeStruct((9, 11, 3), jnp.bfloat16), jax.ShapeDtypeStruct((20, 4), jnp.float32)
+
+    def pull(features, boxes):
+        return jax.grad(lambda f: roi_align(f, boxes, stride=8).astype(jnp.float32).sum())(features)
+
+    for function in (lambda *args: roi_align(*args, stride=8), pull):
+        text = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(products) == 2 and all("HIGHEST, HIGHEST" in line for line in products)
+        assert not any("bf16" in line for line in products)
 
 
 def test_a_ramp_is_read_at_the_centre_of_each_bin():

@@ -1,6 +1,7 @@
 """The table of maxima against a plain loop over bins, which is the published rule written out in numpy."""
 
 import functools
+import importlib
 import math
 
 import chex
@@ -195,6 +196,12 @@ def test_vmap_over_images_and_jit():
     looped = [pool_and_pull(*image) for image in zip(features, boxes, strict=True)]
     jax.tree.map(np.testing.assert_array_equal, batch, jax.tree.map(lambda *x: np.stack(x), *looped))
     np.testing.assert_array_equal(batch[0][1], _by_loop(features[1], boxes[1], (7, 7), 16)[0])
+
+
+def test_a_few_boxes_at_a_time_on_tpu(as_on, monkeypatch):
+    as_on("tpu")
+    monkeypatch.setattr(importlib.import_module("hardmine_jax.detection.roi_pool"), "TPU_RUN", 1000)
+    test_vmap_over_images_and_jit()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

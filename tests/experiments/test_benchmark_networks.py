@@ -76,6 +76,18 @@ def test_zeros_that_a_stride_brings_into_its_gradient_are_no_work():
     assert cost.multiply_adds(jax.value_and_grad(loss), images, kernel) == 2 * forward
 
 
+def test_multiply_adds_leave_out_what_a_platform_does_for_speed_alone():
+    def transposed(images, kernel):
+        return jax.lax.conv_transpose(images, kernel, (2, 2), ((2, 2), (2, 2)))
+
+    assert cost.multiply_adds(transposed, _shape(1, 4, 6, 3), _shape(4, 4, 3, 5)) == 4 * 6 * 16 * 3 * 5
+
+    def depends(x):
+        return jax.lax.platform_dependent(x, tpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+
+    assert cost.multiply_adds(depends, _shape(4, 4)) == 4**3
+
+
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="write a scan"):
         cost.multiply_adds(

@@ -1,5 +1,7 @@
 """What is special to `non_max`; the laws it shares are in tests/test_selector_contract.py."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,39 @@ def test_boxes_equal_the_textbook_loop(threshold, max_kept):
     expected = sorted(_textbook(losses, matrix, threshold, max_kept or 300, where))
     keep = non_max(losses, matrix, threshold=threshold, max_kept=max_kept, where=where)
     assert np.flatnonzero(keep).tolist() == expected
+
+
+@pytest.fixture
+def in_blocks(as_on, monkeypatch):
+    """As accelerators do it; the last block begins within the one before."""
+    as_on("tpu")
+    monkeypatch.setattr(importlib.import_module("hardmine_jax.mining.non_max"), "_BLOCK", 64)
+
+
+@pytest.mark.parametrize("threshold, max_kept", [(0.0, None), (0.3, 25), (0.7, None), (0.7, 120), (1.0, 70)])
+def test_blocks_equal_the_textbook_loop(threshold, max_kept, in_blocks):
+    test_boxes_equal_the_textbook_loop(threshold, max_kept)
+
+
+def test_blocks_cover_in_one_direction_and_by_nan(in_blocks):
+    test_row_j_is_that_of_the_kept_unit()
+    test_nan_similarity_covers()
+    for own in (0.0, 1.0, np.nan):
+        test_the_similarity_to_itself_is_never_looked_at(own)
+    for num_units in (1, 65):
+        test_few_units(num_units)
+
+
+@pytest.mark.parametrize("max_kept", [None, 3])
+def test_rows_of_a_batch_are_independent_in_blocks(max_kept, in_blocks):
+    test_rows_of_a_batch_are_independent(max_kept)
+
+
+def test_a_long_chain_is_settled_in_one_block(in_blocks):
+    """Each unit covers the next one only, so that each depends on the one before: every other one stays."""
+    chain = np.eye(64, k=1, dtype=np.float32)
+    keep = non_max(np.arange(64.0, 0, -1, dtype=np.float32), chain)
+    np.testing.assert_array_equal(keep, np.arange(64) % 2 == 0)
 
 
 @pytest.mark.parametrize("max_kept", [None, 12])

@@ -49,6 +49,27 @@ def test_keep_first_of_64_bits(num_units):
             np.testing.assert_array_equal(keep, _first(keys, k, where))
 
 
+@pytest.mark.parametrize("first", [order._first_by_words, order._first_by_sorting, order._first_by_bytes])
+@pytest.mark.parametrize("num_units", [1, 65, 9000])
+def test_every_platforms_formulation_is_a_stable_sort(first, num_units):
+    """Random keys, ties about every level, keys at both ends; k from none to all."""
+    rng = np.random.default_rng(num_units)
+    for integer in (np.int32, np.int64):
+        info = np.iinfo(integer)
+        ends = rng.choice(np.array([info.min, info.min + 1, -1, 0, 1, info.max - 1, info.max]), num_units)
+        random = rng.integers(info.min, info.max, num_units, integer)
+        keys = np.stack([random, ends, ends % 3, np.full(num_units, info.max), np.full(num_units, info.min)])
+        with jax.enable_x64(integer is np.int64):
+            run = jax.jit(first)
+            for k in ({0, 1, num_units // 2, num_units - 1, num_units}, (num_units // 3,))[num_units > 999]:
+                wanted = np.array([[k], [k], [num_units - k], [k], [k]], np.int32)
+                found = run(jnp.asarray(keys, integer), jnp.asarray(wanted))
+                for row, n, keep in zip(keys, wanted[:, 0], found, strict=True):
+                    expected = np.zeros(num_units, bool)
+                    expected[np.lexsort((np.arange(num_units), -row.astype(object)))[:n]] = True
+                    np.testing.assert_array_equal(keep, expected)
+
+
 @pytest.mark.parametrize("num_units", [6, 3000])
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_highest_are_the_highest(num_units, k):

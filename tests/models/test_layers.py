@@ -85,8 +85,10 @@ def _overlap_add(images, kernel):
     return outputs[:, 1:-1, 1:-1]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("sides", [(1, 1), (3, 2), (4, 5)])
-def test_transposed_convolution_is_everybody_elses(sides):
+def test_transposed_convolution_is_everybody_elses(sides, platform, as_on):
+    as_on(platform)
     images, kernel = _normal(2, *sides, 3), _normal(4, 4, 3, 5, seed=1)
     cotangent = _normal(2, 2 * sides[0], 2 * sides[1], 5, seed=2)
 
@@ -107,6 +109,20 @@ def test_transposed_convolution_is_everybody_elses(sides):
     np.testing.assert_allclose(found[0], _overlap_add(images, kernel), atol=2e-5, rtol=2e-5)
     _same(found, _value_and_gradients(lax, (images, kernel), cotangent))
     _same(found, _torch(theirs, (images, kernel), cotangent))
+
+
+def test_transposed_convolution_in_bfloat16_is_the_same_on_accelerators(as_on):
+    layer = DoubleConvTranspose(5, dtype=jnp.bfloat16)
+    arrays, cotangent = (_normal(2, 3, 4, 3), _normal(4, 4, 3, 5, seed=1)), _normal(2, 6, 8, 5, seed=2)
+
+    def run(images, kernel):
+        return layer.apply({"params": {"kernel": kernel}}, images).astype(jnp.float32)
+
+    expected = _value_and_gradients(run, arrays, cotangent)
+    as_on("tpu")
+    for one, other in zip(_value_and_gradients(run, arrays, cotangent), expected, strict=True):
+        # Each sum is rounded; overlap-add rounds its four parts as well.
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.06)
 
 
 def _normalise(images, statistics=None, **options):
