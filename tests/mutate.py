@@ -90,9 +90,12 @@ def stages_of(file: str) -> list[list[str]]:
     mirrored = [*sorted(tests.glob(f"test_{stem}.py")), *sorted(tests.glob(f"test_{stem}_*.py"))]
     own = _OWN.get(file, [f"{folder}/{path.name}" for path in mirrored])
     rows = {_CONTRACT: stem if stem in [*_SELECTORS, "ohem"] else "top_k", _EVERYWHERE: stem}
-    wider = [
-        [f"tests/{name}", *(["-k", rows[name]] if name in rows else [])] for name in _WIDER.get(file, [])
+    names = [
+        *_WIDER.get(file, []),
+        *([f"{folder}/test_laws.py"] if (tests / "test_laws.py").exists() else []),
     ]
+    names += [_EVERYWHERE] if stem in _EVERYWHERE_TOO else []
+    wider = [[f"tests/{name}", *(["-k", rows[name]] if name in rows else [])] for name in names]
     return [[f"hardmine_jax/{file}", *(f"tests/{name}" for name in own)], *wider]
 
 

@@ -138,6 +138,13 @@ def test_pruned_weights_keep_the_mean():
         mining.prune_weights(keys[0], scores, rate=1.0)
 
 
+def test_each_row_is_pruned_by_its_own_mean():
+    rows = np.stack([_losses(40), 100 * _losses(40, seed=1), np.full(40, np.nan, np.float32)])
+    keys = jax.random.split(jax.random.key(3), 60)
+    weights = np.asarray(jax.vmap(lambda key: mining.prune_weights(key, rows, rate=0.5))(keys))
+    np.testing.assert_array_equal((weights == 0).any(0), rows < rows.mean(-1, keepdims=True))
+
+
 def test_emphasis_is_a_sum_of_two_means():
     losses, where = _losses(4, 17), np.arange(68).reshape(4, 17) % 5 > 0
     keep = mining.harder_than_easiest(losses, where=where)
