@@ -359,7 +359,7 @@ def test_rows_over_the_devices_of_shard_map_with_its_default_checks(row):
     _same(jax.jit(mapped)(*row.args), jax.jit(gradient)(*row.args))
 
 
-NAMES = "mining.top_k mining.non_max detection.nms detection.roi_align detection.roi_pool".split()
+NAMES = "mining.top_k detection.ohem detection.roi_align detection.roi_pool".split()
 ELSEWHERE = [("tpu", row) for row in FUNCTIONS if row.name in NAMES]
 ELSEWHERE += [("cuda", row) for row in FUNCTIONS if row.name == "mining.top_k"]
 

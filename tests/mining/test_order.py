@@ -50,7 +50,7 @@ def test_keep_first_of_64_bits(num_units):
 
 
 @pytest.mark.parametrize("first", [order._first_by_words, order._first_by_sorting, order._first_by_bytes])
-@pytest.mark.parametrize("num_units", [1, 65, 9000])
+@pytest.mark.parametrize("num_units", [65, 9000])
 def test_every_platforms_formulation_is_a_stable_sort(first, num_units):
     """Random keys, ties about every level, keys at both ends; k from none to all."""
     rng = np.random.default_rng(num_units)
