@@ -113,8 +113,8 @@ def main(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Flags."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags, by default of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--topology", default="v5e:2x2", help="v5p:2x2x1, v6e:2x2, v4:2x2x1, tpu7x:2x2x1 ...")
     made.add_argument("--parts", nargs="+", choices=("kernels", "steps"), default=["kernels", "steps"])
@@ -124,12 +124,12 @@ def parser() -> argparse.ArgumentParser:
         "--images", type=int, default=0, help="on each device in a step; by default as published"
     )
     made.add_argument("--json", type=pathlib.Path, help="where rows go and come from, one a line")
-    return made
+    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(parser().parse_args()))
+        sys.exit(main(parse()))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

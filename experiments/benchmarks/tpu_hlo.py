@@ -102,7 +102,9 @@ def _walk(
             turns = _turns(one, computations, values)
             if turns is None:
                 unknown.append(one.name)
-            yield from _walk(computations, _called(one, "body"), times * (turns or 1), unknown)
+            yield from _walk(
+                computations, _called(one, "body"), times * (1 if turns is None else turns), unknown
+            )
         elif one.opcode == "call":
             yield from _walk(computations, _called(one, "to_apply"), times, unknown)
         elif one.opcode == "conditional":

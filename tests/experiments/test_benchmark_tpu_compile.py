@@ -5,16 +5,20 @@ import json
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import tpu_compile as benchmark
+from hardmine_jax.models import layers
 from hardmine_jax.tasks.pose.presets import PRESETS
 
 # The modules that the script itself imported, and one that it imports when steps are asked for.
-chips, kernels, tables = (sys.modules[f"tpu_{name}"] for name in ("chips", "kernels", "tables"))
+chips, kernels, tables, tpu_layers = (
+    sys.modules[f"tpu_{name}"] for name in ("chips", "kernels", "tables", "layers")
+)
 hlo = chips.tpu_hlo
 import tpu_steps as steps  # noqa: E402
 
@@ -182,14 +186,32 @@ def test_branches_for_cpu_are_found_and_taken():
     assert "mul" in str(jax.make_jaxpr(jax.jit(twice))(*operands))
 
 
+def test_ways_to_one_layer_agree():
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(keys[0], (2, 5, 4, 3))
+    wide, narrow = jax.random.normal(keys[1], (4, 4, 3, 6)), jax.random.normal(keys[2], (1, 1, 3, 6))
+    ours = tpu_layers.of_module(layers.DoubleConvTranspose(6))
+    chex.assert_trees_all_close(ours(images, wide), tpu_layers.dilated(images, wide), rtol=1e-5, atol=1e-5)
+    for stride in (1, 2):
+        ours = tpu_layers.of_module(layers.Conv(6, 1, stride))
+        theirs = tpu_layers.convolution(images, narrow, stride)
+        chex.assert_trees_all_close(ours(images, narrow), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_ways_to_one_question_give_the_same_shapes():
+    for kernel in (*kernels.selectors(), *kernels.heatmaps(), *tpu_layers.networks()):
+        found = [jax.eval_shape(way, *kernel.operands) for way in kernel.ways.values()]
+        assert all(one == found[0] for one in found), kernel.question
+
+
 def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^libtpu, .* pip install 'jax\[tpu\]==\d[^\n]*$"):
         chips.topology("v5e:2x2")
 
 
-# One of each network; the others are deeper, wider or larger.
-FAST = ("laptop", "hrnet_w32", "simple_baseline_50", "cpn_50", "hourglass_2", "vgg16", "resnet50")
+# One of each network, the laptop's being a small HRNet; the others are deeper, wider or larger.
+FAST = ("laptop", "simple_baseline_50", "cpn_50", "hourglass_2", "vgg16", "resnet50")
 PRESET_STEPS = [("pose", name) for name in PRESETS]
 PRESET_STEPS += [("detection", name) for name in ("laptop", "vgg16", "resnet50")]
 

@@ -51,6 +51,7 @@ PARSERS: Mapping[str, Parse] = {
     "experiments/benchmarks/networks.py": _of("experiments.benchmarks.networks"),
     "experiments/benchmarks/pose_step.py": _of("experiments.benchmarks.pose_step"),
     "experiments/benchmarks/scaling.py": _of("experiments.benchmarks.scaling"),
+    "experiments/benchmarks/tpu_compile.py": _of("experiments.benchmarks.tpu_compile"),
     "launch/local.py": _of("launch.local"),
 }
 
