@@ -114,6 +114,8 @@ def test_rank_sample_has_the_probabilities_that_it_promises():
 
 def test_rank_sample_of_one_is_drawn_in_proportion():
     losses, keys = np.arange(4.0, dtype=np.float32), jax.random.split(jax.random.key(1), 4000)
+    half, whole = (mining.rank_sample(keys[0], losses, beta=beta, k=2) for beta in (jnp.bfloat16(2), 2.0))
+    chex.assert_trees_all_equal(half, whole)
     kept = jax.vmap(lambda key: mining.rank_sample(key, losses, beta=2.0, k=1))(keys)
     expected = np.arange(1, 5) ** 2 / 30
     np.testing.assert_allclose(kept.mean(0), expected, atol=4 * 0.5 / np.sqrt(4000))
