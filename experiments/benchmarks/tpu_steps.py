@@ -80,7 +80,9 @@ class Made(NamedTuple):
 
     def flops(self) -> float:
         """Floating-point operations of the products of one device."""
-        return 2.0 * network_cost.multiply_adds(self.parallel.train_step, self.state, self.batch)
+        return 2.0 * network_cost.multiply_adds(
+            self.parallel.train_step, self.state, self.batch, platform="tpu"
+        )
 
     def moved(self, text: str) -> dict[str, dict[str, list[int]]]:
         """What the collectives in the compiled text are for: of each purpose how many, and bytes sent."""
