@@ -168,6 +168,12 @@ def test_labels_that_are_no_class_make_nan_and_no_gradient():
     assert np.isnan(detection.fast_rcnn_losses(logits, deltas, np.full(N, 4e9, np.uint32), targets)).all()
 
 
+def test_labels_that_say_object_or_not():
+    logits, labels = LOGITS[:, :1], LABELS > 0
+    found = detection.focal_losses(logits, labels)
+    np.testing.assert_array_equal(found, detection.focal_losses(logits, labels.astype(np.int32)))
+
+
 def test_labels_that_are_no_integers_are_refused():
     logits = np.zeros((N, 4), np.float32)
     labels = np.zeros(N, np.float32)

@@ -323,3 +323,16 @@ def test_kept_indices_of_one_slot_and_what_is_refused():
         mining.kept_indices(losses, losses > 1, capacity=0)
     with pytest.raises(ValueError, match="keep must be bool"):
         mining.kept_indices(losses, losses, capacity=1)
+
+
+def test_the_furthest_example_may_be_the_semi_hard_one():
+    places = np.array([0.0, 1.0, 1.5], np.float32)
+    found = mining.semi_hard(abs(places[:, None] - places), np.array([0, 0, 1]), margin=1.0)
+    pairs = {(int(a), int(p)): int(n) for a, p, n, here in zip(*found, strict=True) if here}
+    assert pairs[0, 1] == 2
+
+
+def test_a_least_number_that_is_traced():
+    losses = _losses(2, 70)
+    keep = jax.jit(lambda least: mining.top_fraction(losses, fraction=0.01, min_kept=least))(np.int32(5))
+    chex.assert_trees_all_equal(keep, mining.top_k(losses, k=5))

@@ -134,6 +134,7 @@ def test_equal_to_the_threshold_is_kept_in_float32():
     # In double precision 0.7 lies above the nearest float32.
     similarity = np.array([[1.0, 0.7], [0.7, 1.0]], np.float32)
     assert non_max(np.ones(2, np.float32), similarity, threshold=0.7).all()
+    assert non_max(np.ones(2, np.float32), similarity, threshold=jnp.bfloat16(0.75)).all()
     above = np.nextafter(np.float32(0.7), np.float32(1))
     assert non_max(np.ones(2, np.float32), np.full((2, 2), above), threshold=0.7).sum() == 1
 
