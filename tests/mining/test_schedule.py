@@ -82,6 +82,8 @@ def test_refusals():
         schedule(0, start=5, k=0, steps=10)
     with pytest.raises(ValueError, match="steps=0 < 1"):
         schedule(0, start=5, k=1, steps=0)
+    with pytest.raises(ValueError, match="steps=2147483648 must be below"):
+        schedule(0, start=5, k=1, steps=2**31)
     with pytest.raises(TypeError, match="start=5.0 must be a Python int"):
         schedule(0, start=5.0, k=1, steps=10)
     with pytest.raises(ValueError, match="shape='step' must be 'linear' or 'cosine'"):
