@@ -5,6 +5,7 @@ import functools
 import io
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +252,57 @@ def _check_equinox(names):
     _assert_learns_from(keep, losses_of, model, names["loss"], names["gradient"])
 
 
+def _check_tokens(names):
+    """The 0.6 of all that is no padding whose loss exceeds the reference's the most."""
+    tokens, token_losses = names["tokens"], names["token_losses"]
+    losses = np.asarray(token_losses(names["params"], tokens))
+    excess, where = (
+        losses - np.asarray(token_losses(names["reference"], tokens)),
+        np.asarray(tokens[:, 1:] != 0),
+    )
+    wanted = int(np.ceil(0.6 * where.sum()))
+    keep = _hardest(excess.reshape(-1), wanted, where.reshape(-1)).reshape(excess.shape)
+    np.testing.assert_array_equal(names["keep"], keep)
+    assert (keep != _hardest(losses.reshape(-1), wanted, where.reshape(-1)).reshape(keep.shape)).any()
+    _assert_learns_from(
+        keep, lambda params: token_losses(params, tokens), names["params"], names["loss"], names["gradient"]
+    )
+
+
+def _check_towers(names):
+    """The loss among 32 that teach more together than a draw does."""
+    images, texts, keep = names["images"], names["texts"], np.asarray(names["keep"])
+    assert keep.sum() == 32
+
+    def loss_function(params):
+        return names["pair_losses"](params, images[keep], texts[keep]).sum() / 32
+
+    loss, gradient = jax.value_and_grad(loss_function)(names["params"])
+    np.testing.assert_allclose(names["loss"], loss, rtol=1e-5)
+    chex.assert_trees_all_close(names["gradient"], gradient, rtol=1e-4, atol=1e-6)
+    scores = names["pair_losses"](names["params"], images, texts) - names["pair_losses"](
+        names["reference"], images, texts
+    )
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(128, 32, replace=False) for _ in range(50)]
+    assert scores[keep][:, keep].sum() > max(float(scores[one][:, one].sum()) for one in drawn)
+
+
+def _check_triplets(names):
+    """Of each anchor the furthest of its class and the nearest of another, by loops."""
+    distances, labels = (
+        np.asarray(names["distances_of"](names["params"], names["images"])),
+        np.arange(32) // 4,
+    )
+    further = []
+    for a in range(32):
+        same = [n for n in range(32) if labels[n] == labels[a] and n != a]
+        further.append(distances[a, same].max() - distances[a, labels != labels[a]].min())
+    assert np.asarray(names["found"].where).all()
+    np.testing.assert_allclose(names["loss"], np.log1p(np.exp(np.float64(further))).mean(), rtol=1e-4)
+    assert all(np.isfinite(leaf).all() and leaf.any() for leaf in names["gradient"].values())
+
+
 CHECKS = {
     "In a loss of your own": _check_own,
     "OHKM in a Flax Linen training loop": _check_linen,
@@ -261,12 +313,15 @@ CHECKS = {
     "Selective backprop over whole images": _check_images,
     "The hardest of all devices, under `jax.shard_map`": _check_devices,
     "With Equinox: the hardest words of each sentence": _check_equinox,
+    "Rho-1: the tokens that a reference model finds easier": _check_tokens,
+    "JEST: a sub-batch for a pair of towers": _check_towers,
+    "The hardest triplets of a batch": _check_triplets,
 }
 
 
 def test_every_recipe_is_one_short_snippet_with_a_check():
     assert list(RECIPES) == list(CHECKS)
-    assert len(RECIPES) == 9 and documents.TEXTS[documents.RECIPES_OF].startswith("# Nine recipes\n")
+    assert len(RECIPES) == 12 and documents.TEXTS[documents.RECIPES_OF].startswith("# Twelve recipes\n")
     for heading, snippets in RECIPES.items():
         lines = [line for line in snippets[0].splitlines() if line.strip()]
         assert len(snippets) == 1 and 12 <= len(lines) <= 25, heading
