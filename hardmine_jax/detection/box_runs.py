@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hardmine_jax.mining.layout import on_mesh_of
+
 # Numbers a run, so that a run stays in a core's cache: measured with 128 to 512 channels.
 RUN = 2**17
 # On TPU: 32 MB of float32, for which there is room in the memory on the chip (128 MB on v5e).
@@ -59,12 +61,14 @@ def map_in_runs(
       per_box: pytree of arrays [N, ...].
     """
     made = jax.eval_shape(function, shared, per_box)
+    first = jax.tree.leaves(shared)[0]
 
     def turn(made: jax.Array, rows: Any, start: jax.Array, fresh: jax.Array) -> jax.Array:
         del fresh
         return jax.lax.dynamic_update_slice_in_dim(made, function(shared, rows), start, axis=0)
 
-    return _over_runs(turn, _varying(jnp.zeros(made.shape, made.dtype), shared), per_box, run)
+    with on_mesh_of(first):
+        return _over_runs(turn, _varying(jnp.zeros(made.shape, made.dtype), shared), per_box, run)
 
 
 def _over_runs(turn: Callable[..., jax.Array], state: jax.Array, per_box: Any, run: int) -> jax.Array:

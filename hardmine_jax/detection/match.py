@@ -59,8 +59,8 @@ def match(
       gt_boxes: [..., M, 4] pixels; M may be 0.
       gt_labels: int [..., M], 1 .. C.
       foreground: the least overlap of an object, above 0.
-      background: below this overlap a box is background, 0 .. foreground; from it on its label is -1 where it
-        is no object's. None: as foreground.
+      background: below this overlap a box is background, above 0 and up to foreground; from it on its label
+        is -1 where it is no object's. None: as foreground.
       force: as above.
       where: bool [..., M], which ground truth takes part; None for all.
 
@@ -68,7 +68,8 @@ def match(
       `Matched`.
 
     Raises:
-      ValueError: for foreground <= 0 or > 1, a background outside 0 .. foreground, or shapes that do not fit.
+      ValueError: for foreground <= 0 or > 1, a background that is not above 0 and up to foreground, or shapes
+        that do not fit.
       TypeError: if labels are no integers.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [50.0, 0.0, 60.0, 10.0]])
@@ -81,7 +82,7 @@ def match(
     where = jnp.ones(gt_labels.shape, bool) if where is None else jnp.asarray(where)
     _check(boxes, gt_boxes, gt_labels, where)
     background = _check_overlaps(foreground, background)
-    if gt_labels.shape[-1] == 0:
+    if gt_labels.shape[-1] == 0 or boxes.shape[-2] == 0:
         none = jnp.zeros(boxes.shape[:-1], jnp.int32)
         return Matched(labels=none, boxes=boxes, overlaps=none.astype(boxes.dtype), indices=none)
     pairs = jnp.where(where[..., None, :], iou(boxes, gt_boxes), 0)
@@ -170,8 +171,8 @@ def _check_overlaps(foreground: float, background: float | None) -> float:
         raise ValueError(f"foreground={foreground} must be above 0, up to 1: an object's least overlap")
     if background is None:
         return foreground
-    if not 0 <= background <= foreground:
-        raise ValueError(f"background={background} must lie in 0 .. foreground={foreground}")
+    if not 0 < background <= foreground:
+        raise ValueError(f"background={background} must be above 0, up to foreground={foreground}")
     return background
 
 

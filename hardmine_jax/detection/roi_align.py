@@ -137,7 +137,8 @@ def _align_by_gathers(features: jax.Array, down: _Taps, across: _Taps) -> jax.Ar
 
 def _weighed(weights: jax.Array, numbers: jax.Array) -> jax.Array:
     """The products, 0 where the weight is: a NaN at a pixel that a bin does not see is none of its."""
-    return jnp.where(weights != 0, weights * numbers, 0)
+    # The select is not around the product: multiplied and added at once it has the bits that it had.
+    return weights * jnp.where(weights != 0, numbers, 0)
 
 
 def _products(down: _Taps, across: _Taps, width: int) -> Iterator[tuple[jax.Array, jax.Array]]:

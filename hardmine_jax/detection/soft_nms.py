@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hardmine_jax.detection.boxes import iou_rows
 from hardmine_jax.detection.nms import check_boxes
+from hardmine_jax.mining.layout import beside
 from hardmine_jax.mining.types import (
     ArrayLike,
     Scalar,
@@ -77,8 +78,11 @@ def soft_nms(
     scores = scores.astype(at_least_single(scores.dtype))
     # Below every score that a box can have.
     scores = jnp.where(where & (scores > min_score), scores, -1)
-    number = sigma if method == "gaussian" else threshold
-    return _soften(scores, boxes, labels, number, min_score, method=method, max_kept=max_kept)
+    number = jnp.asarray(sigma if method == "gaussian" else threshold, scores.dtype)
+    # A loop's state has to vary, and lie, from the start as what it meets does.
+    scores = beside(scores, boxes[..., 0]) + jnp.zeros_like(boxes[..., 0], scores.dtype)
+    least = jnp.asarray(min_score, scores.dtype)
+    return _soften(scores, boxes, labels, number, least, method=method, max_kept=max_kept)
 
 
 # Compiled as one even where the caller is not: a loop alone would be compiled again at every call.

@@ -55,26 +55,33 @@ def quota_top_k(
     k = jnp.broadcast_to(k, (*losses.shape[:-1], num_groups)) + jnp.zeros_like(losses[..., :1], jnp.int32)
     # What belongs to no group lies in one of its own, of which none is kept.
     where = where & (group >= 0) & (group < num_groups)
-    group = jnp.where(where, group, num_groups).astype(jnp.int32)
+    group = jnp.where(where, group, num_groups)
     k = jnp.concatenate([k, jnp.zeros_like(k[..., :1])], axis=-1)
     keys = participating(order_keys(losses), where)
     return jnp.vectorize(_keep, signature="(n),(n),(g)->(n)")(keys, group, k) & where
 
 
 def _check_group(group: ArrayLike, losses: jax.Array) -> jax.Array:
-    group = jnp.asarray(group)
+    if not isinstance(group, jax.Array):
+        # As numpy has them: JAX would make 32 bits of 64.
+        group = np.asarray(group)
     if group.dtype == bool:
-        group = group.astype(jnp.int32)
+        group = group.astype(np.int32)
     if not jnp.issubdtype(group.dtype, jnp.integer):
         raise TypeError(f"group of {group.dtype} must be integers: which group each unit belongs to")
     if group.shape != losses.shape:
         raise ValueError(f"group of shape {group.shape} != losses {losses.shape}: broadcast it first")
-    return group
+    # Clipped before the cast, which would make a group that there is of a large number.
+    held, most = jnp.iinfo(group.dtype), jnp.iinfo(jnp.int32).max
+    clipped = jnp.asarray(group.clip(max(held.min, -1), min(held.max, most)), jnp.int32)
+    return beside(clipped, losses)
 
 
 def _check_quotas(k: AnyArray | Sequence[int], losses: jax.Array) -> jax.Array:
     """int32 [G] or [..., G], between 0 and N."""
     quotas = k if isinstance(k, (jax.Array, np.ndarray)) else np.asarray(k)
+    if quotas.ndim and quotas.shape[-1] == 0:
+        raise ValueError("k has no group: give a number for each")
     if not jnp.issubdtype(quotas.dtype, jnp.integer):
         raise TypeError(f"k of {quotas.dtype} must be integers: how many to keep of each group")
     if quotas.ndim == 0 or quotas.shape[:-1] not in ((), losses.shape[:-1]):

@@ -91,13 +91,13 @@ def encode_heatmaps(
     vertical = _gaussian(keypoints[..., 1], size[0], sigma)
     horizontal = _gaussian(keypoints[..., 0], size[1], sigma)
     if where is not None:
-        vertical = jnp.where(where[..., None, :], vertical, 0.0)
+        vertical, horizontal = (jnp.where(where[..., None, :], side, 0.0) for side in (vertical, horizontal))
     return vertical[..., :, None, :] * horizontal[..., None, :, :]
 
 
 def _check_sigma(sigma: ArrayLike, num_keypoints: int) -> float | jax.Array:
     """A number as it is, else float32 [] or [K]."""
-    known = sigma if isinstance(sigma, jax.Array) else np.asarray(sigma)
+    known = sigma if isinstance(sigma, jax.core.Tracer) else np.asarray(sigma)
     if known.shape not in ((), (num_keypoints,)):
         raise ValueError(
             f"sigma of shape {known.shape}: give one for all, or one for each of K={num_keypoints}"

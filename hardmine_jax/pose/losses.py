@@ -149,6 +149,10 @@ def ohkm(
 
 
 def _check_weights(weights: ArrayLike, losses: jax.Array) -> jax.Array:
+    if not isinstance(weights, jax.Array):
+        known = np.asarray(weights, np.float64)
+        if not ((known >= 0) & (known < np.inf)).all():
+            raise ValueError("weights must be finite and 0 or more")
     weights = as_floats(weights)[0].astype(losses.dtype)
     if weights.shape not in (losses.shape, losses.shape[1:]):
         raise ValueError(f"weights of shape {weights.shape} must be [K] or [B, K] = {losses.shape}")

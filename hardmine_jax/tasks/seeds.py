@@ -42,7 +42,9 @@ def table(
             against = [] if variant == reference else paired(values, found(reference, score))
             cells += [written(list(values.values())), written(against, "+")]
         own = [line for line in lines if line["variant"] == variant]
-        made.add_row(variant, str(len(own)), *cells, *(cell(own) for cell in more.values()))
+        made.add_row(
+            variant, str(len({line["seed"] for line in own})), *cells, *(cell(own) for cell in more.values())
+        )
     return made
 
 

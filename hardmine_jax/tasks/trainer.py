@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -46,6 +47,7 @@ def make_trainer(
 ) -> tuple[training.Parallel, training.TrainState]:
     """The compiled step on the devices, all of them by default, and the state it starts from."""
     ema_decay = run.ema_decay or None
+    alone = len(jax.devices() if devices is None else devices) == 1
 
     def make_step(axis_name: str | None) -> training.Step:
         return training.make_train_step(
@@ -53,10 +55,11 @@ def make_trainer(
             axis_name=axis_name,
             accumulate=run.accumulate,
             ema_decay=ema_decay,
-            gradient_dtype=run.gradient_dtype,
+            gradient_dtype=None if alone else run.gradient_dtype,
         )
 
-    parallel = training.parallelise(make_step, kind=run.parallel, devices=devices)
+    some = {} if devices is None else {"devices": devices}
+    parallel = training.parallelise(make_step, kind=run.parallel, **some)
     weights_key, run_key = jax.random.split(jax.random.key(run.seed))
     with phase("building the network", "built the network"):
         state = training.create_state(
@@ -129,8 +132,10 @@ def _profiled(run: RunConfig, step: training.Step, *, at: int) -> Iterator[train
     """Within it the step is traced as --profile-steps has it; after `at` steps were made."""
     steps = profiled_steps(run)
     if steps is None or at >= steps.last:
-        if steps is not None and at < run.length and is_main():
-            print(f"note: the run is at step {at}: nothing is left of --profile-steps {run.profile_steps}")
+        # A round of bootstrapping may come after the one that was traced.
+        if steps is not None and at < run.length and is_main() and not (run.folder / "profile").exists():
+            late = f"note: the run is at step {at}: nothing is left of --profile-steps {run.profile_steps}"
+            print(late, file=sys.stderr)
         yield step
         return
     with profiled(step, at=at, steps=steps, folder=run.folder / "profile") as traced:

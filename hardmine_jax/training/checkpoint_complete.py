@@ -5,6 +5,7 @@ gcsfuse copies a folder file by file instead, or refuses (unless it has a hierar
 writes under the final name, and last of all its marker, as it does by itself in `gs://`.
 """
 
+import contextlib
 import json
 import pathlib
 import re
@@ -40,14 +41,20 @@ def is_complete(path: pathlib.Path) -> bool:
     """Whether a checkpoint that was written under its own name is whole: orbax has left its marker.
 
     Or the time alone, as an older version may have on a disk, from where it was copied.
+
+    Raises:
+      OSError: nobody could read it just now.
     """
-    if (path / _MARKER).exists():
-        return True
+    return (path / _MARKER).exists() or bool(_times(path).get("commit_timestamp_nsecs"))
+
+
+def _times(path: pathlib.Path) -> dict:
+    """What orbax noted when it began and when it ended; empty where that is not there or not to be read."""
     try:
-        metadata = json.loads((path / _METADATA).read_text())
-        return bool(metadata["commit_timestamp_nsecs"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        noted = json.loads((path / _METADATA).read_text())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
@@ -70,9 +77,10 @@ def remove_incomplete(directory: pathlib.Path) -> None:
             continue
         if is_complete(path):
             if not (path / _MARKER).exists():
-                (path / _MARKER).write_text("")
-        elif (path / _METADATA).exists():
+                with contextlib.suppress(OSError):
+                    (path / _MARKER).write_text("")
+        elif _times(path).get("commit_timestamp_nsecs", False) is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            # Of a version that nobody knows, or damaged: it may be somebody's only one.
+            # Of a version that nobody knows, or damaged. It may be somebody's only one.
             set_damaged_aside(path, directory, path.name)

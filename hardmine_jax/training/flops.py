@@ -29,7 +29,8 @@ def multiply_adds(function: Callable, *operands: Any, platform: str | None = Non
 
     Args:
       operands: may be shapes only.
-      platform: of the branches of `jax.lax.platform_dependent`, that one's; by default JAX's own.
+      platform: of the branches of `jax.lax.platform_dependent`, that one's, by default JAX's own; where a
+        loop hides how many they are, those of the branch with the fewest.
 
     Raises:
       ValueError: for a loop whose length is not known.
@@ -113,20 +114,32 @@ def _of_equation(equation: jax.extend.core.JaxprEqn, platform: str) -> int:
         features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
         products = arrays[-1].size * (kernel.size // features)
         return int(products // math.prod(parameters["lhs_dilation"]))
+    if name == "cond" and parameters.get("branches_platforms"):
+        return _of_branches(_jaxprs(parameters), parameters["branches_platforms"], platform)
     inner = [_of_jaxpr(jaxpr, platform) for jaxpr in _jaxprs(parameters)]
     if name == "while" and any(inner):
         raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")
     if name == "cond":
-        return _of_branches(inner, parameters.get("branches_platforms"), platform)
+        return max(inner)
     return sum(inner) * parameters.get("length", 1)
 
 
-def _of_branches(counts: list[int], platforms: Any, platform: str) -> int:
-    """The one for the platform; the costliest where it is not the platform that chooses."""
-    for count, names in zip(counts, platforms or (), strict=bool(platforms)):
-        if names is None or set(names) & set(_ALIASES.get(platform, (platform,))):
+def _of_branches(jaxprs: list[jax.extend.core.Jaxpr], platforms: Any, platform: str) -> int:
+    """The one for the platform; where a loop hides its number, the least of those that are known."""
+    known: list[int] = []
+    for jaxpr, names in zip(jaxprs, platforms, strict=True):
+        own = names is None or set(names) & set(_ALIASES.get(platform, (platform,)))
+        try:
+            count = _of_jaxpr(jaxpr, platform)
+        except ValueError:
+            # Products for speed alone, as in suppression by blocks: another platform has none.
+            continue
+        if own:
             return count
-    return max(counts)
+        known.append(count)
+    if not known:
+        raise ValueError("a while loop holds products, and how often it turns is not known: write a scan")
+    return min(known)
 
 
 def _jaxprs(parameters: dict[str, Any]) -> list[jax.extend.core.Jaxpr]:

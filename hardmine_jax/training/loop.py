@@ -95,9 +95,12 @@ def fit(
         saved. Looked for before anything is saved.
       CheckpointError: the state that training ended with could not be saved.
     """
+    step = int(state.step)
+    # Nobody here needs the one that was given any more.
+    state = parallel.put_state(state)
     training = _Training(
-        state=parallel.put_state(state),
-        step=int(state.step),
+        state=state,
+        step=step,
         parallel=parallel,
         batches=batches,
         window=Window(batch_size, parallel.get, speed),
@@ -105,6 +108,7 @@ def fit(
         evaluate=evaluate,
         learning_rate=learning_rate,
     )
+    del state
     every = _Every(log_every, evaluate_every, checkpoint_every)
     with contextlib.ExitStack() as held, stop_requests() as stop:
         asked_to_stop = StopVotes(stop, parallel.mesh)

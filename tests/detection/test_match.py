@@ -189,7 +189,7 @@ def test_each_object_has_its_best_anchor_and_the_band_between_is_neither(heaps):
     assert (np.asarray(found.labels) == -1).any() and (np.asarray(plain.labels) >= 0).all()
 
 
-@pytest.mark.parametrize("background", [-0.1, 0.6, np.nan])
+@pytest.mark.parametrize("background", [-0.1, 0, 0.6, np.nan])
 def test_a_band_that_is_none_is_refused(background):
-    with pytest.raises(ValueError, match=r"must lie in 0 .. foreground=0.5"):
+    with pytest.raises(ValueError, match="must be above 0, up to foreground=0.5"):
         match(np.zeros((1, 4)), np.zeros((1, 4)), np.ones(1, int), background=background)

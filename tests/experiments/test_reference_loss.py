@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import reference_loss as experiment
+from hardmine_jax.errors import UserError
 
 # The modules that the script itself imported.
 digits, ways = experiment.digits, experiment.ways
@@ -54,6 +55,12 @@ def test_runs_learn_and_the_hardest_are_the_wrong_ones(tmp_path, monkeypatch, ca
         if wrong and method == "rho":
             assert line["wrong_kept"] < uniform["wrong_kept"]
     assert "40% of the labels wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [{"steps": 10}, {"candidates": 8}, {"candidates": 2000}, {"kept": 0}])
+def test_what_cannot_be_is_refused(more):
+    with pytest.raises(UserError, match="must reach --evaluate-every 20"):
+        experiment.main(dataclasses.replace(CONFIG, **more))
 
 
 def test_steps_to_a_goal():

@@ -336,3 +336,17 @@ def test_a_least_number_that_is_traced():
     losses = _losses(2, 70)
     keep = jax.jit(lambda least: mining.top_fraction(losses, fraction=0.01, min_kept=least))(np.int32(5))
     chex.assert_trees_all_equal(keep, mining.top_k(losses, k=5))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64, np.uint64])
+def test_groups_of_any_integers_are_what_they_are(dtype):
+    losses = np.arange(6, dtype=np.float32)
+    group = np.array([0, 0, 1, 1, 127, 127], dtype)
+    for groups in (128, 300):
+        keep = mining.quota_top_k(losses, group, k=np.ones(groups, int))
+        assert np.flatnonzero(keep).tolist() == [1, 3, 5]
+    if np.iinfo(dtype).bits == 64:
+        far = np.array([2**32, 0, 1, 1, 2**33 + 1, 0], dtype)
+        assert np.flatnonzero(mining.quota_top_k(losses, far, k=[1, 1])).tolist() == [3, 5]
+    with pytest.raises(ValueError, match="k has no group"):
+        mining.quota_top_k(losses, group, k=[])

@@ -60,7 +60,11 @@ def test_a_sigma_for_each_keypoint_and_one_that_is_traced():
         np.testing.assert_allclose(each[..., place], one[..., 0], rtol=1e-5, atol=1e-30)
         np.testing.assert_allclose(traced(sigma)[..., place], one[..., 0], rtol=1e-5, atol=1e-30)
     np.testing.assert_allclose(traced(sigmas), each, rtol=1e-6, atol=1e-30)
-    for sigma, message in ((sigmas[:2], "one for each of K=3"), (sigmas - 0.7, "must be positive")):
+    for sigma, message in (
+        (sigmas[:2], "one for each of K=3"),
+        (sigmas - 0.7, "must be positive"),
+        (jnp.float32(0), "must be positive"),
+    ):
         with pytest.raises(ValueError, match=message):
             encode_heatmaps(keypoints, size=(9, 12), sigma=sigma)
 

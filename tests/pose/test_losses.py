@@ -206,5 +206,8 @@ def test_ohkm_weighs_keypoints_before_it_chooses_and_says_which_it_kept(maps, tr
         np.put_along_axis(chosen, hardest, True, axis=1)
         np.testing.assert_array_equal(keep, chosen & where)
     assert ohkm(predicted, target, k=k, where=where, weights=weights) == loss
+    for wrong in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="weights must be finite and 0 or more"):
+            ohkm(predicted, target, weights=[wrong] * KEYPOINTS)
     with pytest.raises(ValueError, match=r"weights of shape \(5, 1\) must be"):
         ohkm(predicted, target, weights=np.ones((BATCH, 1)))

@@ -98,9 +98,9 @@ def test_profile_steps_traces_them_and_changes_nothing(tmp_path, capsys):
 
 def test_a_run_past_them_says_so_and_one_that_is_done_does_not(tmp_path, capsys):
     _train(_run(tmp_path / "past", profile_steps="2:3", steps=6), step=3)
-    assert "note: the run is at step 3: nothing is left of --profile-steps 2:3" in capsys.readouterr().out
+    assert "note: the run is at step 3: nothing is left of --profile-steps 2:3" in capsys.readouterr().err
     _train(_run(tmp_path / "done", profile_steps="2:3"), step=5)
-    assert "note:" not in capsys.readouterr().out and not (tmp_path / "past" / "profile").exists()
+    assert "note:" not in "".join(capsys.readouterr()) and not (tmp_path / "past" / "profile").exists()
 
 
 def test_a_signal_within_them_ends_the_trace_and_saves(tmp_path, capsys):

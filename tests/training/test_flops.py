@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hardmine_jax.detection import ohem
 from hardmine_jax.training import fit, flops, parallelise, read_metrics
 from hardmine_jax.training.flops import Utilisation, multiply_adds, step_flops
 from hardmine_jax.training.metrics_log import mean_speeds
@@ -117,3 +118,15 @@ def test_progress_says_it_in_a_line(capsys):
     assert capsys.readouterr().out.startswith(
         "step 2/10  loss 0.5  1,234 images/s  93.2 TFLOP/s a chip, MFU 9.4%"
     )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_products_of_a_choice_are_no_work_of_the_step(platform):
+    """Suppression by blocks has some for speed, in a loop that ends when it is done."""
+
+    def loss(weights, features, boxes):
+        losses = jnp.square(features @ weights)
+        return jnp.where(ohem(losses, boxes, k=8), losses, 0.0).sum()
+
+    weights, features, boxes = jnp.ones(4), jnp.ones((300, 4)), jnp.ones((300, 4))
+    assert multiply_adds(loss, weights, features, boxes, platform=platform) == 300 * 4

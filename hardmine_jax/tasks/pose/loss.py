@@ -127,7 +127,7 @@ def mined_loss(
     def one(
         heatmaps: jax.Array, sigma: float, head: Head, visible_only: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        chosen = mining if head in supervision.mined else Mining("none")
+        chosen = mining if head in supervision.mined else Mining("none", weights=mining.weights)
         seen = 2 if visible_only and chosen.kind == "none" else 1
         labelled = (batch["visibility"] >= seen) & batch["where"][:, None]
         losses = _losses(heatmaps, labelled, batch, sigma, supervision.origin)
@@ -196,7 +196,8 @@ def _choose(
 ) -> tuple[jax.Array, int | jax.Array]:
     """What is kept [B, K], and how many keypoints of an image its loss is divided by."""
     if mining.kind == "sleap":
-        return _hard_joints(losses, labelled, axis_name)
+        weighs = None if mining.weights is None else np.asarray(mining.weights) > 0
+        return _hard_joints(losses, labelled, weighs, axis_name)
     if mining.kind == "random":
         return jax.vmap(lambda *one: random_k(*one[:2], k=k, where=one[2]))(keys, losses, labelled), k
     if mining.kind == "none":
@@ -230,12 +231,14 @@ def _choose_of_all(
 
 
 def _hard_joints(
-    losses: jax.Array, labelled: jax.Array, axis_name: str | None
+    losses: jax.Array, labelled: jax.Array, weighs: np.ndarray | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """The labelled ones of joints that are hard on average over the batch, and how many joints these are."""
     known = jax.lax.stop_gradient(jnp.where(labelled, losses, 0))
     sums, counts = known.sum(axis=0), labelled.sum(axis=0, dtype=losses.dtype)
     if axis_name is not None:
         sums, counts = jax.lax.psum((sums, counts), axis_name)
-    hard = harder_than_easiest(sums / jnp.maximum(counts, 1), where=counts > 0)
+    # A joint that weighs nothing would be the easiest, and all others hard beside it.
+    where = counts > 0 if weighs is None else (counts > 0) & weighs
+    hard = harder_than_easiest(sums / jnp.maximum(counts, 1), where=where)
     return labelled & hard[None], jnp.maximum(hard.sum(dtype=jnp.int32), 1)

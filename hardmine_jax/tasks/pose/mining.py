@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Of SLEAP's loss: the mined part, and the whole one.
 _HARD, _EASY = 5.0, 1.0
+_MOST = 1e9
 
 
 def mining_of(config: "Config", skeleton: Skeleton) -> Mining:
@@ -44,18 +45,21 @@ def weights_of(config: "Config", skeleton: Skeleton) -> tuple[float, ...] | None
     """One a keypoint, as --keypoint-weights has it; raises UserError for what is no name and no weight."""
     if config.keypoint_weights is None:
         return None
-    weights = dict.fromkeys(skeleton.names, 1.0)
+    weights, told = dict.fromkeys(skeleton.names, 1.0), set()
     for item in config.keypoint_weights:
-        name, _, weight = item.rpartition("=")
+        name, equals, weight = item.rpartition("=")
+        if not equals or name in told:
+            raise UserError(f"--keypoint-weights {item}: give NAME=WEIGHT, once for each keypoint")
+        told.add(name)
         if name not in weights:
             names = ", ".join(skeleton.names)
-            raise UserError(f"--keypoint-weights {item}: {name or item} is none of the keypoints {names}")
+            raise UserError(f"--keypoint-weights {item}: {name} is none of the keypoints {names}")
         try:
             weights[name] = float(weight)
         except ValueError:
             weights[name] = math.nan
-        if not 0 <= weights[name] < math.inf:
-            raise UserError(f"--keypoint-weights {item}: {weight} must be a number, at least 0 and finite")
+        if not 0 <= weights[name] <= _MOST:
+            raise UserError(f"--keypoint-weights {item}: {weight} must be a number from 0 to {_MOST:g}")
     if not any(weights.values()):
         raise UserError("--keypoint-weights: all are 0, and nothing would be learned: give one above 0")
     return tuple(weights.values())
@@ -77,7 +81,9 @@ def check_mining(config: "Config", skeleton: Skeleton) -> None:
             raise UserError(
                 f"{flag(name)} {weight} means nothing to --mining none, which keeps all: drop one"
             )
-    if config.hard_weight == 0 and not config.easy_weight:
+    if config.hard_weight == 0 and not (
+        _EASY if kind == "sleap" and config.easy_weight is None else config.easy_weight
+    ):
         raise UserError("--hard-weight 0 leaves nothing to learn from: add --easy-weight, or drop it")
     wanted = {"none": (), "random": ("image",), "sleap": ("batch",)}.get(kind, ("image", "batch"))
     if config.mining_over is not None and config.mining_over not in wanted:

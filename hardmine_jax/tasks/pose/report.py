@@ -152,6 +152,8 @@ def _mining_words(config: Mapping) -> str:
         return "learning from all joints alike"
     at_first = "" if config.get("k_schedule", "constant") == "constant" else "all joints at first, then from "
     easy = f", and with weight {config['easy_weight']} from all" if config.get("easy_weight") else ""
+    if kind == "sleap":
+        return "learning from all joints, and more from those that are hard over the batch (sleap)"
     if kind == "ohkm" and config.get("mining_over") == "batch":
         return f"learning from {at_first}the hardest joints of each batch, {k} an image (ohkm){easy}"
     if kind == "ohkm":

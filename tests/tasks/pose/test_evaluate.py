@@ -157,7 +157,7 @@ def test_its_own_data_gives_the_training_s_own_numbers(mice, monkeypatch):
     assert speed > 0 and _numbers(result) == told and 0.3 < result["pck"] < 1 and result["ap"] > 0
     assert result["evaluation"]["split"] == "validation" and result["evaluation"]["left_out"] == []
     page = (mice.run / "evaluations" / "mice_latest" / "report.html").read_text()
-    assert "subjects of mice" in page and page.count("<img") == 3 and "The hardest images" in page
+    assert "subjects of mice" in page and page.count("<img") == 4 and "The hardest images" in page
     assert "Learning curves" not in page and "in training" not in page
 
 

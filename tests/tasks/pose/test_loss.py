@@ -23,7 +23,7 @@ from hardmine_jax.data.stream import ordered_batches
 from hardmine_jax.pose import Skeleton
 from hardmine_jax.pose.affine import apply_affine, invert_affine
 from hardmine_jax.tasks.pose.loss import Mining, Supervision, mined_loss
-from hardmine_jax.tasks.pose.networks import Inputs
+from hardmine_jax.tasks.pose.networks import Early, Inputs
 from hardmine_jax.tasks.pose.people import People, mean_pose, place_pose
 from hardmine_jax.tasks.pose.predict import make_predict, predict_people
 from hardmine_jax.tasks.pose.score import (
@@ -278,11 +278,26 @@ def test_weights_count_in_loss_and_choice_and_not_in_the_metric(mining):
         expected = np.sort(weighted)[:, ::-1][:, :K].sum() / (K * len(errors)) + 0.5 * everything
     else:
         of_joint = weighted.sum(0) / (~np.isnan(errors)).sum(0)
-        # The easiest weighs nothing, and every joint is twice that.
-        expected = weighted.sum() / errors.size + 0.5 * everything
-        assert (of_joint >= 0).all() and of_joint.min() == 0
+        # One that weighs nothing is not the easiest.
+        hard = (of_joint >= 2 * of_joint[1:].min()) & (np.arange(JOINTS) > 0)
+        expected = weighted[:, hard].sum() / (hard.sum() * len(errors)) + 0.5 * everything
+        assert 2 <= hard.sum() < JOINTS - 1
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["mse"]) == pytest.approx(np.nansum(errors) / errors.size, rel=1e-5)
+
+
+def test_weights_count_in_heads_that_are_not_mined_too():
+    heatmaps, batch = jnp.asarray(_heatmaps()), _batch()
+    batch["visibility"][:] = 2
+    early = Early(sigmas=(SIGMA,), weight=1.0)
+    mining = Mining("ohkm", lambda step: K, weights=(0.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+
+    def loss(first):
+        supervision = Supervision(SIGMA, early)
+        return mined_loss((first, heatmaps), batch, jax.random.key(0), 0, mining, supervision)[0]
+
+    gradient = np.asarray(jax.grad(loss)(heatmaps))
+    assert not gradient[..., 0].any() and gradient[..., 1:].any((0, 1, 2)).all()
 
 
 @pytest.mark.parametrize("mining", ["ohkm", "random", "threshold"])

@@ -1,5 +1,6 @@
 """The script from its command line to its files, with a tiny network; mistakes end with 2 and one line."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -10,6 +11,7 @@ import sys
 import cv2
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.io
@@ -28,7 +30,10 @@ from hardmine_jax.tasks.pose import datasets as pose_datasets
 from hardmine_jax.tasks.pose import networks
 from hardmine_jax.tasks.pose import pictures as pose_pictures
 from hardmine_jax.tasks.pose import train as pose_train
+from hardmine_jax.tasks.pose.config import settle
 from hardmine_jax.tasks.pose.evaluation import Evaluator
+from hardmine_jax.tasks.pose.loss import Mining
+from hardmine_jax.tasks.pose.mining import mining_of
 from hardmine_jax.tasks.pose.presets import PRESETS
 from hardmine_jax.tasks.trainer import make_trainer
 from tests.tasks import guarded
@@ -365,6 +370,8 @@ def test_more_hard_joints_than_joints(tmp_path, capsys, monkeypatch):
         (["--mining-over", "image", "--mining", "sleap"], "--mining-over image"),
         (["--mining-over", "image", "--mining", "none"], "--mining-over image"),
         (["--keypoint-weights", "wrist=2"], "--keypoint-weights wrist=2"),
+        (["--keypoint-weights", "left_wrist=1e39"], "--keypoint-weights left_wrist=1e39"),
+        (["--keypoint-weights", "nose=1", "nose=3"], "--keypoint-weights nose=3: give NAME=WEIGHT, once"),
         (["--keypoint-weights", "head"], "--keypoint-weights head"),
         (["--keypoint-weights", "left_wrist=nan"], "--keypoint-weights left_wrist=nan"),
         (["--keypoint-weights", "left_wrist=two"], "--keypoint-weights left_wrist=two"),
@@ -619,3 +626,29 @@ def test_one_category_or_several_go_through_the_command_line_and_config_json(giv
     for name in ("exif_orientation", "point_side"):  # What older versions did not write.
         assert content.pop(name) is None
     assert from_plain(pose_config.Config, content) == config
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ((), {}),
+        (("--easy-weight", 0.5, "--hard-weight", 3), {"easy_weight": 0.5, "hard_weight": 3.0}),
+        (("--mining-over", "batch"), {"over": "batch"}),
+        (("--mining", "sleap"), {"kind": "sleap", "easy_weight": 1.0, "hard_weight": 5.0}),
+        (
+            ("--mining", "sleap", "--hard-weight", 0, "--easy-weight", 2),
+            {"kind": "sleap", "easy_weight": 2.0, "hard_weight": 0.0},
+        ),
+        (
+            ("--mining", "sleap", "--hard-weight", 0),
+            {"kind": "sleap", "easy_weight": 1.0, "hard_weight": 0.0},
+        ),
+        (("--mining", "threshold", "--min-loss", 0.5), {"kind": "threshold", "min_loss": 0.5}),
+        (("--keypoint-weights", "nose=2", "left_eye=0.5"), {"weights": (2.0, 0.5, *[1.0] * 15)}),
+    ],
+)
+def test_what_the_flags_of_mining_come_to(flags, expected):
+    config = settle(pose_train.parse([*map(str, flags), "--batch-size", "8"]), COCO_SKELETON)
+    made = mining_of(config, COCO_SKELETON)
+    assert dataclasses.replace(made, k_at=None) == Mining(**{"kind": "ohkm", "k_at": None} | expected)
+    assert made.k_at(jnp.int32(0)) == 8
