@@ -157,9 +157,14 @@ def _pool_forward(features: jax.Array, bins: _Bins) -> tuple[jax.Array, _Residua
 
 
 def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, None]:
-    features, bins, maxima = residuals
     with on_mesh_of(gradient):
-        table = _table(features, bins, with_places=True)
+        return _pull(residuals, gradient), None
+
+
+def _pull(residuals: _Residuals, gradient: jax.Array) -> jax.Array:
+    """The gradient of the features."""
+    features, bins, maxima = residuals
+    table = _table(features, bins, with_places=True)
     channel = jnp.arange(features.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
 
     # Places are looked up here, a few boxes at a time: to keep them would take as much memory as the maxima.
@@ -180,7 +185,7 @@ def _pool_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Arra
         tpu=functools.partial(sum_in_runs, add, run=TPU_RUN // (4 * numbers_a_box)),
         default=functools.partial(sum_over_boxes, add, numbers_a_box=numbers_a_box),
     )
-    return total.reshape(features.shape).astype(features.dtype), None
+    return total.reshape(features.shape).astype(features.dtype)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
