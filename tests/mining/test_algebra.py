@@ -332,6 +332,19 @@ def test_the_furthest_example_may_be_the_semi_hard_one():
     assert pairs[0, 1] == 2
 
 
+def test_the_next_number_is_further_and_lists_do():
+    near = np.float32(1)
+    distances = [
+        [0.0, near, np.nextafter(near, np.float32(2)), 3.0],
+        [1, 0, 1, 1],
+        [1, 1, 0, 1],
+        [1, 1, 1, 0],
+    ]
+    found = mining.semi_hard(distances, [0, 0, 1, 1], margin=0.5)
+    pairs = {(int(a), int(p)): int(n) for a, p, n, here in zip(*found, strict=True) if here}
+    assert pairs[0, 1] == 2
+
+
 def test_a_least_number_that_is_traced():
     losses = _losses(2, 70)
     keep = jax.jit(lambda least: mining.top_fraction(losses, fraction=0.01, min_kept=least))(np.int32(5))
